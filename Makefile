@@ -1,0 +1,45 @@
+# Everything a fresh machine needs: python3, make, git. Set PYTHON to choose another interpreter (3.11 to 3.13).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: serve test lint types bench demo proto clean
+.DEFAULT_GOAL := test
+
+# the broker and its run-time dependencies
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+# what developing needs besides
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+serve: $(VENV)/.installed  ## run the broker on the embedded store (ARGS="--listen ..." for more)
+	$(BIN)/trio-broker serve $(ARGS)
+
+test: $(VENV)/.dev  ## run the tests (ARGS="-k fanout" for some)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/flake8 trio_broker persistence metrics
+	$(BIN)/lint-imports
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+demo: $(VENV)/.installed  ## 20,000 real events through a real broker, killed half-way
+	$(BIN)/python examples/demo.py
+
+bench: $(VENV)/.dev  ## side by side with grpcio.aio, interleaved
+	$(BIN)/python -m benchmarks $(ARGS)
+
+proto: $(VENV)/.dev  ## generate trio_broker/_proto again
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python protos/generate.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,207 @@
+"""The persistence facade: what the broker asks of a database, and nothing more.
+
+Owns:      the `Store` interface, the values that cross it, and their meaning.
+Not here:  how a store does it (persistence/memory.py, persistence/sqlite/), who calls it (trio_broker/).
+Threads:   every method is called from the trio thread; a store with a blocking driver moves to a worker
+           thread by persistence/threads.py.
+
+A store keeps one ordered log per subject, and versioned registers. One contract suite (tests/contract) runs
+on every store. Times are microseconds since 1970-01-01 UTC *by the store's clock*, never the caller's.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+NO_HEADERS: Mapping[str, bytes] = {}
+
+
+class NewMessage(NamedTuple):
+    """A message to append. Its subject and headers were validated by the broker."""
+
+    subject: str
+    body: bytes
+    expiration_s: int | None
+    """0: gets an id and is not kept. n > 0: kept for n seconds. None: kept until deleted."""
+    headers: Mapping[str, bytes] = NO_HEADERS
+
+
+class Appended(NamedTuple):
+    """The message is durable (or, with expiration 0, its id is)."""
+
+    id: int
+    time_us: int
+
+
+class Rejected(NamedTuple):
+    """The store will not take this message, whatever it is appended with. Nothing of it was kept."""
+
+    why: str
+
+
+Outcome = Appended | Rejected
+"""The result of one message of a batch. Duplicate(id) and Conflict(last_id) join with idempotency keys."""
+
+
+class Record(NamedTuple):
+    """A kept message as it was appended."""
+
+    id: int
+    body: bytes
+    headers: Mapping[str, bytes]
+    time_us: int
+    """When it was appended; never decreases within a subject."""
+    expires_us: int | None
+    """When it stops being kept; None: never."""
+
+
+class InvalidId(NamedTuple):
+    """The id was never assigned in this subject."""
+
+    last_id: int
+
+
+class ExpiredId(NamedTuple):
+    """The id was assigned, and its message is no longer kept (or never was: expiration 0)."""
+
+    last_id: int
+
+
+class Key(NamedTuple):
+    """Which message."""
+
+    subject: str
+    id: int
+
+
+class Head(NamedTuple):
+    """The ends of a subject's log."""
+
+    first_id: int
+    """The lowest id still kept; ``last_id + 1`` when none is."""
+    last_id: int
+    """The highest id ever assigned; 0 when none was. Never goes back."""
+
+
+class Page(NamedTuple):
+    """Consecutive kept messages of one subject, from one snapshot."""
+
+    records: Sequence[Record]
+    scanned_to: int
+    """Every kept message up to this id is in this page or before it: the next page starts after it."""
+    last_id: int
+    """The subject's last id in the same snapshot: ``scanned_to >= last_id`` means that the end was reached."""
+
+
+class Register(NamedTuple):
+    """A small named value with a version. Versions grow and are never used again, also after a delete."""
+
+    value: bytes
+    version: int
+
+
+class Swept(NamedTuple):
+    """What one step of sweeping did."""
+
+    removed: int
+    """Expired messages dropped by this step."""
+    more: bool
+    """There is more to do now."""
+
+
+class Limits(NamedTuple):
+    """What the store can take."""
+
+    lanes: int
+    """How many appends may usefully run at once."""
+    flush_messages_max: int
+    flush_bytes_max: int
+    expiration_max_s: int
+
+
+class Durability(NamedTuple):
+    """What an acknowledgement means, for the banner and /readyz."""
+
+    kind: str
+    """The store and the version of its server or library, such as ``SQLite 3.45.1``."""
+    setting: str
+    """The setting that decides it, such as ``journal_mode=wal synchronous=full``."""
+    durable: bool
+    """An acknowledged message outlives the process and a crash of its machine."""
+
+
+class Store(ABC):
+    """An ordered log per subject and versioned registers. Every ``async`` method is a checkpoint.
+
+    Any method raises `StoreUnavailable` when the database cannot be reached: nothing was changed then.
+    """
+
+    @abstractmethod
+    async def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
+        """Append a batch of messages of any subjects; return one outcome per message, in order.
+
+        Atomic per subject; the ids of one subject are contiguous, in batch order, and in commit order across
+        all processes that share the database. Durable on return. Runs to its end once begun, also when the
+        caller is cancelled: it never commits with nobody told.
+
+        Raises:
+            StoreUnavailable: nothing was appended; trying again is safe.
+            StoreFull: nothing was appended, for want of space.
+            BadContent: nothing was appended, because of what some message holds: the caller splits the batch.
+            OutcomeUnknown: the database could not be asked whether it was appended.
+        """
+
+    @abstractmethod
+    async def read(self, subject: str, after_id: int, *, max_messages: int, max_bytes: int) -> Page:
+        """Return the kept messages with ids above ``after_id``, in order, from one snapshot.
+
+        Bounded by both limits (bodies and headers count as bytes), but at least one message where there is
+        one. A page of expired messages is empty and still advances ``scanned_to``.
+        """
+
+    @abstractmethod
+    async def get(self, keys: Sequence[Key]) -> list[Record | InvalidId | ExpiredId]:
+        """Look messages up by id, all in one trip; return one result per key, in order.
+
+        Exact by the store's clock at the time of the read, whether or not a sweep has been there.
+        """
+
+    @abstractmethod
+    async def head(self, subject: str) -> Head:
+        """Return the ends of a subject's log; ``Head(1, 0)`` for one that never had a message."""
+
+    @abstractmethod
+    async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
+        """Return up to ``limit`` names of subjects above ``after``, ordered by their UTF-8 bytes."""
+
+    @abstractmethod
+    async def load(self, name: str) -> Register | None:
+        """Return a register, or None."""
+
+    @abstractmethod
+    async def list(self, prefix: str) -> list[tuple[str, Register]]:
+        """Return the registers whose names begin with ``prefix``, ordered by name."""
+
+    @abstractmethod
+    async def compare_and_set(self, name: str, value: bytes, *, version: int) -> int | None:
+        """Set a register if its version is ``version`` (0: if there is none); return the new version, or None."""
+
+    @abstractmethod
+    async def delete(self, name: str, *, version: int) -> bool:
+        """Delete a register if its version is ``version``; say whether it was."""
+
+    @abstractmethod
+    async def sweep(self) -> Swept:
+        """Drop some of what has expired and give its space back: a step of a few ms at most."""
+
+    @abstractmethod
+    async def now(self) -> int:
+        """Ask the store for its time, in microseconds. Also how readiness asks whether it is there."""
+
+    @abstractmethod
+    def limits(self) -> Limits:
+        """What the store can take. Constant while the store is open."""
+
+    @abstractmethod
+    def durability(self) -> Durability:
+        """What an acknowledgement means here. Constant while the store is open."""

@@ -1,0 +1,80 @@
+import purerpc
+import trio_broker._proto.broker_pb2 as broker__pb2
+import trio_broker._proto.google.protobuf.timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+
+
+class BrokerServicer(purerpc.Servicer):
+    async def Publish(self, input_message):
+        raise NotImplementedError()
+
+    async def Subscribe(self, input_message):
+        raise NotImplementedError()
+
+    async def Fetch(self, input_message):
+        raise NotImplementedError()
+
+    @property
+    def service(self) -> purerpc.Service:
+        service_obj = purerpc.Service(
+            "broker.Broker"
+        )
+        service_obj.add_method(
+            "Publish",
+            self.Publish,
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                broker__pb2.PublishRequest,
+                broker__pb2.PublishResponse,
+            )
+        )
+        service_obj.add_method(
+            "Subscribe",
+            self.Subscribe,
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_STREAM,
+                broker__pb2.SubscribeRequest,
+                broker__pb2.MessageResponse,
+            )
+        )
+        service_obj.add_method(
+            "Fetch",
+            self.Fetch,
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                broker__pb2.FetchRequest,
+                broker__pb2.MessageResponse,
+            )
+        )
+        return service_obj
+
+
+class BrokerStub:
+    def __init__(self, channel):
+        self._client = purerpc.Client(
+            "broker.Broker",
+            channel
+        )
+        self.Publish = self._client.get_method_stub(
+            "Publish",
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                broker__pb2.PublishRequest,
+                broker__pb2.PublishResponse,
+            )
+        )
+        self.Subscribe = self._client.get_method_stub(
+            "Subscribe",
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_STREAM,
+                broker__pb2.SubscribeRequest,
+                broker__pb2.MessageResponse,
+            )
+        )
+        self.Fetch = self._client.get_method_stub(
+            "Fetch",
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                broker__pb2.FetchRequest,
+                broker__pb2.MessageResponse,
+            )
+        )

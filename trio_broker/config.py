@@ -1,0 +1,67 @@
+"""Every setting of the broker, once: name, default, meaning, check.
+
+Owns:      `Config`. Each field is a flag (``--metrics-listen``), a variable (``TRIO_BROKER_METRICS_LISTEN``) and a
+           key of the TOML file (``metrics_listen``); trio_broker/cli/settings.py reads them.
+Not here:  where values come from; what they are used for.
+
+Times are seconds, also ``250ms``, ``5s``, ``10m``, ``1h``; sizes are bytes, also ``64KiB``, ``4MiB``.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+
+_UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
+
+
+def seconds(text: object) -> object:
+    """Read ``250ms``, ``5s``, ``1h`` or plain seconds; leave anything that is not text alone.
+
+    Raises:
+        ValueError: with the forms that are understood.
+    """
+    if not isinstance(text, str):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d|)\s*", text)
+    if match is None:
+        raise ValueError(f"not a duration: {text!r}; write 250ms, 5s, 10m, 1h, 7d or plain seconds")
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
+Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0, allow_inf_nan=False)]
+PositiveDuration = Annotated[float, BeforeValidator(seconds), Field(gt=0, allow_inf_nan=False)]
+Size = Annotated[ByteSize, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+
+BODY_MAX_BYTES = 4 * 1024 * 1024 - 64 * 1024
+"""So that every encoded response fits gRPC clients' default limit of 4 MiB on what they receive."""
+
+
+class Config(BaseModel):
+    """The settings of one broker process. Immutable; checked when made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    listen: str = Field("127.0.0.1:50051", description="gRPC address: HOST:PORT, [V6]:PORT or unix:/path")
+    store: str = Field("sqlite:///trio-broker.db", description="where messages are kept: memory: or sqlite:///path")
+    metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics, /healthz and /readyz")
+    allow_anonymous: bool = Field(False, description="let anybody call, also on an address that is not loopback")
+    migrate: bool = Field(True, description="create or upgrade the store's schema at start")
+    log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
+
+    drain_delay: Duration = Field(0, description="from not ready to GOAWAY: time for load balancers to look away")
+    grace: Duration = Field(10, description="how long calls in flight may go on when the broker stops")
+    commit_timeout: PositiveDuration = Field(10, description="how long one flush to the store may take")
+    store_grace: Duration = Field(5, description="how long the store may be away before the broker is not ready")
+    sweep_interval: PositiveDuration = Field(1, description="pause between sweeps of what has expired")
+
+    queue_messages: Count = Field(50_000, description="publishes that may wait for the store; more are refused")
+    queue_bytes: Size = Field(64 * 1024 * 1024, description="bytes of publishes that may wait; more are refused")
+    flush_messages: Count = Field(1024, description="messages that go to the store at once")
+    flush_bytes: Size = Field(4 * 1024 * 1024, description="bytes that go to the store at once")
+    subscriber_messages: Count = Field(1024, description="messages that may wait for one subscriber")
+    subscriber_bytes: Size = Field(4 * 1024 * 1024, description="bytes that may wait for one subscriber")
+    streams_per_connection: Count = Field(1000, description="calls that may be open on one connection")
+    body_max_bytes: Size = Field(BODY_MAX_BYTES, description="largest body that is accepted")

@@ -1,0 +1,129 @@
+"""The broker's errors, in one tree.
+
+Each class carries what a caller needs to decide: a stable ``reason`` (ErrorInfo.reason on the wire), whether
+the same call may simply be tried again, and after how long. `trio_broker.service.statuses` maps them to gRPC.
+"""
+
+from collections.abc import Mapping
+
+
+class BrokerError(Exception):
+    """Anything the broker refuses or cannot do. ``str(error)`` says what, where and what to do next."""
+
+    reason: str = "INTERNAL"
+    retry_after_s: float | None = None
+    """Trying again is safe (nothing was applied) and makes sense after so many seconds; None: it does not."""
+
+    def __init__(self, message: str, **metadata: object) -> None:
+        super().__init__(message)
+        self.metadata: Mapping[str, str] = {name: str(value) for name, value in metadata.items()}
+        """Details for programs, such as the last id; ErrorInfo.metadata on the wire."""
+
+    @property
+    def retryable(self) -> bool:
+        """Nothing was applied, and the same call may succeed later."""
+        return self.retry_after_s is not None
+
+
+class BrokerClosed(BrokerError):
+    """The broker was closed."""
+
+    reason = "CLOSED"
+    retry_after_s = 1.0
+
+
+class Draining(BrokerError):
+    """The broker is stopping: it takes no new calls, and open streams end."""
+
+    reason = "DRAINING"
+    retry_after_s = 1.0
+
+
+class StorageUnavailable(BrokerError):
+    """The store cannot be reached. Nothing was appended."""
+
+    reason = "STORAGE_UNAVAILABLE"
+    retry_after_s = 1.0
+
+
+class StorageFull(BrokerError):
+    """The store has no space left. Nothing was appended; fetches still work."""
+
+    reason = "STORAGE_FULL"
+
+
+class Overloaded(BrokerError):
+    """The publish queue is full. Nothing was appended."""
+
+    reason = "OVERLOADED"
+    retry_after_s = 0.1
+
+
+class NotApplied(BrokerError):
+    """Out of time before the message was handed to the store. Nothing was appended."""
+
+    reason = "NOT_APPLIED"
+
+
+class OutcomeUnknown(BrokerError):
+    """Out of time while the store was committing: the message may or may not be appended."""
+
+    reason = "OUTCOME_UNKNOWN"
+
+
+class SlowConsumer(BrokerError):
+    """The subscriber did not read fast enough; ``metadata["last_delivered_id"]`` says how far it came."""
+
+    reason = "SLOW_CONSUMER"
+
+
+class InvalidArgument(BrokerError, ValueError):
+    """The call can never succeed as it is."""
+
+    field: str = ""
+    """The request's field that is wrong, as named on the wire; empty where the field is not to blame."""
+
+
+class InvalidSubject(InvalidArgument):
+    """Not a subject: see `trio_broker.subject.check_subject`."""
+
+    reason = "INVALID_SUBJECT"
+    field = "subject"
+
+
+class InvalidExpiration(InvalidArgument):
+    """Negative, beyond what the store can keep, or given together with keep."""
+
+    reason = "INVALID_EXPIRATION"
+    field = "expirationSeconds"
+
+
+class InvalidHeaders(InvalidArgument):
+    """Too many headers, or too large together."""
+
+    reason = "INVALID_HEADERS"
+    field = "headers"
+
+
+class Malformed(InvalidArgument):
+    """The request is not a message of its type."""
+
+    reason = "MALFORMED"
+
+
+class InvalidId(InvalidArgument):
+    """The id was never assigned in this subject."""
+
+    reason = "INVALID_ID"
+
+
+class ExpiredId(InvalidArgument):
+    """The id was assigned, and its message is no longer kept (or never was: expiration 0)."""
+
+    reason = "EXPIRED_ID"
+
+
+class MessageTooLarge(BrokerError, ValueError):
+    """The body is larger than a kept message may be."""
+
+    reason = "MESSAGE_TOO_LARGE"
