@@ -1,0 +1,245 @@
+"""A store that keeps everything in this process: for tests, and for messages that need not survive it.
+
+Owns:      the logs and registers, and the order in which messages expire.
+Not here:  durability: nothing outlives the `MemoryStore`.
+Threads:   the trio thread only. Each method is one checkpoint, and then runs to its end without another.
+"""
+
+from bisect import bisect_left, bisect_right, insort
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from heapq import heappop, heappush
+
+import trio
+
+from persistence.facade import (
+    NO_HEADERS,
+    Appended,
+    Durability,
+    ExpiredId,
+    Head,
+    InvalidId,
+    Key,
+    Limits,
+    NewMessage,
+    Outcome,
+    Page,
+    Record,
+    Register,
+    Rejected,
+    Store,
+    Swept,
+)
+
+LIMITS = Limits(lanes=1, flush_messages_max=16_384, flush_bytes_max=64 * 1024 * 1024, expiration_max_s=2**31 - 1)
+SWEEP_MESSAGES_MAX = 2_000
+"""Messages that one step of `MemoryStore.sweep` drops at most: about a millisecond."""
+
+_SEGMENT_BITS = 8
+_ABSENT = Register(b"", 0)
+
+_Kept = tuple[int, bytes, Mapping[str, bytes], int, int | None]
+"""The fields of a `Record`, as a plain tuple: the garbage collector stops looking at those (a third of an append)."""
+
+
+class _Log:
+    """One subject's messages, in segments of 256 ids.
+
+    An emptied segment is dropped whole, which gives its memory back, and reading over a long hole costs nothing.
+    """
+
+    __slots__ = ("_numbers", "_segments", "last_id", "last_time_us")
+
+    def __init__(self) -> None:
+        self.last_id = 0
+        self.last_time_us = 0
+        self._segments: dict[int, dict[int, _Kept]] = {}
+        self._numbers: list[int] = []
+
+    def keep(self, id_: int, kept: _Kept) -> None:
+        """Add a message, whose id is above all before it."""
+        number = id_ >> _SEGMENT_BITS
+        segment = self._segments.get(number)
+        if segment is None:
+            segment = self._segments[number] = {}
+            self._numbers.append(number)
+        segment[id_] = kept
+
+    def drop(self, id_: int) -> None:
+        number = id_ >> _SEGMENT_BITS
+        segment = self._segments[number]
+        del segment[id_]
+        if not segment:
+            del self._segments[number]
+            del self._numbers[bisect_left(self._numbers, number)]
+
+    def get(self, id_: int) -> Record | None:
+        segment = self._segments.get(id_ >> _SEGMENT_BITS, {})
+        return Record(*segment[id_]) if id_ in segment else None
+
+    def after(self, after_id: int, limit: int) -> list[Record]:
+        """Return up to ``limit`` records with ids above ``after_id``, expired ones among them."""
+        found: list[_Kept] = []
+        for index in range(bisect_left(self._numbers, (after_id + 1) >> _SEGMENT_BITS), len(self._numbers)):
+            segment = self._segments[self._numbers[index]]
+            found.extend(kept for id_, kept in segment.items() if id_ > after_id)
+            if len(found) >= limit:
+                break
+        return [Record(*kept) for kept in found[:limit]]
+
+
+class MemoryStore(Store):
+    """A store in memory. It grows with what is kept and, for good, by a little with each new subject."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._logs: dict[str, _Log] = {}
+        self._subjects: list[str] = []  # sorted; the order of code points is that of their UTF-8 bytes
+        self._expiring: defaultdict[int, list[tuple[str, int]]] = defaultdict(list)
+        self._expiry_times: list[int] = []  # a heap of the keys of _expiring
+        self._registers: dict[str, Register] = {}
+        self._last_version = 0
+
+    async def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
+        await trio.lowlevel.checkpoint()
+        now_us = self._clock()
+        outcomes: list[Outcome] = []
+        for subject, body, expiration_s, headers in batch:
+            if expiration_s is not None and not 0 <= expiration_s <= LIMITS.expiration_max_s:
+                outcomes.append(Rejected(f"expiration {expiration_s} s is not within 0..{LIMITS.expiration_max_s} s"))
+                continue
+            log = self._logs.get(subject) or self._new_log(subject)
+            if now_us > log.last_time_us:
+                log.last_time_us = now_us
+            log.last_id = id_ = log.last_id + 1
+            time_us = log.last_time_us
+            outcomes.append(Appended(id_, time_us))
+            if expiration_s == 0:
+                continue
+            expires_us = None
+            if expiration_s is not None:
+                expires_us = time_us + expiration_s * 1_000_000
+                due = self._expiring[expires_us]
+                if not due:
+                    heappush(self._expiry_times, expires_us)
+                due.append((subject, id_))
+            log.keep(id_, (id_, body, dict(headers) if headers else NO_HEADERS, time_us, expires_us))
+        return outcomes
+
+    async def read(self, subject: str, after_id: int, *, max_messages: int, max_bytes: int) -> Page:
+        await trio.lowlevel.checkpoint()
+        log = self._logs.get(subject)
+        if log is None:
+            return Page([], after_id, 0)
+        now_us = self._clock()
+        candidates = log.after(after_id, max_messages)
+        records: list[Record] = []
+        scanned_to, size = after_id, 0
+        for record in candidates:
+            if _is_kept(record, now_us):
+                size += _size_bytes(record)
+                if records and size > max_bytes:
+                    return Page(records, scanned_to, log.last_id)
+                records.append(record)
+            scanned_to = record.id
+        if len(candidates) < max_messages:
+            scanned_to = max(after_id, log.last_id)
+        return Page(records, scanned_to, log.last_id)
+
+    async def get(self, keys: Sequence[Key]) -> list[Record | InvalidId | ExpiredId]:
+        await trio.lowlevel.checkpoint()
+        now_us = self._clock()
+        return [self._get(subject, id_, now_us) for subject, id_ in keys]
+
+    async def head(self, subject: str) -> Head:
+        await trio.lowlevel.checkpoint()
+        log = self._logs.get(subject)
+        if log is None:
+            return Head(1, 0)
+        now_us = self._clock()
+        after_id = 0
+        while candidates := log.after(after_id, 1 << _SEGMENT_BITS):
+            for record in candidates:
+                if _is_kept(record, now_us):
+                    return Head(record.id, log.last_id)
+            after_id = candidates[-1].id
+        return Head(log.last_id + 1, log.last_id)
+
+    async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        start = bisect_right(self._subjects, after)
+        return self._subjects[start : start + limit]
+
+    async def load(self, name: str) -> Register | None:
+        await trio.lowlevel.checkpoint()
+        return self._registers.get(name)
+
+    async def list(self, prefix: str) -> list[tuple[str, Register]]:
+        await trio.lowlevel.checkpoint()
+        return sorted(item for item in self._registers.items() if item[0].startswith(prefix))
+
+    async def compare_and_set(self, name: str, value: bytes, *, version: int) -> int | None:
+        await trio.lowlevel.checkpoint()
+        if self._registers.get(name, _ABSENT).version != version:
+            return None
+        self._last_version += 1
+        self._registers[name] = Register(value, self._last_version)
+        return self._last_version
+
+    async def delete(self, name: str, *, version: int) -> bool:
+        await trio.lowlevel.checkpoint()
+        register = self._registers.get(name)
+        if register is None or register.version != version:
+            return False
+        del self._registers[name]
+        return True
+
+    async def sweep(self) -> Swept:
+        await trio.lowlevel.checkpoint()
+        now_us = self._clock()
+        removed = 0
+        while self._expiry_times and self._expiry_times[0] <= now_us:
+            if removed == SWEEP_MESSAGES_MAX:
+                return Swept(removed, more=True)
+            due = self._expiring[self._expiry_times[0]]
+            for _ in range(min(len(due), SWEEP_MESSAGES_MAX - removed)):
+                subject, id_ = due.pop()
+                self._logs[subject].drop(id_)
+                removed += 1
+            if not due:
+                del self._expiring[heappop(self._expiry_times)]
+        return Swept(removed, more=False)
+
+    async def now(self) -> int:
+        await trio.lowlevel.checkpoint()
+        return self._clock()
+
+    def limits(self) -> Limits:
+        return LIMITS
+
+    def durability(self) -> Durability:
+        return Durability(kind="memory", setting="kept in this process only", durable=False)
+
+    def _new_log(self, subject: str) -> _Log:
+        log = self._logs[subject] = _Log()
+        insort(self._subjects, subject)
+        return log
+
+    def _get(self, subject: str, id_: int, now_us: int) -> Record | InvalidId | ExpiredId:
+        log = self._logs.get(subject)
+        if log is None:
+            return InvalidId(0)
+        if not 1 <= id_ <= log.last_id:
+            return InvalidId(log.last_id)
+        record = log.get(id_)
+        if record is None or not _is_kept(record, now_us):
+            return ExpiredId(log.last_id)
+        return record
+
+
+def _is_kept(record: Record, now_us: int) -> bool:
+    return record.expires_us is None or now_us < record.expires_us
+
+
+def _size_bytes(record: Record) -> int:
+    return len(record.body) + sum(len(name.encode()) + len(value) for name, value in record.headers.items())
