@@ -7,32 +7,25 @@ Not here:  where values come from; what they are used for.
 Times are seconds, also ``250ms``, ``5s``, ``10m``, ``1h``; sizes are bytes, also ``64KiB``, ``4MiB``.
 """
 
-import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-_UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
+from trio_broker.notation import Address, TcpAddress, UnixAddress, is_loopback, parse_listen, seconds, size
+
+__all__ = ["BODY_MAX_BYTES", "Address", "Config", "TcpAddress", "UnixAddress", "exposed", "parse_listen"]
 
 
-def seconds(text: object) -> object:
-    """Read ``250ms``, ``5s``, ``1h`` or plain seconds; leave anything that is not text alone.
-
-    Raises:
-        ValueError: with the forms that are understood.
-    """
-    if not isinstance(text, str):
-        return text
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d|)\s*", text)
-    if match is None:
-        raise ValueError(f"not a duration: {text!r}; write 250ms, 5s, 10m, 1h, 7d or plain seconds")
-    return float(match[1]) * _UNITS_S[match[2]]
+def _number(value: object) -> object:
+    if isinstance(value, bool):  # to pydantic True is 1; in a file it is a mistake
+        raise ValueError(f"must be a whole number, not {value}")  # noqa: TRY004  pydantic reports ValueErrors
+    return value
 
 
 Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0, allow_inf_nan=False)]
 PositiveDuration = Annotated[float, BeforeValidator(seconds), Field(gt=0, allow_inf_nan=False)]
-Size = Annotated[ByteSize, Field(gt=0)]
-Count = Annotated[int, Field(gt=0)]
+Size = Annotated[int, BeforeValidator(size), Field(gt=0)]
+Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
 
 BODY_MAX_BYTES = 4 * 1024 * 1024 - 64 * 1024
 """So that every encoded response fits gRPC clients' default limit of 4 MiB on what they receive."""
@@ -46,8 +39,8 @@ class Config(BaseModel):
     listen: str = Field("127.0.0.1:50051", description="gRPC address: HOST:PORT, [V6]:PORT or unix:/path")
     store: str = Field("sqlite:///trio-broker.db", description="where messages are kept: memory: or sqlite:///path")
     metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics, /healthz and /readyz")
-    allow_anonymous: bool = Field(False, description="let anybody call, also on an address that is not loopback")
-    migrate: bool = Field(True, description="create or upgrade the store's schema at start")
+    allow_anonymous: bool = Field(default=False, description="let anybody call, also on an address beyond loopback")
+    migrate: bool = Field(default=True, description="create or upgrade the store's schema at start")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
 
@@ -65,3 +58,31 @@ class Config(BaseModel):
     subscriber_bytes: Size = Field(4 * 1024 * 1024, description="bytes that may wait for one subscriber")
     streams_per_connection: Count = Field(1000, description="calls that may be open on one connection")
     body_max_bytes: Size = Field(BODY_MAX_BYTES, description="largest body that is accepted")
+
+    @field_validator("listen", "metrics_listen")
+    @classmethod
+    def _is_address(cls, text: str) -> str:
+        parse_listen(text)
+        return text
+
+    @field_validator("metrics_listen")
+    @classmethod
+    def _is_tcp(cls, text: str) -> str:
+        if isinstance(parse_listen(text), UnixAddress):
+            raise ValueError(f"{text!r} is a unix socket; metrics are served on HOST:PORT")  # noqa: TRY004
+        return text
+
+    @model_validator(mode="after")
+    def _is_meant(self) -> Self:
+        if exposed(self.listen, allow_anonymous=self.allow_anonymous):
+            raise ValueError(
+                f"{self.listen} can be reached from other machines, and nothing authenticates clients: anybody could "
+                "publish and read. If that is meant, pass --allow-anonymous (TRIO_BROKER_ALLOW_ANONYMOUS=true); "
+                "otherwise listen on 127.0.0.1"
+            )
+        return self
+
+
+def exposed(listen: str, *, allow_anonymous: bool) -> bool:
+    """Say whether strangers could call a broker that listens on ``listen`` though nobody has allowed it."""
+    return not allow_anonymous and not is_loopback(parse_listen(listen))
