@@ -71,6 +71,16 @@ class OutcomeUnknown(BrokerError):
     reason = "OUTCOME_UNKNOWN"
 
 
+class ConnectionLost(BrokerError):
+    """No answer came: the broker cannot be reached, or the connection or the one call on it broke off.
+
+    Made by the client. It says nothing about the outcome of a publish, unless it is `retryable`: then the call
+    never reached the broker.
+    """
+
+    reason = "CONNECTION_LOST"
+
+
 class SlowConsumer(BrokerError):
     """The subscriber did not read fast enough; ``metadata["last_delivered_id"]`` says how far it came."""
 
