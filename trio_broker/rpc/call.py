@@ -1,0 +1,345 @@
+"""One gRPC call of a server, still without I/O: messages in, messages and a status out.
+
+Owns:      message framing, the checks of a request, replies, when a call is over.
+Not here:  frames (connection.py), which handler runs and how (handlers.py), sockets (transport.py).
+Threads:   none: plain data. Nothing here waits.
+
+A `Call` is a `Stream` whose hooks know gRPC. The gRPC spec:
+https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md and doc/statuscodes.md
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from struct import Struct
+from typing import Any, Protocol
+
+from purerpc import Status, StatusCode
+
+from trio_broker.rpc import frames
+from trio_broker.rpc.connection import Connection
+from trio_broker.rpc.hpack import literal
+from trio_broker.rpc.request import NotGrpc, Request, TimedRequest
+from trio_broker.rpc.status import OK, OK_TRAILERS, Metadata, Refusals, metadata_block, trailers
+from trio_broker.rpc.stream import Head, Stream
+
+PREFIX_BYTES = 5
+_prefix = Struct(">BI")
+# A whole unary response in one write: the header of the DATA frame and the message's prefix, packed together.
+_data_and_prefix = Struct(">IBIBI")
+
+RESPONSE_HEAD = b"\x88" + literal(b"content-type", b"application/grpc")
+"""``:status: 200`` is entry 8 of HPACK's static table."""
+_HEAD_START = frames.pack_header(len(RESPONSE_HEAD) << 8 | frames.HEADERS, frames.END_HEADERS, 0)[:5]
+_TRAILERS_START = frames.pack_header(len(OK_TRAILERS) << 8 | frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0)[
+    :5
+]
+_IDENTITY_ONLY = (("grpc-accept-encoding", "identity"),)
+
+
+def framed(message: bytes) -> bytes:
+    """Return a message with its length prefix ("Length-Prefixed-Message"), uncompressed."""
+    return _prefix.pack(0, len(message)) + message
+
+
+class Source(Protocol):
+    """Where a drained stream's messages come from. See `trio_broker.rpc.handlers.drained`."""
+
+    def fill(self, call: Call, credit: int) -> None:
+        """Send framed messages with `Call.send`, up to about ``credit`` bytes, or `Call.finish`. Never waits."""
+
+    def close(self) -> None:
+        """The call is over. Called exactly once."""
+
+
+class Method(Protocol):
+    """What a call needs to know of the method it calls."""
+
+    @property
+    def request_streams(self) -> bool:
+        """The client may send any number of messages; otherwise exactly one."""
+
+
+class Application(Protocol):
+    """What stands above the calls: see server.py."""
+
+    refusals: Refusals
+
+    def opened(self, call: Call) -> None:
+        """A call began; its request may still be on the way."""
+
+    def ready(self, call: Call) -> None:
+        """The one message of a call that sends one is there (`Call.message`)."""
+
+    def received(self, call: Call) -> None:
+        """A call that streams has more in its `Call.inbox`, or its request ended."""
+
+    def over(self, call: Call) -> None:
+        """The call ended; called exactly once for each that was opened."""
+
+    def expire(self, call: Call) -> None:
+        """The call's deadline has passed."""
+
+
+class Call(Stream):
+    """A gRPC call."""
+
+    __slots__ = (
+        "app",
+        "bucket",
+        "deadline",
+        "held",
+        "inbox",
+        "initial_metadata",
+        "message",
+        "method",
+        "part",
+        "request",
+        "request_ended",
+        "room",
+        "scope",
+        "source",
+        "started",
+        "status",
+        "timeout_s",
+        "trailing_metadata",
+        "wake",
+        "work",
+    )
+
+    def __init__(self, app: Application, connection: Connection, stream_id: int) -> None:
+        super().__init__(connection, stream_id)
+        self.app = app
+        self.request: Request | NotGrpc
+        self.method: Any = None
+        self.timeout_s: float | None = None
+        self.deadline: float | None = None
+        self.bucket = 0
+        """Where `Deadlines` keeps it."""
+        self.started = 0.0
+        self.status: Status | None = None
+        """How the call ended; None while it goes on, and if the peer ended it."""
+        self.message: Any = None
+        """The request's message: bytes as received, then parsed."""
+        self.inbox: deque[bytes] | None = None
+        """Messages of a request that streams; taking one is the receiver's business (`taken`)."""
+        self.request_ended = False
+        self.part: bytearray | None = None
+        """The beginning of a message of which the end has not arrived."""
+        self.held = 0
+        """Bytes of ``part`` whose credit was given back already."""
+        self.initial_metadata: Metadata = ()
+        self.trailing_metadata: Metadata = ()
+        self.source: Source | None = None
+        self.work: Any = None
+        """For the handler's own use."""
+        self.scope: Any = None
+        """What runs this call and is to be cancelled with it."""
+        self.wake: Callable[[], None] | None = None
+        self.room: Callable[[], None] | None = None
+
+    # -- the request ------------------------------------------------------------------------------------------
+
+    def on_headers(self, head: Head) -> None:
+        """Begin the call."""
+        if isinstance(head, TimedRequest):
+            self.timeout_s = head.timeout_s
+            head = head.request
+        if isinstance(head, NotGrpc):
+            self.request = head
+            return  # answered when the request is complete, if it is well-formed to its end
+        assert isinstance(head, Request)
+        self.request = head
+        self.method = head.route
+        self.app.opened(self)
+        if self.method is None:
+            self.finish(Status(StatusCode.UNIMPLEMENTED, f"unknown method {head.path}"))
+
+    def on_data(self, data: bytes) -> None:
+        """Take part of the request's body: usually exactly one message."""
+        if self.method is None or self.local_closed:
+            self.take(len(data))
+            return
+        if self.part is None and len(data) >= PREFIX_BYTES:
+            compressed, size = _prefix.unpack_from(data)
+            if size == len(data) - PREFIX_BYTES and not compressed and size <= self.connection.limits.message_max_bytes:
+                self._on_message(data[PREFIX_BYTES:])
+                return
+        self._assemble(data)
+
+    def on_end(self) -> None:
+        """The request is complete."""
+        if isinstance(self.request, NotGrpc):
+            self._answer_plainly(self.request)
+        elif not self.local_closed:
+            self.request_ended = True
+            if self.part:
+                self.finish(Status(StatusCode.INTERNAL, "the request ends within a message"))
+            elif self.inbox is not None:
+                self.app.received(self)
+            elif self.message is None:
+                self._finish_cardinality("no message")
+            else:
+                self.app.ready(self)
+
+    def _on_message(self, message: bytes) -> None:
+        if self.inbox is not None:
+            self.inbox.append(message)
+            self.app.received(self)
+            return
+        self.take(len(message) + PREFIX_BYTES)
+        if self.message is None:
+            self.message = message
+        else:
+            self._finish_cardinality("more than one message")
+
+    def _finish_cardinality(self, found: str) -> None:
+        """Doc/statuscodes.md: "Request cardinality violation"."""
+        self.finish(Status(StatusCode.UNIMPLEMENTED, f"the method takes one message; the request has {found}"))
+
+    def _assemble(self, data: bytes) -> None:
+        """Several messages, or parts of one. A message too large is refused by its prefix, not buffered."""
+        connection = self.connection
+        if self.part is None:
+            self.part = bytearray(data)
+        else:
+            self.part += data
+        part = self.part
+        while len(part) >= PREFIX_BYTES:
+            compressed, size = _prefix.unpack_from(part)
+            if size > connection.limits.message_max_bytes:
+                self.finish(self.app.refusals.message_too_large(size, connection.limits.message_max_bytes))
+                return
+            if compressed:
+                self._refuse_compressed()
+                return
+            if len(part) < PREFIX_BYTES + size:
+                break
+            message = bytes(part[PREFIX_BYTES : PREFIX_BYTES + size])
+            del part[: PREFIX_BYTES + size]
+            self._forget_held(PREFIX_BYTES + size)
+            self._on_message(message)
+            if self.local_closed:
+                return
+        if not part:
+            self.part = None
+        elif not self._hold(len(part)):
+            self.finish(Status(StatusCode.RESOURCE_EXHAUSTED, "too many unfinished messages on this connection"))
+
+    def _hold(self, size: int) -> bool:
+        """Give credit for an unfinished message, or it may never be finished: it is bounded by its size, not by
+        the window. All unfinished messages of a connection together are bounded too.
+        """
+        more = size - self.held
+        if more > 0:
+            self.held = size
+            self.connection.held += more
+            self.take(more)
+        return self.connection.held <= self.connection.limits.inbound_max_bytes
+
+    def _forget_held(self, taken: int) -> None:
+        forgotten = min(self.held, taken)
+        self.held -= forgotten
+        self.connection.held -= forgotten
+        self.unreturned -= forgotten  # `take` counts the whole message once more, now that it is complete
+
+    def _refuse_compressed(self) -> None:
+        """Doc/compression.md: an algorithm that the server lacks is UNIMPLEMENTED, an unnamed one INTERNAL."""
+        assert isinstance(self.request, Request)
+        encoding = self.request.encoding
+        if encoding in (None, "identity"):
+            self.finish(Status(StatusCode.INTERNAL, "a compressed message without grpc-encoding"))
+        else:
+            self.trailing_metadata = [*self.trailing_metadata, *_IDENTITY_ONLY]
+            self.finish(Status(StatusCode.UNIMPLEMENTED, f"grpc-encoding {encoding} is not supported: send identity"))
+
+    def taken(self, message: bytes) -> None:
+        """A message left the inbox: the peer may send as much again."""
+        self.take(len(message) + PREFIX_BYTES)
+
+    # -- the response -----------------------------------------------------------------------------------------
+
+    def reply(self, message: bytes) -> None:
+        """Answer with one message and OK: all of it in one piece where the windows allow."""
+        connection = self.connection
+        size = len(message) + PREFIX_BYTES
+        if (
+            self.responded
+            or self.local_closed
+            or size > self.send_window
+            or size > connection.send_window
+            or size > connection.peer_frame_max
+            or self.initial_metadata
+            or self.trailing_metadata
+        ):
+            self.send_head()
+            self.send(framed(message))
+            self.finish(OK)
+            return
+        self.local_closed = self.responded = True
+        self.status = OK
+        connection.send_window -= size
+        stream_id = frames.pack_u32(self.id)
+        prefix = _data_and_prefix.pack(size << 8, 0, self.id, 0, size - PREFIX_BYTES)
+        connection.answered()
+        connection.write(
+            b"".join((_HEAD_START, stream_id, RESPONSE_HEAD, prefix, message, _TRAILERS_START, stream_id, OK_TRAILERS))
+        )
+        connection.ended(self)
+
+    def send_head(self) -> None:
+        """Send the response's headers now, with `initial_metadata`; otherwise they leave with the first message."""
+        if not self.responded:
+            self.send_headers(RESPONSE_HEAD + metadata_block(self.initial_metadata))
+
+    def finish(self, status: Status) -> None:
+        """End the call with a status and `trailing_metadata`, after what was sent. Later calls do nothing."""
+        if self.local_closed:
+            return
+        self.status = status
+        block = trailers(status, self.trailing_metadata)
+        alone = None if self.responded else RESPONSE_HEAD + metadata_block(self.initial_metadata) + block
+        if not self.responded:
+            self.connection.answered()
+        self.end(block, alone)
+
+    def attach(self, source: Source) -> None:
+        """Answer from a source: headers leave now, messages whenever `Stream.fill` asks for them."""
+        if self.local_closed:
+            source.close()
+            return
+        self.source = source
+        self.send_head()
+        self.connection.mark(self)
+
+    def fill(self, credit: int) -> None:
+        """Ask the source for more."""
+        if self.source is not None and not self.local_closed:
+            self.source.fill(self, credit)
+
+    def on_room(self) -> None:
+        """All that was queued has left: a handler that waits for it goes on."""
+        if self.room is not None:
+            self.room()
+
+    def on_closed(self) -> None:
+        """End everything that belongs to the call."""
+        self.connection.held -= self.held
+        self.part = None
+        if self.source is not None:
+            self.source.close()
+        if self.room is not None:
+            self.room()
+        if isinstance(self.request, Request):
+            self.app.over(self)
+
+    def _answer_plainly(self, problem: NotGrpc) -> None:
+        """Answer what is not gRPC as HTTP, with a text that a person can read."""
+        body = f"{problem.text}\n".encode()
+        status = literal(b":status", b"%d" % problem.status)
+        self.send_headers(
+            status + literal(b"content-type", b"text/plain") + literal(b"content-length", b"%d" % len(body))
+        )
+        self.send(body)
+        self.end(b"")

@@ -1,0 +1,516 @@
+"""One HTTP/2 connection of a server: bytes in, calls on streams out (RFC 9113). Sans-io: no socket, no trio, no clock.
+
+Owns:      the rules of RFC 9113 for what a client may send, in every state of a stream.
+Not here:  what leaves and when (outbound.py), header compression (hpack.py), gRPC (call.py, request.py), TLS and
+           sockets (transport.py).
+Threads:   none. Nothing here waits.
+
+The owner feeds `receive`, writes what `take` returns, and closes the socket when `finished` says so. A rule that
+is broken ends the stream (RST_STREAM) or the connection (GOAWAY), as the RFC says at each rule. Frames for
+streams that we have ended ourselves may still be on their way: they are ignored, but their headers are decoded
+and their bytes counted (section 5.1, "closed").
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from trio_broker.rpc import frames
+from trio_broker.rpc.frames import ConnectionFailed, StreamFailed
+from trio_broker.rpc.hpack import Decoder, HeaderListTooLarge, HpackError
+from trio_broker.rpc.limits import Limits
+from trio_broker.rpc.outbound import Outbound
+from trio_broker.rpc.stream import Head, Stream
+
+Fields = list[tuple[bytes, bytes]]
+
+_DRAIN_PING = b"draining"
+_HEADS_KEPT = 64
+
+
+class MalformedRequest(Exception):
+    """A header section that RFC 9113, section 8 calls malformed: a stream error of type PROTOCOL_ERROR."""
+
+
+class Connection(Outbound):
+    """The server's end of one HTTP/2 connection.
+
+    Args:
+        new_stream: makes the stream of each request; its hooks get what arrives.
+        parse_head: checks and parses a request's header fields, or raises `MalformedRequest`.
+        on_output: called when there is something to `take`, once until it was taken.
+    """
+
+    def __init__(
+        self,
+        new_stream: Callable[[Connection, int], Stream],
+        parse_head: Callable[[Fields], Head],
+        on_output: Callable[[], None],
+        limits: Limits,
+    ) -> None:
+        super().__init__(limits, on_output)
+        self._new_stream = new_stream
+        self._parse_head = parse_head
+        self.streams: dict[int, Stream] = {}
+        self.last_stream_id = 0
+        self.failed = False
+        """The connection ended by an error, ours or the peer's: write what is left and close."""
+        self._decoder = Decoder(limits.header_table_bytes, limits.header_list_max_bytes)
+        self._heads: dict[bytes, Head] = {}
+        self._buffer = b""
+        self._prefaced = False
+        self._settled = False
+        self._receive_window = limits.connection_window_bytes
+        self._unreturned = 0
+        self._block: _HeaderBlock | None = None
+        self._goaway_last: int | None = None
+        self._resets: deque[int] = deque()
+        self._reset_ids: set[int] = set()
+        self._calm = limits.control_burst
+        self.held = 0
+        """Bytes of unfinished messages, over all streams; kept by call.py."""
+        self._on_control = {
+            frames.PRIORITY: self._on_priority,
+            frames.RST_STREAM: self._on_reset,
+            frames.SETTINGS: self._on_settings,
+            frames.PUSH_PROMISE: self._on_push_promise,
+            frames.PING: self._on_ping,
+            frames.GOAWAY: self._on_goaway,
+            frames.WINDOW_UPDATE: self._on_window_update,
+            frames.CONTINUATION: self._on_continuation,
+        }
+        self.write(
+            frames.settings(
+                {
+                    frames.MAX_CONCURRENT_STREAMS: limits.streams_max,
+                    frames.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
+                    frames.MAX_HEADER_LIST_SIZE: limits.header_list_max_bytes,
+                }
+            )
+            + frames.window_update(0, limits.connection_window_bytes - frames.WINDOW_INITIAL)
+        )
+
+    # -- for the owner ----------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the peer, in pieces of any size. Never raises for what a peer can send."""
+        try:
+            self._receive(data)
+        except ConnectionFailed as error:
+            self.fail(error.code, str(error))
+
+    def fail(self, code: int, text: str) -> None:
+        """End the connection with an error (section 5.4.1). Every open stream is dropped."""
+        if not self.failed:
+            self.failed = True
+            self.write(frames.goaway(self.last_stream_id, code, text))
+            self.drop_all()
+
+    def drop_all(self) -> None:
+        """The connection is gone: end every stream. Nothing is sent."""
+        for stream in list(self.streams.values()):
+            self.drop(stream)
+
+    def drain(self) -> None:
+        """Begin to close: the peer opens no new streams, those that are open go on.
+
+        In two steps (section 6.8), so that no request that is under way is lost: GOAWAY with the highest id and
+        a PING; when its answer shows that the peer has seen it, `drain_now`.
+        """
+        if self._goaway_last is None:
+            self._goaway_last = frames.STREAM_ID_MAX
+            self.write(
+                frames.goaway(frames.STREAM_ID_MAX, frames.NO_ERROR) + frames.frame(frames.PING, 0, 0, _DRAIN_PING)
+            )
+
+    def drain_now(self) -> None:
+        """The second step of `drain`: streams that are opened from here on are ignored; the peer may retry them."""
+        if self._goaway_last != self.last_stream_id:
+            self._goaway_last = self.last_stream_id
+            self.write(frames.goaway(self.last_stream_id, frames.NO_ERROR))
+
+    @property
+    def finished(self) -> bool:
+        """Close the socket once everything is written."""
+        return self.failed or (
+            self._goaway_last is not None and self._goaway_last != frames.STREAM_ID_MAX and not self.streams
+        )
+
+    def forgive(self, seconds: float) -> None:
+        """Time has passed: the peer may send some more control frames."""
+        self._calm = min(self.limits.control_burst, self._calm + int(seconds * self.limits.control_per_s))
+
+    # -- for streams ------------------------------------------------------------------------------------------
+
+    def answered(self) -> None:
+        """A response began: a peer that gets answers may also cancel, ping and change its settings."""
+        if self._calm < self.limits.control_burst:
+            self._calm += 1
+
+    def end_stream(self, stream: Stream) -> None:
+        """Send the end of a stream whose queue is empty; empty trailers: its last DATA frame carried END_STREAM."""
+        if stream.trailers:
+            flags = frames.END_STREAM | frames.END_HEADERS
+            self.write(frames.frame(frames.HEADERS, flags, stream.id, stream.trailers))
+        self.ended(stream)
+
+    def ended(self, stream: Stream) -> None:
+        """Our side of a stream was ended. What the peer still sends for it is not wanted (section 8.1)."""
+        if not stream.remote_closed:
+            self.write(frames.reset(stream.id, frames.NO_ERROR))
+            self._remember(stream.id)
+        self._close(stream)
+
+    def drop(self, stream: Stream) -> None:
+        """End a stream without sending anything. What waited for it is dropped."""
+        stream.local_closed = True
+        stream.queue.clear()
+        stream.queued_bytes = 0
+        self._remember(stream.id)
+        self._close(stream)
+
+    def _close(self, stream: Stream) -> None:
+        if not stream.closed:
+            stream.closed = True
+            del self.streams[stream.id]
+            self._blocked.pop(stream.id, None)
+            stream.on_closed()
+
+    def _remember(self, stream_id: int) -> None:
+        self._reset_ids.add(stream_id)
+        self._resets.append(stream_id)
+        if len(self._resets) > self.limits.remembered_resets_max:
+            self._reset_ids.discard(self._resets.popleft())
+
+    # -- frames -----------------------------------------------------------------------------------------------
+
+    def _receive(self, data: bytes) -> None:
+        if self.failed:
+            return
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        if not self._prefaced:
+            data = self._without_preface(data)
+        position = 0
+        end = len(data)
+        while end - position >= frames.FRAME_HEADER_BYTES:
+            length_and_kind, flags, stream_id = frames.unpack_header(data, position)
+            length = length_and_kind >> 8
+            if length > frames.FRAME_MAX_BYTES:
+                raise ConnectionFailed(frames.FRAME_SIZE_ERROR, f"a frame of {length} bytes")  # section 4.2
+            begin = position + frames.FRAME_HEADER_BYTES
+            if begin + length > end:
+                break
+            position = begin + length
+            try:
+                self._on_frame(length_and_kind & 0xFF, flags, stream_id & frames.STREAM_ID_MAX, data[begin:position])
+            except StreamFailed as error:
+                self._fail_stream(error)
+        if position < end:
+            self._buffer = data[position:] if position else data
+
+    def _without_preface(self, data: bytes) -> bytes:
+        """Check what a client sends first (section 3.4); nothing comes back while it is incomplete."""
+        preface = data[: len(frames.PREFACE)]
+        if not frames.PREFACE.startswith(preface):
+            raise ConnectionFailed(frames.PROTOCOL_ERROR, "this port speaks HTTP/2 (gRPC) only")
+        if len(preface) < len(frames.PREFACE):
+            self._buffer = data
+            return b""
+        self._prefaced = True
+        return data[len(preface) :]
+
+    def _on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        if self._block is not None and kind != frames.CONTINUATION:
+            raise ConnectionFailed(frames.PROTOCOL_ERROR, "a header block was interrupted")  # section 6.10
+        if not self._settled and (kind != frames.SETTINGS or flags & frames.ACK):
+            raise ConnectionFailed(frames.PROTOCOL_ERROR, "the first frame must be SETTINGS")  # section 3.4
+        if kind == frames.DATA:
+            self._on_data(flags, stream_id, payload)
+        elif kind == frames.HEADERS:
+            self._on_headers_frame(flags, stream_id, payload)
+        elif (handler := self._on_control.get(kind)) is not None:
+            handler(flags, stream_id, payload)
+        else:
+            self._spend()  # unknown types are ignored (section 4.1), not in any number
+
+    def _fail_stream(self, error: StreamFailed) -> None:
+        self._spend()
+        self.write(frames.reset(error.stream_id, error.code))
+        stream = self.streams.get(error.stream_id)
+        if stream is not None:
+            self.drop(stream)
+        else:
+            self._remember(error.stream_id)
+
+    def _spend(self) -> None:
+        """Count something that costs the peer less than it costs us (section 10.5)."""
+        self._calm -= 1
+        if self._calm < 0:
+            raise ConnectionFailed(frames.ENHANCE_YOUR_CALM, "too many control frames or resets")
+
+    # -- DATA (section 6.1) -----------------------------------------------------------------------------------
+
+    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
+        length = len(payload)
+        self._receive_window -= length
+        if self._receive_window < 0:
+            raise ConnectionFailed(frames.FLOW_CONTROL_ERROR, "the connection's window was exceeded")  # section 6.9.1
+        self._unreturned += length
+        if self._unreturned >= self.limits.connection_window_bytes >> 1:
+            # The connection's credit is returned at once: what a stream may hold is bounded by its own window.
+            self.write(frames.window_update(0, self._unreturned))
+            self._receive_window += self._unreturned
+            self._unreturned = 0
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.remote_closed:
+            self._on_late_data(stream_id, stream)
+            return
+        stream.receive_window -= length
+        if stream.receive_window < 0:
+            raise StreamFailed(stream_id, frames.FLOW_CONTROL_ERROR, "the stream's window was exceeded")
+        if flags & frames.PADDED:
+            payload = _unpadded(payload)
+            stream.take(length - len(payload))
+        if stream.body_left is not None:
+            stream.body_left -= len(payload)
+            if stream.body_left < 0 or (flags & frames.END_STREAM and stream.body_left):
+                raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, "not the length promised")  # section 8.1.1
+        if payload:
+            stream.on_data(payload)
+        elif not flags & frames.END_STREAM:
+            self._spend()
+        if flags & frames.END_STREAM and not stream.closed:
+            stream.remote_closed = True
+            stream.on_end()
+
+    def _on_late_data(self, stream_id: int, stream: Stream | None) -> None:
+        if not stream_id or stream_id > self.last_stream_id or not stream_id & 1:
+            raise ConnectionFailed(frames.PROTOCOL_ERROR, "DATA on an idle stream")  # sections 5.1, 6.1
+        if stream is not None or stream_id not in self._reset_ids:
+            raise StreamFailed(stream_id, frames.STREAM_CLOSED, "DATA after the end")
+
+    # -- HEADERS and CONTINUATION (sections 6.2, 6.10, 8) -----------------------------------------------------
+
+    def _on_headers_frame(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if not stream_id & 1:
+            raise ConnectionFailed(frames.PROTOCOL_ERROR, "HEADERS on a stream of the server's")  # section 5.1.1
+        if flags & frames.PADDED:
+            payload = _unpadded(payload)
+        own_dependency = False
+        if flags & frames.HAS_PRIORITY:
+            if len(payload) < 5:
+                raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+            own_dependency = frames.unpack_u32(payload)[0] & frames.STREAM_ID_MAX == stream_id
+            payload = payload[5:]
+        if flags & frames.END_HEADERS:
+            self._on_header_block(stream_id, bool(flags & frames.END_STREAM), own_dependency, payload)
+        else:
+            self._block = _HeaderBlock(stream_id, bool(flags & frames.END_STREAM), own_dependency, payload)
+
+    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+        block = self._block
+        if block is None or block.stream_id != stream_id:
+            raise ConnectionFailed(frames.PROTOCOL_ERROR, "CONTINUATION of no header block")
+        block.parts.append(payload)
+        block.size += len(payload)
+        # A block is never longer than its list with literals; Huffman coding can at worst add 30 bits to 8.
+        if len(block.parts) > self.limits.continuations_max or block.size > 4 * self.limits.header_list_max_bytes:
+            raise ConnectionFailed(frames.ENHANCE_YOUR_CALM, "the header block is too large")
+        if flags & frames.END_HEADERS:
+            self._block = None
+            self._on_header_block(stream_id, block.end_stream, block.own_dependency, b"".join(block.parts))
+
+    def _on_header_block(self, stream_id: int, end_stream: bool, own_dependency: bool, block: bytes) -> None:  # noqa: FBT001
+        head = self._heads.get(block)
+        fields: Fields | None = None
+        if head is None or stream_id <= self.last_stream_id:
+            try:
+                fields = self._decoder.decode(block)
+            except HpackError as error:
+                raise ConnectionFailed(frames.COMPRESSION_ERROR, str(error)) from None  # section 4.3
+            except HeaderListTooLarge:
+                head = None
+            if self._decoder.mutated:
+                self._heads.clear()  # equal blocks may mean something else from here on
+        if stream_id <= self.last_stream_id:
+            self._on_trailers(stream_id, end_stream, fields)
+            return
+        self.last_stream_id = stream_id
+        if self._goaway_last is not None and stream_id > self._goaway_last:
+            self._remember(stream_id)  # section 6.8: ignored, the peer knows
+            return
+        if own_dependency:
+            raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, "a stream depends on itself")  # RFC 7540, 5.3.1
+        if len(self.streams) >= self.limits.streams_max:
+            raise StreamFailed(stream_id, frames.REFUSED_STREAM, "too many streams")  # section 5.1.2
+        if head is None:
+            head = self._new_head(stream_id, block, fields)
+        if end_stream and head.content_length:
+            raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, "not the length promised")  # section 8.1.1
+        stream = self.streams[stream_id] = self._new_stream(self, stream_id)
+        stream.body_left = head.content_length
+        stream.remote_closed = end_stream
+        stream.on_headers(head)
+        if end_stream and not stream.closed:
+            stream.on_end()
+
+    def _new_head(self, stream_id: int, block: bytes, fields: Fields | None) -> Head:
+        if fields is None:
+            raise StreamFailed(stream_id, frames.ENHANCE_YOUR_CALM, "the header list is too large")
+        try:
+            head = self._parse_head(fields)
+        except MalformedRequest as error:
+            raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, str(error)) from None  # section 8.1.1
+        if not self._decoder.mutated and len(block) < 256:  # the same bytes over the same table: the same head
+            if len(self._heads) >= _HEADS_KEPT:
+                self._heads.clear()
+            self._heads[block] = head
+        return head
+
+    def _on_trailers(self, stream_id: int, end_stream: bool, fields: Fields | None) -> None:  # noqa: FBT001
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if stream_id in self._reset_ids:
+                return
+            raise ConnectionFailed(frames.STREAM_CLOSED, "HEADERS on a closed stream")  # section 5.1
+        if stream.remote_closed:
+            raise StreamFailed(stream_id, frames.STREAM_CLOSED, "HEADERS after the end")
+        if not end_stream or fields is None or any(name[:1] == b":" or not name.islower() for name, _ in fields):
+            raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, "malformed trailers")  # section 8.1
+        if stream.body_left:
+            raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, "not the length promised")
+        stream.remote_closed = True
+        stream.on_end()
+
+    # -- the other frames -------------------------------------------------------------------------------------
+
+    def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
+        """Section 6.3: deprecated, checked and ignored."""
+        if not stream_id:
+            raise ConnectionFailed(frames.PROTOCOL_ERROR, "PRIORITY on stream 0")
+        if len(payload) != 5:
+            raise StreamFailed(stream_id, frames.FRAME_SIZE_ERROR, "PRIORITY must be 5 bytes")
+        if frames.unpack_u32(payload)[0] & frames.STREAM_ID_MAX == stream_id:
+            raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, "a stream depends on itself")
+        self._spend()
+
+    def _on_reset(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
+        """Section 6.4. A reset before we answered is what "rapid reset" is made of: those are counted."""
+        if len(payload) != 4:
+            raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "RST_STREAM must be 4 bytes")
+        if not stream_id or stream_id > self.last_stream_id or not stream_id & 1:
+            raise ConnectionFailed(frames.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._spend()
+            return
+        responded = stream.responded
+        self.drop(stream)
+        self._reset_ids.discard(stream_id)  # after its own reset the peer may send nothing (section 5.1)
+        if not responded:
+            self._spend()
+
+    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        """Section 6.5."""
+        if stream_id:
+            raise ConnectionFailed(frames.PROTOCOL_ERROR, "SETTINGS on a stream")
+        if flags & frames.ACK:
+            if payload:
+                raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
+            return
+        if len(payload) % 6:
+            raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "SETTINGS must be multiples of 6 bytes")
+        self._spend()
+        for name, value in frames.iter_settings(payload):
+            if name == frames.INITIAL_WINDOW_SIZE:
+                self._change_peer_window(value)
+            elif name == frames.MAX_FRAME_SIZE:
+                if not frames.FRAME_MAX_BYTES <= value < 1 << 24:
+                    raise ConnectionFailed(frames.PROTOCOL_ERROR, f"SETTINGS_MAX_FRAME_SIZE {value}")
+                self.peer_frame_max = min(value, self.limits.frame_max_bytes)
+            elif name == frames.ENABLE_PUSH and value > 1:
+                raise ConnectionFailed(frames.PROTOCOL_ERROR, f"SETTINGS_ENABLE_PUSH {value}")
+        self._settled = True
+        self.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
+
+    def _change_peer_window(self, size: int) -> None:
+        """Section 6.9.2: applies to the open streams too, whose windows may become negative."""
+        if size > frames.WINDOW_MAX:
+            raise ConnectionFailed(frames.FLOW_CONTROL_ERROR, f"SETTINGS_INITIAL_WINDOW_SIZE {size}")
+        change = size - self.peer_window
+        self.peer_window = size
+        for stream in self.streams.values():
+            stream.send_window += change
+            if stream.send_window > frames.WINDOW_MAX:
+                raise ConnectionFailed(frames.FLOW_CONTROL_ERROR, "a window above 2^31-1")
+        self.unblock_all()
+
+    def _on_push_promise(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
+        raise ConnectionFailed(frames.PROTOCOL_ERROR, "PUSH_PROMISE from a client")  # section 8.4
+
+    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        """Section 6.7."""
+        if stream_id:
+            raise ConnectionFailed(frames.PROTOCOL_ERROR, "PING on a stream")
+        if len(payload) != 8:
+            raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "PING must be 8 bytes")
+        if not flags & frames.ACK:
+            self._spend()
+            self.write(frames.frame(frames.PING, frames.ACK, 0, payload))
+        elif payload == _DRAIN_PING and self._goaway_last is not None:
+            self.drain_now()
+
+    def _on_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
+        """Section 6.8: the peer will open no more streams; those that are open go on."""
+        if stream_id:
+            raise ConnectionFailed(frames.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if len(payload) < 8:
+            raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "GOAWAY too short")
+        self._spend()
+
+    def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
+        """Section 6.9."""
+        if len(payload) != 4:
+            raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "WINDOW_UPDATE must be 4 bytes")
+        increment = frames.unpack_u32(payload)[0] & frames.WINDOW_MAX
+        if not stream_id:
+            self.send_window += increment
+            if not increment or self.send_window > frames.WINDOW_MAX:
+                code = frames.FLOW_CONTROL_ERROR if increment else frames.PROTOCOL_ERROR
+                raise ConnectionFailed(code, f"the connection's window by {increment}")
+            self.opened()
+            return
+        if stream_id > self.last_stream_id or not stream_id & 1:
+            raise ConnectionFailed(frames.PROTOCOL_ERROR, "WINDOW_UPDATE on an idle stream")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            return
+        if not increment:
+            raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, "a window by 0")
+        stream.send_window += increment
+        if stream.send_window > frames.WINDOW_MAX:
+            raise StreamFailed(stream_id, frames.FLOW_CONTROL_ERROR, "a window above 2^31-1")
+        self.unblock(stream)
+
+
+class _HeaderBlock:
+    """A header block of which the end has not arrived."""
+
+    __slots__ = ("end_stream", "own_dependency", "parts", "size", "stream_id")
+
+    def __init__(self, stream_id: int, end_stream: bool, own_dependency: bool, first: bytes) -> None:  # noqa: FBT001
+        self.stream_id = stream_id
+        self.end_stream = end_stream
+        self.own_dependency = own_dependency
+        self.parts = [first]
+        self.size = len(first)
+
+
+def _unpadded(payload: bytes) -> bytes:
+    """Strip the padding of DATA or HEADERS (sections 6.1, 6.2)."""
+    if not payload or payload[0] >= len(payload):
+        raise ConnectionFailed(frames.PROTOCOL_ERROR, "padding longer than its frame")
+    return payload[1 : len(payload) - payload[0]]

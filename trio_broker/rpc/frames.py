@@ -1,0 +1,102 @@
+"""HTTP/2 frames as bytes (RFC 9113, sections 4, 6, 7): constants, packing, and the two kinds of error.
+
+Owns:      numbers and layouts.
+Not here:  what a frame means (connection.py).
+"""
+
+from struct import Struct
+from typing import Final
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What a client sends first (section 3.4)."""
+
+FRAME_HEADER_BYTES: Final = 9
+FRAME_MAX_BYTES: Final = 16_384
+"""The largest payload we accept: the initial SETTINGS_MAX_FRAME_SIZE, which we leave as it is (section 4.2)."""
+WINDOW_MAX: Final = 2**31 - 1
+STREAM_ID_MAX: Final = 2**31 - 1
+WINDOW_INITIAL: Final = 65_535
+"""Of the connection and of each stream until SETTINGS say otherwise (section 6.9.2)."""
+
+# frame types (section 6)
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+
+# flags
+ACK: Final = 0x1
+END_STREAM: Final = 0x1
+END_HEADERS: Final = 0x4
+PADDED: Final = 0x8
+HAS_PRIORITY: Final = 0x20
+
+# settings (section 6.5.2)
+HEADER_TABLE_SIZE: Final = 0x1
+ENABLE_PUSH: Final = 0x2
+MAX_CONCURRENT_STREAMS: Final = 0x3
+INITIAL_WINDOW_SIZE: Final = 0x4
+MAX_FRAME_SIZE: Final = 0x5
+MAX_HEADER_LIST_SIZE: Final = 0x6
+
+# error codes (section 7)
+NO_ERROR: Final = 0x0
+PROTOCOL_ERROR: Final = 0x1
+INTERNAL_ERROR: Final = 0x2
+FLOW_CONTROL_ERROR: Final = 0x3
+STREAM_CLOSED: Final = 0x5
+FRAME_SIZE_ERROR: Final = 0x6
+REFUSED_STREAM: Final = 0x7
+CANCEL: Final = 0x8
+COMPRESSION_ERROR: Final = 0x9
+ENHANCE_YOUR_CALM: Final = 0xB
+
+# The first four bytes of a frame header hold the payload's length (24 bits) and the type (8 bits).
+_header = Struct(">IBI")
+_u32 = Struct(">I")
+_setting = Struct(">HI")
+
+pack_header = _header.pack
+unpack_header = _header.unpack_from
+pack_u32 = _u32.pack
+unpack_u32 = _u32.unpack_from
+iter_settings = _setting.iter_unpack
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    """Return one frame."""
+    return pack_header(len(payload) << 8 | kind, flags, stream_id) + payload
+
+
+def settings(values: dict[int, int]) -> bytes:
+    """Return a SETTINGS frame (section 6.5)."""
+    return frame(SETTINGS, 0, 0, b"".join(_setting.pack(name, value) for name, value in values.items()))
+
+
+def window_update(stream_id: int, increment: int) -> bytes:
+    """Return a WINDOW_UPDATE frame (section 6.9); stream 0 is the connection."""
+    return frame(WINDOW_UPDATE, 0, stream_id, pack_u32(increment))
+
+
+def reset(stream_id: int, code: int) -> bytes:
+    """Return a RST_STREAM frame (section 6.4)."""
+    return frame(RST_STREAM, 0, stream_id, pack_u32(code))
+
+
+def goaway(last_stream_id: int, code: int, text: str = "") -> bytes:
+    """Return a GOAWAY frame (section 6.8); ``text`` is for people who read a capture."""
+    return frame(GOAWAY, 0, 0, pack_u32(last_stream_id) + pack_u32(code) + text.encode())
+
+
+class ConnectionFailed(Exception):
+    """The peer broke a rule that ends the connection (section 5.4.1)."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class StreamFailed(Exception):
+    """The peer broke a rule that ends one stream (section 5.4.2)."""
+
+    def __init__(self, stream_id: int, code: int, text: str) -> None:
+        super().__init__(text)
+        self.stream_id = stream_id
+        self.code = code

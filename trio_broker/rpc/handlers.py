@@ -1,0 +1,265 @@
+"""Handler kinds: how the code of a service is run for its calls.
+
+Owns:      the three kinds, the tasks that run them, what becomes of a handler's exception.
+Not here:  when a task is started and for which calls (transport.py), bytes (call.py).
+Threads:   the trio thread. The ``run_`` functions are tasks in the connection's nursery.
+
+*Task*: any purerpc handler, unchanged. One task per call, under a cancel scope with the call's deadline.
+
+*Grouped* (`grouped`): a unary handler that gets all calls of its method that came in one read of a socket, as a
+list, and answers each with `Call.reply` or `Call.finish` when it can. One task per read instead of one per call.
+
+*Drained* (`drained`): a server-streaming handler that returns a `Source`; the connection asks it for messages when
+the peer's windows and the socket have room. No task at all while the stream lives.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
+
+import trio
+from google.protobuf.message import DecodeError
+from purerpc import Cardinality, RpcFailedError, RPCSignature, Status
+from purerpc.grpclib.events import RequestReceived
+
+from trio_broker.rpc.call import Call, framed
+from trio_broker.rpc.request import Request
+from trio_broker.rpc.status import OK, Refusals
+
+log = logging.getLogger(__name__)
+
+CLEANUP_S = 5.0
+"""How long a handler's clean-up may take after its call is over."""
+
+Abandoned = Callable[[Call], Status | None]
+"""Told that a call ended before it was answered: its deadline passed, the peer cancelled it, or is gone. It takes
+back what it can, and may return a status, which the peer gets if it is still there."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def grouped(abandoned: Abandoned | None = None) -> Callable[[F], F]:
+    """Mark ``async def handler(self, calls: list[Call], request: None = None)`` as grouped.
+
+    Each call's `Call.message` is the parsed request. A call may end meanwhile (`Call.local_closed`): answering it
+    then does nothing.
+    """
+
+    def mark(handler: F) -> F:
+        handler.rpc_kind = "grouped"  # type: ignore[attr-defined]
+        handler.rpc_abandoned = abandoned  # type: ignore[attr-defined]
+        return handler
+
+    return mark
+
+
+def drained(handler: F) -> F:
+    """Mark ``async def handler(self, message, request: Context) -> Source`` as drained.
+
+    The response's headers leave when it returns.
+    """
+    handler.rpc_kind = "drained"  # type: ignore[attr-defined]
+    return handler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A method of a service, ready to be called."""
+
+    service: str
+    name: str
+    kind: str
+    handler: Callable[..., Any]
+    parse: Callable[[bytes], Any]
+    request_type: str
+    request_streams: bool
+    response_streams: bool
+    abandoned: Abandoned | None
+
+    @property
+    def path(self) -> str:
+        """What a client asks for."""
+        return f"/{self.service}/{self.name}"
+
+
+def bind(service: str, name: str, handler: Callable[..., Any], signature: RPCSignature) -> Method:
+    """Make a `Method` of what purerpc's Service knows of it.
+
+    Raises:
+        TypeError: a kind that does not go with the method's cardinality.
+    """
+    cardinality = signature.cardinality
+    kind = getattr(handler, "rpc_kind", "task")
+    if kind == "grouped" and cardinality is not Cardinality.UNARY_UNARY:
+        raise TypeError(f"{service}/{name}: only a unary method can be grouped")
+    if kind == "drained" and cardinality is not Cardinality.UNARY_STREAM:
+        raise TypeError(f"{service}/{name}: only a server-streaming method can be drained")
+    return Method(
+        service=service,
+        name=name,
+        kind=kind,
+        handler=handler,
+        parse=signature.request_type.FromString,
+        request_type=signature.request_type.DESCRIPTOR.full_name,
+        request_streams=cardinality in (Cardinality.STREAM_UNARY, Cardinality.STREAM_STREAM),
+        response_streams=cardinality in (Cardinality.UNARY_STREAM, Cardinality.STREAM_STREAM),
+        abandoned=getattr(handler, "rpc_abandoned", None),
+    )
+
+
+class Context(RequestReceived):  # type: ignore[misc] # purerpc is untyped
+    """What a handler gets as ``request``: purerpc's event, and the call itself for what purerpc lacks."""
+
+    def __init__(self, call: Call) -> None:
+        request = call.request
+        assert isinstance(request, Request)
+        method = call.method
+        super().__init__(call.id, request.scheme, method.service, method.name, request.content_type)
+        self.call = call
+        self.authority = request.authority
+        self.timeout = None if call.timeout_s is None else timedelta(seconds=call.timeout_s)
+        self.message_type = method.request_type
+        self.message_encoding = request.encoding
+        self.message_accept_encoding = request.accept_encoding.split(",") if request.accept_encoding else None
+        self.user_agent = request.user_agent
+        self.custom_metadata = request.metadata
+
+
+class Message(Protocol):
+    """A protobuf message, as far as sending it goes."""
+
+    def SerializeToString(self) -> bytes:  # noqa: N802
+        """Return the wire format."""
+
+
+def parse(call: Call, refusals: Refusals) -> bool:
+    """Parse the call's message in its place; or end the call, and return False."""
+    try:
+        call.message = call.method.parse(call.message)
+    except DecodeError:
+        call.finish(refusals.malformed(call.method.request_type))
+        return False
+    return True
+
+
+async def run_group(calls: list[Call], refusals: Refusals) -> None:
+    """Run a grouped handler for the calls of one read. A checkpoint."""
+    calls = [call for call in calls if parse(call, refusals)]
+    try:
+        await calls[0].method.handler(calls, request=None) if calls else await trio.lowlevel.checkpoint()
+    except Exception as error:  # noqa: BLE001 - whatever a handler raises must end its calls
+        status = status_of(error, calls[0], refusals)
+        for call in calls:
+            call.finish(status)
+        return
+    for call in calls:
+        if not call.local_closed:
+            log.error("rpc_unanswered method=%s", call.method.path)
+            call.finish(refusals.internal())
+
+
+async def run_drained(call: Call, refusals: Refusals) -> None:
+    """Run a drained handler until it has its source. A checkpoint."""
+    if parse(call, refusals):
+        await _scoped(call, refusals, _attach)
+
+
+async def _attach(call: Call) -> None:
+    call.attach(await call.method.handler(call.message, request=Context(call)))
+
+
+async def run_task(call: Call, refusals: Refusals) -> None:
+    """Run a purerpc handler. A checkpoint."""
+    if call.inbox is not None or parse(call, refusals):
+        await _scoped(call, refusals, _answer)
+
+
+async def _scoped(call: Call, refusals: Refusals, run: Callable[[Call], Awaitable[None]]) -> None:
+    """Run a handler's part of a call under the call's own scope; end the call by what it raises."""
+    with trio.CancelScope() as call.scope:
+        if call.closed:
+            return
+        try:
+            await run(call)
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises must end its call
+            call.finish(status_of(error, call, refusals))
+    call.scope = None
+
+
+async def _answer(call: Call) -> None:
+    method = call.method
+    request = Context(call)
+    argument = call.message if call.inbox is None else Incoming(call, call.inbox)
+    if not method.response_streams:
+        call.reply((await method.handler(argument, request=request)).SerializeToString())
+        return
+    call.send_head()
+    responses: AsyncGenerator[Message] = method.handler(argument, request=request)
+    async with _closing(responses):
+        async for response in responses:
+            call.send(framed(response.SerializeToString()))
+            if call.queued_bytes > call.connection.limits.send_high_bytes:
+                await _room(call)
+    call.finish(OK)
+
+
+class _closing(aclosing[AsyncGenerator[Message]]):  # noqa: N801
+    """Close a generator although its call was cancelled: its clean-up may wait, for so long."""
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        with trio.CancelScope(deadline=trio.current_time() + CLEANUP_S, shield=True):
+            await super().__aexit__(*exc_info)
+
+
+class Incoming:
+    """The messages of a request that streams, parsed, for ``async for``."""
+
+    def __init__(self, call: Call, inbox: deque[bytes]) -> None:
+        self._call = call
+        self._inbox = inbox
+
+    def __aiter__(self) -> Incoming:
+        return self
+
+    async def __anext__(self) -> Any:  # noqa: ANN401 - a protobuf message of the method's type
+        """Wait for the next message. A checkpoint."""
+        call = self._call
+        await trio.lowlevel.checkpoint()
+        while not self._inbox:
+            if call.request_ended:
+                raise StopAsyncIteration
+            arrived = trio.Event()
+            call.wake = arrived.set
+            await arrived.wait()
+            call.wake = None
+        message = self._inbox.popleft()
+        call.taken(message)
+        return call.method.parse(message)
+
+
+async def _room(call: Call) -> None:
+    """Wait until what was sent has left for the peer, or the call is over."""
+    while call.queued_bytes > call.connection.limits.send_high_bytes and not call.closed:
+        left = trio.Event()
+        call.room = left.set
+        await left.wait()
+        call.room = None
+
+
+def status_of(error: Exception, call: Call, refusals: Refusals) -> Status:
+    """Return the status for what a handler raised. All but purerpc's RpcFailedError is a bug, and logged."""
+    failure = error
+    while isinstance(failure, ExceptionGroup) and len(failure.exceptions) == 1:
+        failure = failure.exceptions[0]  # strict groups: even one error of a child task is a group
+    if isinstance(failure, RpcFailedError):
+        return failure.status
+    if isinstance(failure, DecodeError):
+        return refusals.malformed(call.method.request_type)
+    log.error("rpc_failed method=%s error=%s", call.method.path, type(failure).__name__, exc_info=error)
+    return refusals.internal()

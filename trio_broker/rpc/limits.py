@@ -1,0 +1,42 @@
+"""Every bound of the RPC layer, once."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one peer may ask of us. Sizes are bytes."""
+
+    streams_max: int = 1000
+    """Calls open at once on one connection; more are answered REFUSED_STREAM."""
+    message_max_bytes: int = 4 * 1024 * 1024
+    """Largest message received; a larger one ends its call before it is buffered."""
+    inbound_max_bytes: int = 32 * 1024 * 1024
+    """Parts of unfinished messages held for one connection."""
+    header_list_max_bytes: int = 16 * 1024
+    """Header list of one request, counted as in RFC 9113, section 6.5.2."""
+    continuations_max: int = 64
+    """CONTINUATION frames of one header block."""
+    header_table_bytes: int = 4096
+    """HPACK dynamic table."""
+    stream_window_bytes: int = 1024 * 1024
+    connection_window_bytes: int = 4 * 1024 * 1024
+    write_max_bytes: int = 256 * 1024
+    """What one write to the socket gathers from the streams."""
+    frame_max_bytes: int = 64 * 1024
+    """Largest DATA frame we send, where the peer allows it."""
+    send_high_bytes: int = 128 * 1024
+    """A handler that streams waits while more than this is queued for its call."""
+    unsent_max_bytes: int = 1024 * 1024
+    """Nothing more is read from a peer that leaves this much unread."""
+    control_burst: int = 2000
+    """Control frames and unanswered resets in a row before the peer is told to calm down."""
+    control_per_s: int = 200
+    """How many of them are forgiven each second; each answer that is sent forgives one as well."""
+    remembered_resets_max: int = 4000
+    """Streams we reset whose late frames are still ignored."""
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")

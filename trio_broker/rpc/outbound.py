@@ -1,0 +1,140 @@
+"""What a connection has to send, and in which order it leaves (RFC 9113, sections 5.2 and 6.9).
+
+Owns:      control frames that wait to be written, the streams that have something to send, both levels of
+           flow control towards the peer.
+Not here:  what arrives (connection.py), the socket (transport.py).
+Threads:   none: plain data, no I/O, no clock. Nothing here waits.
+
+Control frames leave first and in order. DATA leaves when `take` is called, at most ``write_max_bytes`` at a
+time, round robin over the streams, many messages in a frame. A stream that the peer gives no window waits apart.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from trio_broker.rpc import frames
+from trio_broker.rpc.limits import Limits
+from trio_broker.rpc.stream import Stream
+
+
+class Outbound:
+    """The sending half of a connection."""
+
+    def __init__(self, limits: Limits, on_output: Callable[[], None]) -> None:
+        self.limits = limits
+        self.peer_window = frames.WINDOW_INITIAL
+        """What each new stream may send: the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
+        self.send_window = frames.WINDOW_INITIAL
+        """What all streams together may send."""
+        self.peer_frame_max = frames.FRAME_MAX_BYTES
+        self._on_output = on_output
+        self._announced = False
+        self._frames: list[bytes | memoryview] = []
+        self._dirty: deque[Stream] = deque()
+        self._blocked: dict[int, Stream] = {}
+
+    def write(self, frame: bytes) -> None:
+        """Queue a whole frame (or several) that flow control does not bound."""
+        self._frames.append(frame)
+        if not self._announced:
+            self._announced = True
+            self._on_output()
+
+    def mark(self, stream: Stream) -> None:
+        """Note that a stream has something to send, or may have when asked by `Stream.fill`."""
+        if not stream.dirty:
+            stream.dirty = True
+            self._dirty.append(stream)
+            if not self._announced:
+                self._announced = True
+                self._on_output()
+
+    def take(self) -> bytes:
+        """Return what is to be written now; empty when there is nothing, or no window for it."""
+        if self._dirty:
+            self._pump(self.limits.write_max_bytes)
+        self._announced = False
+        queued = self._frames
+        if not queued:
+            return b""
+        data = b"".join(queued) if len(queued) > 1 else bytes(queued[0])
+        queued.clear()
+        return data
+
+    @property
+    def sendable(self) -> bool:
+        """`take` has more to give at once."""
+        return bool(self._frames) or (bool(self._dirty) and self.send_window > 0)
+
+    def _pump(self, room: int) -> None:
+        dirty = self._dirty
+        while dirty and room > 0 and self.send_window > 0:
+            stream = dirty.popleft()
+            credit = max(0, min(stream.send_window, self.send_window, self.peer_frame_max))
+            if stream.queued_bytes < credit and not stream.closed:
+                stream.fill(credit)
+            if stream.closed:
+                continue
+            size = stream.queued_bytes
+            if credit == 0 and (size or stream.trailers is None):
+                self._blocked[stream.id] = stream  # still dirty: only its window brings it back
+            elif size > credit:
+                room -= self._send_part(stream, credit)
+                dirty.append(stream)
+            else:
+                room -= self._send_all(stream, size)
+                if stream.trailers is not None:
+                    stream.dirty = False
+                    self.end_stream(stream)
+                elif size == credit:
+                    dirty.append(stream)  # it may have more
+                else:
+                    stream.dirty = False
+                    stream.on_room()
+
+    def _send_all(self, stream: Stream, size: int) -> int:
+        if not size:
+            return 0
+        last = stream.trailers == b""
+        self._frames.append(frames.pack_header(size << 8, frames.END_STREAM if last else 0, stream.id))
+        self._frames.extend(stream.queue)
+        stream.queue.clear()
+        stream.queued_bytes = 0
+        stream.send_window -= size
+        self.send_window -= size
+        return size
+
+    def _send_part(self, stream: Stream, size: int) -> int:
+        queue = stream.queue
+        whole = queue[0] if len(queue) == 1 else b"".join(queue)
+        view = memoryview(whole)
+        self._frames.append(frames.pack_header(size << 8, 0, stream.id))
+        self._frames.append(view[:size])
+        stream.queue = [view[size:]]
+        stream.queued_bytes -= size
+        stream.send_window -= size
+        self.send_window -= size
+        return size
+
+    def end_stream(self, stream: Stream) -> None:
+        """Send the end of a stream whose queue is empty."""
+        raise NotImplementedError
+
+    def unblock(self, stream: Stream) -> None:
+        """The peer opened the window of one stream."""
+        if stream.send_window > 0 and self._blocked.pop(stream.id, None) is not None:
+            stream.dirty = False
+            self.mark(stream)
+
+    def unblock_all(self) -> None:
+        """The peer changed the windows of all streams."""
+        for stream in list(self._blocked.values()):
+            self.unblock(stream)
+
+    def opened(self) -> None:
+        """The peer opened the connection's window."""
+        if self._dirty and not self._announced:
+            self._announced = True
+            self._on_output()

@@ -1,0 +1,210 @@
+"""A gRPC server on trio, behind purerpc's public interface.
+
+Owns:      the services, what all connections share (the flusher, the deadlines), accepting, draining.
+Not here:  one connection (transport.py).
+Threads:   the trio thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack
+
+import purerpc
+import trio
+
+from trio_broker.rpc import handlers
+from trio_broker.rpc.call import Call
+from trio_broker.rpc.deadlines import LONGEST_S, Deadlines
+from trio_broker.rpc.handlers import Method
+from trio_broker.rpc.limits import Limits
+from trio_broker.rpc.listeners import format_address, listen_tcp
+from trio_broker.rpc.request import RequestParser
+from trio_broker.rpc.status import Refusals
+from trio_broker.rpc.transport import Transport
+
+log = logging.getLogger(__name__)
+
+ACCEPT_PAUSE_S = 0.1
+"""How long the listener rests when the process is out of descriptors."""
+GOAWAY_WAIT_S = 1.0
+"""How long a client gets to answer the first GOAWAY's PING before the second one."""
+
+CallOver = Callable[[str, int | None, float], None]
+
+
+class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
+    """A gRPC server: ``add_service`` as with purerpc, then `serve_on` in a nursery.
+
+    Args:
+        host: where `serve_async` listens.
+        port: where `serve_async` listens; 0 for any free port.
+        limits: what a client may ask of us.
+        refusals: the statuses that this layer gives by itself.
+        on_call_over: told of each call that ended: the method's bare name ("unknown" if there is none), the status
+            code (None if the client cancelled or vanished), and the seconds it took.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        limits: Limits | None = None,
+        refusals: Refusals | None = None,
+        on_call_over: CallOver | None = None,
+    ) -> None:
+        super().__init__(port)
+        self.host = host
+        self.port: int = port
+        self.limits = limits or Limits()
+        self.refusals = refusals or Refusals()
+        self.parser = RequestParser(self._route)
+        self.deadlines = Deadlines(0.0)
+        self._on_call_over = on_call_over
+        self._methods: dict[str, Method] = {}
+        self._transports: set[Transport] = set()
+        self._flushes: list[Transport] = []
+        self._flusher = trio.lowlevel.ParkingLot()
+        self._sweep: trio.CancelScope | None = None
+        self._accepting = trio.CancelScope()
+        self._draining = False
+        self._idle = trio.Event()
+
+    # -- serving ----------------------------------------------------------------------------------------------
+
+    async def serve_async(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen on the given host and port and serve until cancelled or drained; started with the port."""
+        listener = listen_tcp(self.host, self.port)
+        self.port = listener.getsockname()[1]
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.serve_on, [listener])
+            task_status.started(self.port)
+
+    async def serve_on(
+        self,
+        listeners: Sequence[socket.socket],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve the clients of these listening sockets until cancelled or drained. Closes the sockets.
+
+        Started when the services are entered and clients are accepted. When cancelled, calls in flight end with
+        `Refusals.stopping` as far as the sockets take it at once.
+        """
+        with ExitStack() as sockets:
+            for listener in listeners:
+                sockets.callback(listener.close)
+            async with AsyncExitStack() as services, trio.open_nursery() as nursery:
+                for name, service in self.services.items():
+                    self._bind(name, await services.enter_async_context(service))
+                nursery.start_soon(self._flush_loop)
+                nursery.start_soon(self._expire_loop)
+                task_status.started()
+                try:
+                    with self._accepting:
+                        async with trio.open_nursery() as accepting:
+                            for listener in listeners:
+                                accepting.start_soon(self._accept, listener, nursery)
+                    sockets.close()
+                    await self._idle.wait()
+                finally:
+                    for transport in list(self._transports):
+                        transport.abandon()
+                nursery.cancel_scope.cancel()
+
+    def _bind(self, name: str, service: purerpc.Service) -> None:
+        for method_name, bound in service.methods.items():
+            method = handlers.bind(name, method_name, bound.method_fn, bound.signature)
+            self._methods[method.path] = method
+
+    def _route(self, path: str) -> Method | None:
+        return self._methods.get(path)
+
+    async def _accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            try:
+                client, _ = listener.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    log.warning("accept_failed address=%s error=%s", format_address(listener.getsockname()), error)
+                    await trio.sleep(ACCEPT_PAUSE_S)
+                continue  # otherwise: the client left before it was accepted
+            client.setblocking(False)
+            nursery.start_soon(self._serve_client, client)
+
+    async def _serve_client(self, client: socket.socket) -> None:
+        transport = Transport(self, client)
+        self._transports.add(transport)
+        if self._draining:
+            transport.connection.drain()
+        try:
+            await transport.run()
+        except Exception as error:  # our bug, which must not reach other connections
+            log.exception("connection_failed error=%s", type(error).__name__)
+        finally:
+            self._transports.discard(transport)
+            if self._draining and not self._transports:
+                self._idle.set()
+
+    async def drain(self) -> None:
+        """Stop accepting, let every client know (GOAWAY), and wait until the last connection is closed.
+
+        Calls in flight go on, for as long as the caller waits: bound it with a deadline. Then `serve_on` returns.
+        """
+        self._draining = True
+        self._accepting.cancel()
+        for transport in self._transports:
+            transport.connection.drain()
+        if not self._transports:
+            self._idle.set()
+        with trio.move_on_after(GOAWAY_WAIT_S):
+            await self._idle.wait()
+        for transport in self._transports:
+            transport.connection.drain_now()
+        await self._idle.wait()
+
+    # -- for the connections ----------------------------------------------------------------------------------
+
+    def flush_soon(self, transport: Transport) -> None:
+        """Write what a connection has to say in the next scheduler tick, after everything else it may get to say."""
+        self._flushes.append(transport)
+        self._flusher.unpark()
+
+    async def _flush_loop(self) -> None:
+        while True:
+            while self._flushes:
+                flushes, self._flushes = self._flushes, []
+                for transport in flushes:
+                    transport.flush()
+                await trio.lowlevel.checkpoint()
+            await self._flusher.park()
+
+    def watch(self, call: Call, timeout_s: float) -> None:
+        """End a call when its time is over."""
+        deadline = trio.current_time() + min(timeout_s, LONGEST_S)
+        ends = self.deadlines.add(call, deadline)
+        if self._sweep is not None and ends < self._sweep.deadline:
+            self._sweep.deadline = ends
+
+    async def _expire_loop(self) -> None:
+        while True:
+            with trio.CancelScope() as self._sweep:
+                if self.deadlines:
+                    self._sweep.deadline = self.deadlines.next_tick()
+                await trio.sleep_forever()
+            for call in self.deadlines.due(trio.current_time()):
+                call.app.expire(call)
+
+    def call_over(self, call: Call) -> None:
+        """Account for a call."""
+        if self._on_call_over is not None:
+            name = "unknown" if call.method is None else call.method.name
+            code = None if call.status is None else call.status.int_value
+            self._on_call_over(name, code, time.perf_counter() - call.started)

@@ -1,0 +1,226 @@
+"""One client: its socket, its HTTP/2 connection, and the tasks of its calls, in one nursery.
+
+Owns:      reading, writing, starting handlers, the end of the connection.
+Not here:  the protocol (connection.py, call.py), the listeners and what connections share (server.py).
+Threads:   the trio thread.
+
+The reader feeds what it reads to the connection and writes the answers that are ready at once. What becomes ready
+later is written by the server's flusher, once per scheduler tick for all connections. Only when the socket
+takes no more is there a writer task, until it does.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+
+from trio_broker.rpc import frames, handlers
+from trio_broker.rpc.call import Call
+from trio_broker.rpc.connection import Connection
+from trio_broker.rpc.handlers import Method
+from trio_broker.rpc.listeners import format_address
+
+if TYPE_CHECKING:
+    from trio_broker.rpc.server import Server
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 64 * 1024
+LINGER_S = 1.0
+LINGER_READS = 100
+"""How long, and how much, a connection that we end is read and ignored, so that our last words arrive."""
+
+
+class Transport:
+    """A connected client. It is the `trio_broker.rpc.call.Application` of its calls."""
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        self.server = server
+        self.refusals = server.refusals
+        self._socket = sock
+        self._nursery: trio.Nursery
+        self._reading = True
+        """Output need not be announced: it is flushed when the read is done."""
+        self._read_at = time.perf_counter()
+        self._groups: dict[Method, list[Call]] = {}
+        self._unsent: memoryview | None = None
+        self._written = trio.Event()
+        self._broken = False
+        self._reader = trio.CancelScope()
+        self.connection = Connection(self._new_call, server.parser.parse, self._on_output, server.limits)
+
+    async def run(self) -> None:
+        """Serve the client until it leaves, breaks a rule, or the server has drained it. Closes the socket."""
+        try:
+            if self._socket.family != socket.AF_UNIX:
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with trio.open_nursery() as self._nursery:
+                self._reading = False
+                self.flush()
+                with self._reader:
+                    await self._read()
+                self.connection.drop_all()
+                await self._farewell()
+                self._nursery.cancel_scope.cancel()
+        except OSError as error:
+            log.debug("connection_lost peer=%s error=%s", self._peer(), error)
+        finally:
+            self._broken = True
+            self.connection.drop_all()
+            self._socket.close()
+
+    async def _read(self) -> None:
+        connection = self.connection
+        while not connection.finished:
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                data = self._socket.recv(READ_BYTES)
+            except BlockingIOError:
+                continue
+            if not data:
+                return
+            now = time.perf_counter()
+            connection.forgive(now - self._read_at)
+            self._read_at = now
+            self._reading = True
+            try:
+                connection.receive(data)
+            except Exception as error:  # our bug, which must not reach other connections
+                log.exception("connection_failed peer=%s error=%s", self._peer(), type(error).__name__)
+                connection.fail(frames.INTERNAL_ERROR, "internal error")
+            self._reading = False
+            self._start_groups()
+            self.flush()
+            while self._unsent is not None and len(self._unsent) > self.server.limits.unsent_max_bytes:
+                await self._written.wait()  # a peer that does not read is not read from
+
+    def _start_groups(self) -> None:
+        if self._groups:
+            for calls in self._groups.values():
+                self._nursery.start_soon(handlers.run_group, calls, self.refusals)
+            self._groups.clear()
+
+    # -- the application of the calls -------------------------------------------------------------------------
+
+    def _new_call(self, connection: Connection, stream_id: int) -> Call:
+        return Call(self, connection, stream_id)
+
+    def opened(self, call: Call) -> None:
+        """Start the clocks of a call, and its task if it does not wait for its one message."""
+        call.started = self._read_at
+        if call.timeout_s is not None:
+            self.server.watch(call, call.timeout_s)
+        method: Method | None = call.method
+        if method is not None and method.request_streams:
+            call.inbox = deque()
+            self._nursery.start_soon(handlers.run_task, call, self.refusals)
+
+    def ready(self, call: Call) -> None:
+        """Run the handler of a call whose message is there."""
+        method: Method = call.method
+        if method.kind == "grouped":
+            group = self._groups.get(method)
+            if group is None:
+                self._groups[method] = [call]
+            else:
+                group.append(call)
+        else:
+            run = handlers.run_drained if method.kind == "drained" else handlers.run_task
+            self._nursery.start_soon(run, call, self.refusals)
+
+    def received(self, call: Call) -> None:
+        """Wake the handler of a call that streams."""
+        if call.wake is not None:
+            call.wake()
+
+    def over(self, call: Call) -> None:
+        """Stop everything that a call had going, and account for it."""
+        if call.deadline is not None:
+            self.server.deadlines.discard(call)
+        if call.scope is not None:
+            call.scope.cancel()
+        if call.status is None and call.method is not None and call.method.abandoned is not None:
+            call.method.abandoned(call)
+        self.server.call_over(call)
+
+    # -- writing ----------------------------------------------------------------------------------------------
+
+    def _on_output(self) -> None:
+        if not self._reading and self._unsent is None:
+            self.server.flush_soon(self)
+
+    def flush(self) -> None:
+        """Write what there is, as far as the socket takes it; the rest is left to a writer task."""
+        connection = self.connection
+        while self._unsent is None and not self._broken:
+            data = connection.take()
+            if not data:
+                break
+            sent = self._send(data)
+            if sent < len(data):
+                self._unsent = memoryview(data)[sent:]
+                self._nursery.start_soon(self._write_rest)
+            elif not connection.sendable:
+                break
+        if connection.finished:
+            self._reader.cancel()
+
+    def _send(self, data: bytes | memoryview) -> int:
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._broken = True  # the peer is gone
+            self._reader.cancel()
+            return len(data)
+
+    async def _write_rest(self) -> None:
+        """Write what the socket did not take, until it has caught up."""
+        while self._unsent is not None and not self._broken:
+            await trio.lowlevel.wait_writable(self._socket)
+            sent = self._send(self._unsent)
+            rest: bytes | memoryview = self._unsent[sent:] or self.connection.take()
+            self._unsent = memoryview(rest) if rest else None
+            self._written.set()
+            self._written = trio.Event()
+        self.flush()
+
+    async def _farewell(self) -> None:
+        """Let the last bytes arrive: closing a socket with unread input would discard them (RFC 1122, 4.2.2.13)."""
+        with trio.move_on_after(LINGER_S):
+            while self._unsent is not None:
+                await self._written.wait()
+            if self._broken:
+                return
+            self._socket.shutdown(socket.SHUT_WR)
+            for _ in range(LINGER_READS):
+                await trio.lowlevel.wait_readable(self._socket)
+                if not self._socket.recv(READ_BYTES):
+                    return
+
+    def abandon(self) -> None:
+        """The server stops: end every call, write what the socket takes at once, and close."""
+        for stream in list(self.connection.streams.values()):
+            if isinstance(stream, Call):
+                stream.finish(self.refusals.stopping())
+        self.flush()
+        self._nursery.cancel_scope.cancel()
+
+    def expire(self, call: Call) -> None:
+        """The deadline of a call has passed."""
+        status = None
+        if call.method is not None and call.method.abandoned is not None:
+            status = call.method.abandoned(call)
+        call.finish(status or self.refusals.deadline_exceeded())
+
+    def _peer(self) -> str:
+        try:
+            return format_address(self._socket.getpeername())
+        except OSError:
+            return "gone"
