@@ -1,0 +1,8 @@
+"""What a broker process tells about itself: collectors, quantiles, the HTTP endpoint. Never imports ``trio_broker``."""
+
+from metrics.calls import CallMetrics
+from metrics.http import serve_http
+from metrics.pages import Readiness
+from metrics.process import build_registry
+
+__all__ = ["CallMetrics", "Readiness", "build_registry", "serve_http"]
