@@ -30,6 +30,7 @@ from persistence.facade import (
     Store,
     Swept,
 )
+from persistence.headers import headers_size_bytes
 
 LIMITS = Limits(lanes=1, flush_messages_max=16_384, flush_bytes_max=64 * 1024 * 1024, expiration_max_s=2**31 - 1)
 SWEEP_MESSAGES_MAX = 2_000
@@ -137,7 +138,7 @@ class MemoryStore(Store):
         scanned_to, size = after_id, 0
         for record in candidates:
             if _is_kept(record, now_us):
-                size += _size_bytes(record)
+                size += len(record.body) + headers_size_bytes(record.headers)
                 if records and size > max_bytes:
                     return Page(records, scanned_to, log.last_id)
                 records.append(record)
@@ -239,7 +240,3 @@ class MemoryStore(Store):
 
 def _is_kept(record: Record, now_us: int) -> bool:
     return record.expires_us is None or now_us < record.expires_us
-
-
-def _size_bytes(record: Record) -> int:
-    return len(record.body) + sum(len(name.encode()) + len(value) for name, value in record.headers.items())

@@ -14,15 +14,16 @@ import trio
 from persistence.errors import CannotOpen
 from persistence.facade import Store
 from persistence.memory import MemoryStore
+from persistence.sqlite.store import open_sqlite
 
 
 @asynccontextmanager
 async def open_store(
     url: str,
     *,
-    exclusive: bool = False,  # noqa: ARG001
-    migrate: bool = True,  # noqa: ARG001
-    commit_timeout_s: float = 10.0,  # noqa: ARG001
+    exclusive: bool = False,
+    migrate: bool = True,
+    commit_timeout_s: float = 10.0,
     clock: Callable[[], int] | None = None,
 ) -> AsyncGenerator[Store]:
     """Open the store at ``url`` for the length of the ``async with`` block. A checkpoint.
@@ -37,10 +38,19 @@ async def open_store(
     Raises:
         CannotOpen: with what is wrong and what to do.
     """
-    if url != "memory:":
-        raise CannotOpen(f"no store for {url!r}: write memory:")
-    await trio.lowlevel.checkpoint()
-    yield MemoryStore(clock or wall_clock_us)
+    scheme = url.partition(":")[0]
+    if url == "memory:":
+        await trio.lowlevel.checkpoint()
+        yield MemoryStore(clock or wall_clock_us)
+    elif scheme == "sqlite":
+        async with open_sqlite(
+            url, exclusive=exclusive, migrate=migrate, commit_timeout_s=commit_timeout_s, clock=clock or wall_clock_us
+        ) as store:
+            yield store
+    else:
+        raise CannotOpen(
+            f"no store is called {scheme!r}; write memory:, sqlite:///relative.db or sqlite:////absolute.db"
+        )
 
 
 def wall_clock_us() -> int:

@@ -1,0 +1,104 @@
+"""Open and close the database: what is opened, in which order, and what is said when it cannot be.
+
+Owns:      the path in a URL, and everything that stays open together.
+Not here:  the facade (store.py).
+Threads:   worker threads; opening and closing block.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from urllib.parse import unquote
+
+from persistence.errors import CannotOpen
+from persistence.sqlite.connection import connect, set_up_reader, set_up_writer, use_wal
+from persistence.sqlite.lock import file_lock
+from persistence.sqlite.schema import check_ours, migrate_to_latest
+from persistence.sqlite.writing import Writer
+
+READERS = 3
+"""Connections for reading: reads do not wait for writes, and one long read does not hold up the others."""
+
+_VERSION_MIN = (3, 35)  # UPDATE .. RETURNING
+
+
+def database_path(url: str) -> Path:
+    """Return the absolute path that a ``sqlite:`` URL names.
+
+    Raises:
+        CannotOpen: with how the URL should be written.
+    """
+    location, _, query = url.partition("?")
+    path = unquote(location.removeprefix("sqlite:///"))
+    if not location.startswith("sqlite:///") or path in ("", ":memory:"):
+        raise CannotOpen(
+            f"{url!r} names no file; write sqlite:///relative.db, sqlite:////absolute.db, or memory: to keep nothing"
+        )
+    if query:
+        raise CannotOpen(f"{url!r}: a sqlite URL takes no parameters, and {query!r} follows the question mark")
+    return Path(path).resolve()
+
+
+class Database:
+    """An open file: the writer, the readers and, if asked for, the lock. Closing blocks."""
+
+    def __init__(self, path: Path, writer: Writer, readers: list[sqlite3.Connection], opened: ExitStack) -> None:
+        self.path = path
+        self.writer = writer
+        self.readers = readers
+        self._opened = opened
+
+    def close(self) -> None:
+        """Close every connection; the last one that closes the file moves the log into it. No thread may use them."""
+        self._opened.close()
+
+
+def open_database(
+    url: str, *, exclusive: bool, migrate: bool, busy_timeout_s: float, clock: Callable[[], int]
+) -> Database:
+    """Open the file that ``url`` names, created or upgraded if ``migrate``.
+
+    Raises:
+        CannotOpen: with the path, what is wrong and what to do.
+    """
+    if sqlite3.sqlite_version_info < _VERSION_MIN:
+        raise CannotOpen(f"this Python has SQLite {sqlite3.sqlite_version}; 3.35 or later is needed")
+    path = database_path(url)
+    if path.is_dir():
+        raise CannotOpen(f"{path} is a directory; name a file in it, such as {path / 'broker.db'}")
+    if not path.parent.is_dir():
+        raise CannotOpen(f"{path.parent} is not a directory; create it, or give another path")
+    if not migrate and not path.exists():
+        raise CannotOpen(f"{path} does not exist; start once with migration allowed")
+
+    def connect_writer() -> sqlite3.Connection:
+        return _connect_writer(path, migrate=migrate, busy_timeout_s=busy_timeout_s)
+
+    try:
+        with ExitStack() as undo:
+            if exclusive:
+                undo.enter_context(file_lock(path))
+            writer = undo.enter_context(closing(Writer(connect_writer, path, clock)))
+            readers = []
+            for _ in range(READERS):
+                reader = undo.enter_context(closing(connect(path, create=False, busy_timeout_s=busy_timeout_s)))
+                set_up_reader(reader)
+                readers.append(reader)
+            return Database(path, writer, readers, undo.pop_all())
+    except sqlite3.Error as error:
+        raise CannotOpen(f"{path}: {error}") from error
+
+
+def _connect_writer(path: Path, *, migrate: bool, busy_timeout_s: float) -> sqlite3.Connection:
+    with ExitStack() as undo:
+        connection = undo.enter_context(closing(connect(path, create=migrate, busy_timeout_s=busy_timeout_s)))
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # counts only before the first table
+        check_ours(connection, path, migrate=migrate)
+        use_wal(connection, path, busy_timeout_s=busy_timeout_s)
+        set_up_writer(connection)
+        if migrate:
+            migrate_to_latest(connection)
+            check_ours(connection, path, migrate=migrate)  # a later release may have come in between
+        undo.pop_all()
+        return connection

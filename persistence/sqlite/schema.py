@@ -1,0 +1,92 @@
+"""The tables, and how a file of an older version becomes one of this version.
+
+Owns:      the schema, its numbered steps, and which files are ours.
+Not here:  settings of a connection (connection.py), statements on the tables (reading.py, writing.py).
+Threads:   worker threads; each function blocks.
+
+``user_version`` counts the steps a file has had; ``application_id`` says that it is ours.
+"""
+
+import sqlite3
+from pathlib import Path
+
+from persistence.errors import CannotOpen
+
+APPLICATION_ID = int.from_bytes(b"trib")
+
+_FIRST = (
+    # Rows of subjects are never deleted: the last id must outlive the messages.
+    """
+    CREATE TABLE subjects (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        last_id INTEGER NOT NULL,
+        last_time_us INTEGER NOT NULL
+    )
+    """,
+    # A table with rowids: without them a body of 1,500 bytes took 4,700 on disk and twice the CPU, and appends to
+    # 16 subjects at once 1.6 times the CPU. The body comes last: what precedes it is read without reading it.
+    """
+    CREATE TABLE messages (
+        subject_id INTEGER NOT NULL REFERENCES subjects (id),
+        id INTEGER NOT NULL,
+        time_us INTEGER NOT NULL,
+        expires_us INTEGER,
+        headers BLOB,
+        body BLOB NOT NULL,
+        PRIMARY KEY (subject_id, id)
+    )
+    """,
+    "CREATE INDEX messages_expiry ON messages (expires_us) WHERE expires_us IS NOT NULL",
+    "CREATE TABLE registers (name TEXT PRIMARY KEY, value BLOB NOT NULL, version INTEGER NOT NULL) WITHOUT ROWID",
+    # One row: versions of registers are never used again, also after a delete.
+    "CREATE TABLE register_versions (last INTEGER NOT NULL)",
+    "INSERT INTO register_versions VALUES (0)",
+)
+
+STEPS = (_FIRST,)
+"""Step n makes a file of version n from one of version n - 1. A released step never changes."""
+
+
+def check_ours(connection: sqlite3.Connection, path: Path, *, migrate: bool) -> None:
+    """Refuse a file that is another application's, newer than this release, or older when ``migrate`` is false.
+
+    Raises:
+        CannotOpen: with what to do.
+    """
+    application_id, version = _identity(connection)
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application_id != APPLICATION_ID and (application_id or version or tables):
+        raise CannotOpen(f"{path} is a database of another application; give the path of a new file")
+    if version > len(STEPS):
+        raise CannotOpen(
+            f"{path} has schema version {version}, and this release knows versions up to {len(STEPS)}; "
+            "use the release that wrote the file, or a later one"
+        )
+    if version < len(STEPS) and not migrate:
+        raise CannotOpen(
+            f"{path} has schema version {version}, and this release needs {len(STEPS)}; start once with migration"
+        )
+
+
+def migrate_to_latest(connection: sqlite3.Connection) -> None:
+    """Take the steps that the file has not had, each in a transaction. Safe when several processes do it at once."""
+    while _identity(connection)[1] < len(STEPS):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            _, version = _identity(connection)  # again, under the lock: another process may have been here
+            if version < len(STEPS):
+                for statement in STEPS[version]:
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {version + 1}")
+                connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+
+
+def _identity(connection: sqlite3.Connection) -> tuple[int, int]:
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return application_id, version

@@ -1,0 +1,127 @@
+"""The facade over one SQLite file.
+
+Owns:      which work goes to which connection, and the order in which it waits.
+Not here:  SQL (reading.py, writing.py, sweeping.py), what is opened (opening.py).
+Threads:   the trio thread; everything that blocks goes to a worker thread, by persistence/threads.py.
+"""
+
+import logging
+import sqlite3
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+
+import trio
+
+from persistence import threads
+from persistence.facade import (
+    Durability,
+    ExpiredId,
+    Head,
+    InvalidId,
+    Key,
+    Limits,
+    NewMessage,
+    Outcome,
+    Page,
+    Record,
+    Register,
+    Store,
+    Swept,
+)
+from persistence.sqlite import reading
+from persistence.sqlite.opening import Database, open_database
+from persistence.sqlite.pool import ReaderPool
+from persistence.sqlite.sweeping import sweep
+from persistence.sqlite.writing import EXPIRATION_MAX_S
+
+log = logging.getLogger(__name__)
+
+LIMITS = Limits(
+    lanes=1,  # a file has one writer at a time
+    flush_messages_max=16_384,
+    flush_bytes_max=64 * 1024 * 1024,
+    expiration_max_s=EXPIRATION_MAX_S,
+)
+
+
+@asynccontextmanager
+async def open_sqlite(
+    url: str, *, exclusive: bool, migrate: bool, commit_timeout_s: float, clock: Callable[[], int]
+) -> AsyncGenerator[Store]:
+    """Open the file that ``url`` names for the length of the block. See `persistence.open_store`.
+
+    Leaving the block waits at most ``commit_timeout_s`` for the disk; then it leaves the thread that closes the file
+    behind, and with it the lock of an exclusive store.
+    """
+    writing = trio.CapacityLimiter(1)
+    opening = partial(
+        open_database, url, exclusive=exclusive, migrate=migrate, busy_timeout_s=commit_timeout_s, clock=clock
+    )
+    database = await threads.write(writing, opening)
+    store = SQLiteStore(database, writing, clock)
+    try:
+        yield store
+    finally:
+        with trio.move_on_after(commit_timeout_s, shield=True) as closing:
+            await store.close()
+        if closing.cancelled_caught:
+            log.warning("store_close_abandoned path=%s after_s=%.1f", database.path, commit_timeout_s)
+
+
+class SQLiteStore(Store):
+    """One connection writes, a few read."""
+
+    def __init__(self, database: Database, writing: trio.CapacityLimiter, clock: Callable[[], int]) -> None:
+        self._database = database
+        self._writing = writing
+        self._reading = ReaderPool(database.readers, database.path)
+        self._writer = database.writer
+        self._clock = clock
+
+    async def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
+        return await threads.write(self._writing, self._writer.append, batch)
+
+    async def read(self, subject: str, after_id: int, *, max_messages: int, max_bytes: int) -> Page:
+        return await self._reading.run(reading.read_page, self._clock, subject, after_id, max_messages, max_bytes)
+
+    async def get(self, keys: Sequence[Key]) -> list[Record | InvalidId | ExpiredId]:
+        return await self._reading.run(reading.get_messages, self._clock, keys)
+
+    async def head(self, subject: str) -> Head:
+        return await self._reading.run(reading.read_head, self._clock, subject)
+
+    async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
+        return await self._reading.run(reading.list_subjects, after, limit)
+
+    async def load(self, name: str) -> Register | None:
+        return await self._reading.run(reading.load_register, name)
+
+    async def list(self, prefix: str) -> list[tuple[str, Register]]:
+        return await self._reading.run(reading.list_registers, prefix)
+
+    async def compare_and_set(self, name: str, value: bytes, *, version: int) -> int | None:
+        return await threads.write(self._writing, self._writer.compare_and_set, name, value, version)
+
+    async def delete(self, name: str, *, version: int) -> bool:
+        return await threads.write(self._writing, self._writer.delete, name, version)
+
+    async def sweep(self) -> Swept:
+        return await threads.write(self._writing, sweep, self._writer, self._database.path, self._clock())
+
+    async def now(self) -> int:
+        await self._reading.run(reading.ask)
+        return self._clock()
+
+    def limits(self) -> Limits:
+        return LIMITS
+
+    def durability(self) -> Durability:
+        return Durability(
+            kind=f"SQLite {sqlite3.sqlite_version}", setting="journal_mode=wal synchronous=full", durable=True
+        )
+
+    async def close(self) -> None:
+        """Wait for the threads that use the file, then close it. A checkpoint."""
+        await self._reading.drain()
+        await threads.read(self._writing, self._database.close)
