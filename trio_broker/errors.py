@@ -121,6 +121,12 @@ class Malformed(InvalidArgument):
     reason = "MALFORMED"
 
 
+class Rejected(InvalidArgument):
+    """The store refuses the message for what it holds; the text is the store's. Nothing of it was appended."""
+
+    reason = "REJECTED"
+
+
 class InvalidId(InvalidArgument):
     """The id was never assigned in this subject."""
 

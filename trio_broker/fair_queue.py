@@ -1,0 +1,104 @@
+"""A queue that is fair between its sources, and whose entries can be withdrawn.
+
+Owns:      the order in which waiting publishes go to the store.
+Not here:  how many may wait, and what becomes of them (trio_broker/commit.py).
+Threads:   the trio thread only; plain data, no function here is a checkpoint.
+
+Each source (a connection) has a line of its own. A flush is filled round robin, up to `QUANTUM` entries of one
+source at a time, so that a lone caller beside a flood waits for one flush and not for the flood.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+from typing import Generic, Protocol, TypeVar
+
+QUANTUM = 64
+
+
+class Entry(Protocol):
+    """What can be queued. The queue sets ``queued``; it is False again once the entry is taken or withdrawn."""
+
+    queued: bool
+
+    @property
+    def size_bytes(self) -> int: ...
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class FairQueue(Generic[E]):
+    """Entries by source, first in first out within each.
+
+    A withdrawn entry stays in its line, not counted, until its turn comes or as many messages or bytes are
+    withdrawn as the queue may hold: then all are dropped. So withdrawing costs O(1), and memory stays within twice
+    the bounds, even while nothing is taken for long.
+    """
+
+    def __init__(self, max_messages: int, max_bytes: int) -> None:
+        """The bounds are the caller's to keep; here they only say when withdrawn entries are dropped."""
+        self.messages = 0
+        self.bytes = 0
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        self._lines: OrderedDict[Hashable, deque[E]] = OrderedDict()  # whose turn is next comes first
+        self._withdrawn_messages = 0
+        self._withdrawn_bytes = 0
+
+    def put(self, entry: E, source: Hashable) -> None:
+        line = self._lines.get(source)
+        if line is None:
+            line = self._lines[source] = deque()
+        line.append(entry)
+        entry.queued = True
+        self.messages += 1
+        self.bytes += entry.size_bytes
+
+    def withdraw(self, entry: E) -> None:
+        """Take ``entry``, which is queued, out of the order."""
+        self._leave(entry)
+        self._withdrawn_messages += 1
+        self._withdrawn_bytes += entry.size_bytes
+        if self._withdrawn_messages > self._max_messages or self._withdrawn_bytes > self._max_bytes:
+            self._drop_withdrawn()
+
+    def take(self, max_messages: int, max_bytes: int) -> list[E]:
+        """Take the next entries, at most so many and so large together; the first may be larger alone."""
+        taken: list[E] = []
+        room_bytes = max_bytes
+        while self._lines and len(taken) < max_messages:
+            source, line = self._lines.popitem(last=False)
+            quantum = min(QUANTUM, max_messages - len(taken))
+            served = 0
+            while line and served < quantum:
+                entry = line[0]
+                if entry.queued:
+                    if taken and entry.size_bytes > room_bytes:
+                        self._put_back(source, line, had_a_turn=served > 0)
+                        return taken
+                    self._leave(entry)
+                    taken.append(entry)
+                    room_bytes -= entry.size_bytes
+                    served += 1
+                else:
+                    self._withdrawn_messages -= 1
+                    self._withdrawn_bytes -= entry.size_bytes
+                line.popleft()
+            if line:
+                self._put_back(source, line, had_a_turn=True)
+        return taken
+
+    def _leave(self, entry: E) -> None:
+        entry.queued = False
+        self.messages -= 1
+        self.bytes -= entry.size_bytes
+
+    def _put_back(self, source: Hashable, line: deque[E], *, had_a_turn: bool) -> None:
+        self._lines[source] = line
+        if not had_a_turn:  # its next entry did not fit: it comes first in the next flush, where any entry fits
+            self._lines.move_to_end(source, last=False)
+
+    def _drop_withdrawn(self) -> None:
+        lines = [(source, deque(entry for entry in line if entry.queued)) for source, line in self._lines.items()]
+        self._lines = OrderedDict((source, line) for source, line in lines if line)
+        self._withdrawn_messages = self._withdrawn_bytes = 0

@@ -1,0 +1,227 @@
+"""Hand committed messages to the live subscribers of a subject.
+
+Owns:      who listens to what; one bounded memory channel of batches per subscriber; cutting the slow ones.
+Not here:  storage (persistence/), when a batch comes (trio_broker/commit.py), gRPC (trio_broker/service/).
+Threads:   the trio thread only; only `Subscription.receive` and `Messages` are checkpoints.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from copy import copy
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from persistence import Appended, NewMessage
+from trio_broker.batch import Batch
+from trio_broker.config import Config
+from trio_broker.errors import BrokerError, SlowConsumer
+from trio_broker.message import Message
+
+
+class Fanout:
+    """The live subscribers of this process, by subject."""
+
+    def __init__(self, config: Config) -> None:
+        self.count = 0
+        """How many subscriptions are live."""
+        self._max_messages = config.subscriber_messages
+        self._max_bytes = int(config.subscriber_bytes)
+        self._by_subject: dict[str, dict[Subscription, None]] = {}  # a dict for a set that keeps its order
+
+    def subscribe(self, subject: str) -> "Subscription":
+        """Register a subscriber at once. Whoever asks closes it, best by ``with``."""
+        subscription = Subscription(subject, self._max_messages, self._max_bytes, self._forget)
+        self._by_subject.setdefault(subject, {})[subscription] = None
+        self.count += 1
+        return subscription
+
+    def deliver(self, committed: Iterable[tuple[NewMessage, Appended]]) -> None:
+        """Publish what one commit has appended, in commit order: one batch per subject that somebody listens to."""
+        if not self._by_subject:
+            return
+        by_subject: dict[str, list[Message]] = {}
+        for (subject, body, _, headers), (id_, time_us) in committed:
+            if subject in self._by_subject:
+                by_subject.setdefault(subject, []).append(Message(subject, id_, body, headers, time_us))
+        for messages in by_subject.values():
+            self.publish(Batch(messages))
+
+    def publish(self, batch: Batch) -> int:
+        """Offer ``batch`` to each subscriber of its subject; return how many took it."""
+        taken = 0
+        for subscription in tuple(self._by_subject.get(batch.subject, ())):  # a copy: offering may cut one
+            taken += subscription.offer(batch)
+        return taken
+
+    def end_all(self, error: BrokerError) -> None:
+        """End every subscription: each drains what is buffered, then finds a copy of ``error``."""
+        for subscriptions in tuple(self._by_subject.values()):
+            for subscription in tuple(subscriptions):
+                subscription.end(copy(error))  # a copy: each is raised in a task of its own
+
+    def _forget(self, subscription: "Subscription") -> None:
+        subscriptions = self._by_subject[subscription.subject]
+        del subscriptions[subscription]
+        if not subscriptions:
+            del self._by_subject[subscription.subject]  # clients choose subjects: keep no trace
+        self.count -= 1
+
+
+class Subscription:
+    """One live subscriber's end: a bounded channel of batches, drained by one reader.
+
+    It holds at most ``subscriber_messages`` and ``subscriber_bytes``, or one batch: an empty buffer takes any.
+    A batch beyond that is not taken, and the subscriber is cut: it drains what it has, then finds
+    `trio.EndOfChannel` and `SlowConsumer` in `error`.
+    """
+
+    __slots__ = (
+        "_forget",
+        "_live",
+        "_max_bytes",
+        "_max_messages",
+        "_receive",
+        "_send",
+        "buffered_bytes",
+        "buffered_messages",
+        "error",
+        "last_delivered_id",
+        "last_taken_id",
+        "subject",
+        "wake",
+    )
+
+    def __init__(
+        self, subject: str, max_messages: int, max_bytes: int, forget: "Callable[[Subscription], None]"
+    ) -> None:
+        self.subject = subject
+        self.wake: Callable[[], None] = _nobody_waits
+        """Called after each batch and after the end, in the publisher's stretch: it must neither raise nor wait."""
+        self.error: BrokerError | None = None
+        """Why it ended; None while it lives, and when its own side closed it."""
+        self.last_delivered_id = 0
+        """The last message that was received; 0: none."""
+        self.last_taken_id = 0
+        """The last message that was buffered; 0: none."""
+        self.buffered_messages = 0
+        self.buffered_bytes = 0
+        self._max_messages = max_messages
+        self._max_bytes = max_bytes
+        # a batch has a message at least, so the channel's own bound never bites before those above
+        self._send, self._receive = trio.open_memory_channel[Batch](max_messages)
+        self._forget = forget
+        self._live = True
+
+    def offer(self, batch: Batch) -> bool:
+        """Take ``batch``, or be cut; say whether it was taken. Never waits."""
+        if not self._live:
+            return False
+        count = len(batch.messages)
+        if self.buffered_messages and (
+            self.buffered_messages + count > self._max_messages
+            or self.buffered_bytes + batch.size_bytes > self._max_bytes
+        ):
+            self.end(self._too_slow())
+            return False
+        self.buffered_messages += count
+        self.buffered_bytes += batch.size_bytes
+        self.last_taken_id = batch.last_id
+        self._send.send_nowait(batch)
+        self.wake()
+        return True
+
+    def end(self, error: BrokerError) -> None:
+        """Take no more, because of ``error``; what is buffered can still be received. Idempotent."""
+        if self._live:
+            self.error = error
+            self._leave()
+            self.wake()
+
+    def receive_nowait(self) -> Batch:
+        """Return the next batch.
+
+        Raises:
+            trio.WouldBlock: nothing is buffered now.
+            trio.EndOfChannel: nothing will be any more; `error` says why.
+            trio.ClosedResourceError: `close` was called.
+        """
+        return self._received(self._receive.receive_nowait())
+
+    async def receive(self) -> Batch:
+        """Return the next batch; wait for it. Raises as `receive_nowait` does, but for `trio.WouldBlock`."""
+        return self._received(await self._receive.receive())
+
+    def close(self) -> None:
+        """Listen no more, and give back what is buffered. Idempotent."""
+        if self._live:
+            self._leave()
+        self._receive.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _leave(self) -> None:
+        self._live = False
+        self._forget(self)
+        self._send.close()
+
+    def _received(self, batch: Batch) -> Batch:
+        self.buffered_messages -= len(batch.messages)
+        self.buffered_bytes -= batch.size_bytes
+        self.last_delivered_id = batch.last_id
+        return batch
+
+    def _too_slow(self) -> SlowConsumer:
+        # all that was taken is still delivered before the reader sees this
+        return SlowConsumer(
+            f"the subscriber of {self.subject!r} reads too slowly: {self.buffered_messages} messages of "
+            f"{self.buffered_bytes} bytes were waiting (at most {self._max_messages} and {self._max_bytes} may); "
+            f"the last one delivered is {self.last_taken_id}",
+            last_delivered_id=self.last_taken_id,
+        )
+
+
+class Messages:
+    """The messages of a subscription one by one, for `Broker.subscribe`. For one task."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+        self._unread: deque[Message] = deque()
+
+    async def receive(self) -> Message:
+        """Return the next message; wait for it. A checkpoint.
+
+        Raises:
+            BrokerError: why the subscription ended, once all messages before were returned: `SlowConsumer`,
+                `Draining`, `BrokerClosed`.
+            trio.ClosedResourceError: the block of `Broker.subscribe` was left.
+        """
+        if self._unread:
+            await trio.lowlevel.checkpoint()
+        else:
+            self._unread.extend((await self._next_batch()).messages)
+        return self._unread.popleft()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        return await self.receive()
+
+    async def _next_batch(self) -> Batch:
+        try:
+            return await self._subscription.receive()
+        except trio.EndOfChannel:
+            assert self._subscription.error is not None, "only an error ends a subscription from this side"
+            raise self._subscription.error from None
+
+
+def _nobody_waits() -> None:
+    """Stand in for a `Subscription.wake` that nobody has set."""

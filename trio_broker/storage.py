@@ -1,0 +1,130 @@
+"""The broker's view of its store: its errors in our words, whether it is there, and its upkeep.
+
+Owns:      `broker_error`, `Availability`, and the two tasks that probe the store and sweep it.
+Not here:  appends (trio_broker/commit.py) and reads (trio_broker/broker.py), which report here how they went.
+Threads:   the trio thread only.
+"""
+
+import math
+
+import structlog
+import trio
+
+import persistence
+from persistence import Store, StoreError
+from trio_broker.errors import BrokerError, OutcomeUnknown, Rejected, StorageFull, StorageUnavailable
+
+PROBE_INTERVAL_S = 1.0
+PROBE_TIMEOUT_S = 2.0
+"""A store that has not told its time for so long counts as away."""
+SWEEP_PAUSE_S = 0.005
+"""Between two steps of sweeping, so that appends get their turn."""
+
+log = structlog.get_logger()
+
+
+def broker_error(error: Exception) -> BrokerError:
+    """Say in the broker's words why the store did not do what it was asked.
+
+    The store's own text is for the operator's log, except where it says what is wrong with a message.
+    """
+    match error:
+        case persistence.StoreUnavailable():
+            return StorageUnavailable("the store cannot be reached; nothing was appended")
+        case persistence.StoreFull():
+            return StorageFull("the store has no space left; nothing was appended")
+        case persistence.BadContent():
+            return Rejected(f"the store refuses this message: {error}")
+        case persistence.OutcomeUnknown():
+            return OutcomeUnknown("the store was lost while it committed; the message may or may not be appended")
+        case _:
+            return OutcomeUnknown("the store failed unexpectedly; the message may or may not be appended")
+
+
+class Availability:
+    """Whether the store is there, from what appends, reads and the probe found."""
+
+    def __init__(self) -> None:
+        self._away_since = math.inf
+        self._doubted = False
+
+    @property
+    def away(self) -> bool:
+        return self._away_since < math.inf
+
+    def away_s(self) -> float:
+        """How long the store has been away; 0.0 when it is there."""
+        return max(0.0, trio.current_time() - self._away_since)
+
+    def appended(self) -> None:
+        """Note that the store took a flush."""
+        self._doubted = False
+        self._found()
+
+    def answered(self) -> None:
+        """Note that the store answered the probe.
+
+        That alone does not bring back a store that failed since the probe before: one that answers reads and
+        refuses appends is away for as long as appends are tried.
+        """
+        if self._doubted:
+            self._doubted = False
+        else:
+            self._found()
+
+    def failed(self, error: Exception) -> None:
+        """Note how the store failed: only errors that mean that it is out of reach count."""
+        if isinstance(error, persistence.StoreUnavailable | persistence.OutcomeUnknown):
+            self.lost(str(error))
+
+    def lost(self, why: str) -> None:
+        self._doubted = True
+        if not self.away:
+            self._away_since = trio.current_time()
+            log.warning("store_away", why=why)
+
+    def _found(self) -> None:
+        if self.away:
+            log.info("store_back", away_s=round(self.away_s(), 3))
+            self._away_since = math.inf
+
+
+async def keep_probing(store: Store, availability: Availability) -> None:
+    """Ask the store for its time, again and again, until cancelled."""
+    while True:
+        await _probe(store, availability)
+        await trio.sleep(PROBE_INTERVAL_S)
+
+
+async def keep_sweeping(store: Store, availability: Availability, interval_s: float) -> None:
+    """Let the store drop what has expired: steps while there is more, then a pause, until cancelled."""
+    while True:
+        more = False
+        try:
+            more = (await store.sweep()).more
+        except StoreError as error:
+            availability.failed(error)
+        except Exception:
+            log.exception("sweep_failed")  # a bug in the store must not stop the broker
+        await trio.sleep(SWEEP_PAUSE_S if more else interval_s)
+
+
+async def _probe(store: Store, availability: Availability) -> None:
+    async with trio.open_nursery() as nursery:
+        # beside the question, not around it: a store stuck in a thread hears of no cancellation, and is away
+        nursery.start_soon(_lose_patience, availability, nursery.cancel_scope)
+        try:
+            await store.now()
+        except StoreError as error:
+            availability.failed(error)
+        except Exception:
+            log.exception("probe_failed")
+        else:
+            availability.answered()
+        nursery.cancel_scope.cancel()
+
+
+async def _lose_patience(availability: Availability, question: trio.CancelScope) -> None:
+    await trio.sleep(PROBE_TIMEOUT_S)
+    availability.lost(f"no answer within {PROBE_TIMEOUT_S} s")
+    question.cancel()
