@@ -1,0 +1,1 @@
+"""Side by side with a plain grpcio.aio server, in one run: see README.md."""

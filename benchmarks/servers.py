@@ -1,0 +1,112 @@
+"""Start a server as a process of its own, and read what it costs.
+
+Owns:      the command lines, readiness, stopping, the CPU clock of another process.
+Not here:  load (loads.py), what is compared with what (workloads.py).
+Threads:   one per server, which reads its output to the end so that a full pipe never stops it.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO
+
+ROOT = Path(__file__).parent.parent
+SCRATCH = ROOT / ".cache"
+"""For what is built and for databases: /tmp is often no disk, and an fsync there costs nothing."""
+START_TIMEOUT_S = 30
+STOP_TIMEOUT_S = 15
+QUIET_TIMEOUT_S = 20
+
+Command = Callable[[Path], Sequence[str]]
+"""Makes the command line of a server whose files go to the directory given."""
+
+
+def broker(store: str) -> Command:
+    """The broker as anybody runs it. ``{directory}`` in ``store`` is replaced."""
+
+    def command(directory: Path) -> Sequence[str]:
+        url = store.format(directory=directory)
+        script = Path(sys.executable).with_name("trio-broker")
+        listeners = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+        return [str(script), "serve", "--store", url, *listeners, "--log-format", "json"]
+
+    return command
+
+
+def grpcio_aio(_directory: Path) -> Sequence[str]:
+    """The peer: benchmarks/grpcio_server.py."""
+    return [sys.executable, "-m", "benchmarks.grpcio_server"]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server."""
+
+    address: str
+    pid: int
+
+    def cpu_s(self) -> float:
+        """CPU time, user and system, of all its threads so far; in nanoseconds where /proc has steps of 10 ms."""
+        return time.clock_gettime(~self.pid << 3 | 2)  # clock_getcpuclockid(3), which Python lacks
+
+    def settle(self) -> None:
+        """Wait until the server is idle: what one run left behind must not be paid by the next one."""
+        give_up = time.monotonic() + QUIET_TIMEOUT_S
+        while time.monotonic() < give_up:
+            before = self.cpu_s()
+            time.sleep(0.1)
+            if self.cpu_s() - before < 0.01:
+                return
+
+
+@contextmanager
+def running(command: Sequence[str]) -> Iterator[Server]:
+    """Run a server for the length of the ``with`` block.
+
+    Raises:
+        RuntimeError: it did not get ready; with what it printed.
+    """
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    ready = SimpleQueue[str | Exception]()
+    reader = threading.Thread(target=_read, args=(process.stdout, ready), daemon=True)
+    reader.start()
+    try:
+        address = ready.get(timeout=START_TIMEOUT_S)
+        if isinstance(address, Exception):
+            raise address
+        yield Server(address, process.pid)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        reader.join()
+        process.stdout.close()
+
+
+def _read(output: IO[str], ready: SimpleQueue[str | Exception]) -> None:
+    """Find the line that says where the server listens; then read on and forget."""
+    seen = []
+    for line in output:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if isinstance(event, dict) and event.get("event") == "ready":
+            ready.put(event["grpc"])
+            break
+        seen.append(line)
+    else:
+        ready.put(RuntimeError("the server ended before it was ready:\n" + "".join(seen)))
+    for _ in output:
+        pass

@@ -1,0 +1,81 @@
+"""What is compared with what.
+
+Owns:      the table of workloads.
+Not here:  how load is made (loads.py, h2load.py), rounds (__main__.py), printing (report.py).
+"""
+
+from dataclasses import dataclass
+
+from benchmarks.h2load import H2Load, LoneBesideFlood
+from benchmarks.loads import BrokerLoad, Load
+from benchmarks.one_commit import OneCommit
+from benchmarks.servers import Command, broker, grpcio_aio
+
+MEMORY = broker("memory:")
+SQLITE = broker("sqlite:///{directory}/broker.db")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One of the two things compared: a server and its load."""
+
+    name: str
+    command: Command
+    load: Load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Two sides, ours first, measured in turns."""
+
+    name: str
+    what: str
+    sides: tuple[Side, Side]
+    restart: bool = False
+    """Every measurement gets a server of its own: one that has grown once does not grow again."""
+
+    def missing(self) -> str:
+        """Why this cannot run on this machine; empty: it can."""
+        return next((missing for side in self.sides if (missing := side.load.missing())), "")
+
+
+def against_grpcio(name: str, what: str, load: Load, *, restart: bool = False) -> Workload:
+    """The broker on its memory store and the peer, under the same load."""
+    ours = Side(name="trio-broker", command=MEMORY, load=load)
+    peer = Side(name="grpcio.aio", command=grpcio_aio, load=load)
+    return Workload(name=name, what=what, sides=(ours, peer), restart=restart)
+
+
+def on_sqlite(name: str, what: str, load: Load, other: Side) -> Workload:
+    """The broker on SQLite, and something to hold it against."""
+    return Workload(name=name, what=what, sides=(Side(name="trio-broker on SQLite", command=SQLITE, load=load), other))
+
+
+def in_memory(load: Load) -> Side:
+    """The broker's own memory store, which shows what durability costs."""
+    return Side(name="on its memory store", command=MEMORY, load=load)
+
+
+FOUR_BY_25 = H2Load(connections=4, streams=25)
+EIGHT_BY_100 = H2Load(connections=8, streams=100)
+WAITING = BrokerLoad("fanout", subscribers=100, window=1)
+IDLE = BrokerLoad("idle", subscribers=5000, connections=10)
+LONE = BrokerLoad("publish", connections=1, callers=1)
+FLOODED = LoneBesideFlood(H2Load(connections=4, streams=1000))
+
+WORKLOADS = (
+    against_grpcio("publish-h2load", "unary Publish, h2load, 4 connections x 25 streams", FOUR_BY_25),
+    against_grpcio("publish", "unary Publish, 5 s deadlines, 4 x 25 callers", BrokerLoad("publish", deadline="5s")),
+    against_grpcio("fetch", "unary Fetch of random ids, 4 x 25 callers", BrokerLoad("fetch")),
+    against_grpcio("fanout-1", "1 subscriber, 256 publishes in flight", BrokerLoad("fanout", subscribers=1)),
+    against_grpcio("fanout-10", "10 subscribers, 256 publishes in flight", BrokerLoad("fanout", subscribers=10)),
+    against_grpcio("fanout-100", "100 subscribers, 256 publishes in flight", BrokerLoad("fanout", subscribers=100)),
+    against_grpcio("fanout-1000", "1,000 subscribers, 256 publishes in flight", BrokerLoad("fanout", subscribers=1000)),
+    against_grpcio("fanout-waiting", "100 subscribers, one publish in flight", WAITING),
+    against_grpcio("latency", "200 publishes a second, from when each was due", BrokerLoad("latency", rate=200)),
+    against_grpcio("idle", "5,000 idle subscriptions", IDLE, restart=True),
+    on_sqlite("sqlite-4x25", "unary Publish, h2load, 4 x 25", FOUR_BY_25, in_memory(FOUR_BY_25)),
+    on_sqlite("sqlite-8x100", "unary Publish, h2load, 8 x 100", EIGHT_BY_100, in_memory(EIGHT_BY_100)),
+    on_sqlite("lone", "one caller", LONE, Side(name="one commit by the store", command=SQLITE, load=OneCommit())),
+    on_sqlite("flood", "one caller beside 4 x 1,000", FLOODED, Side(name="without it", command=SQLITE, load=LONE)),
+)
