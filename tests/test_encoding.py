@@ -1,0 +1,57 @@
+"""The encoding by hand is what protobuf would read, for every message."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_broker._proto import broker_pb2 as pb
+from trio_broker.batch import Batch
+from trio_broker.message import Message
+from trio_broker.service.encoding import batch_wire, message_response, publish_response, varint
+
+ids = st.integers(min_value=1, max_value=2**63 - 1)
+times_us = st.integers(min_value=0, max_value=253402300799_000_000)
+headers = st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.binary(), max_size=3)
+messages = st.builds(
+    Message, subject=st.text(st.characters(exclude_categories=["Cs"])), id=ids, body=st.binary(), headers=headers,
+    published_us=times_us,
+)  # fmt: skip
+
+
+@given(ids, times_us)
+def test_a_publish_response_reads_as_protobuf(id_: int, published_us: int) -> None:
+    expected = pb.PublishResponse(id=id_)
+    expected.published_at.FromMicroseconds(published_us)
+    assert pb.PublishResponse.FromString(publish_response(id_, published_us)) == expected
+
+
+@given(messages)
+def test_a_message_reads_as_protobuf(message: Message) -> None:
+    assert pb.MessageResponse.FromString(message_response(message)) == _expected(message)
+
+
+def test_a_batch_is_encoded_once_as_framed_messages() -> None:
+    batch = Batch([Message("orders", 7, b"a", {}, 1), Message("orders", 8, b"", {"k": b"v"}, 1)])
+    wire = batch_wire(batch)
+    assert batch_wire(batch) is wire
+    read = []
+    while wire:
+        assert wire[0] == 0, "not compressed"
+        size = int.from_bytes(wire[1:5], "big")
+        read.append(pb.MessageResponse.FromString(wire[5 : 5 + size]))
+        wire = wire[5 + size :]
+    assert read == [_expected(message) for message in batch.messages]
+
+
+@given(st.integers(min_value=0, max_value=2**64 - 1))
+def test_a_varint_is_minimal(number: int) -> None:
+    encoded = varint(number)
+    assert sum((byte & 127) << (7 * place) for place, byte in enumerate(encoded)) == number
+    assert len(encoded) == max(1, -(-number.bit_length() // 7))
+
+
+def _expected(message: Message) -> pb.MessageResponse:
+    expected = pb.MessageResponse(
+        body=message.body, id=message.id, subject=message.subject, headers=dict(message.headers)
+    )
+    expected.published_at.FromMicroseconds(message.published_us)
+    return expected

@@ -1,0 +1,106 @@
+"""The wire never changes under a client: names and numbers are golden, the generated code is what protoc makes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from trio_broker._proto import broker_pb2 as pb
+from trio_broker._proto.broker_grpc import BrokerServicer
+
+ROOT = Path(__file__).parent.parent
+
+GOLDEN = {
+    "PublishRequest": {
+        "subject": (1, "STRING"),
+        "body": (2, "BYTES"),
+        "expirationSeconds": (3, "INT32"),
+        "headers": (4, "map<STRING, BYTES>"),
+        "keep": (6, "BOOL"),
+    },
+    "PublishResponse": {"id": (1, "INT64"), "published_at": (2, "google.protobuf.Timestamp")},
+    "SubscribeRequest": {"subject": (1, "STRING")},
+    "FetchRequest": {"subject": (1, "STRING"), "id": (2, "INT64")},
+    "MessageResponse": {
+        "body": (1, "BYTES"),
+        "id": (2, "INT64"),
+        "subject": (3, "STRING"),
+        "published_at": (4, "google.protobuf.Timestamp"),
+        "headers": (5, "map<STRING, BYTES>"),
+    },
+}
+CALLS = {
+    "Publish": ("PublishRequest", "PublishResponse", False, False),
+    "Subscribe": ("SubscribeRequest", "MessageResponse", False, True),
+    "Fetch": ("FetchRequest", "MessageResponse", False, False),
+}
+
+TYPE_NAMES = {
+    value: name.removeprefix("TYPE_") for name, value in vars(FieldDescriptor).items() if name.startswith("TYPE_")
+}
+
+
+def kind(field: FieldDescriptor) -> str:
+    if field.message_type is None:
+        return TYPE_NAMES[field.type]
+    if not field.message_type.GetOptions().map_entry:
+        return field.message_type.full_name
+    key, value = field.message_type.fields_by_name["key"], field.message_type.fields_by_name["value"]
+    return f"map<{TYPE_NAMES[key.type]}, {TYPE_NAMES[value.type]}>"
+
+
+def test_field_names_numbers_and_types_never_change() -> None:
+    assert pb.DESCRIPTOR.package == "broker"
+    found = {
+        message.name: {field.name: (field.number, kind(field)) for field in message.fields}
+        for message in pb.DESCRIPTOR.message_types_by_name.values()
+    }
+    assert found == GOLDEN
+
+
+def test_calls_never_change() -> None:
+    service = pb.DESCRIPTOR.services_by_name["Broker"]
+    assert service.full_name == "broker.Broker"
+    found = {
+        call.name: (call.input_type.name, call.output_type.name, call.client_streaming, call.server_streaming)
+        for call in service.methods
+    }
+    assert found == CALLS
+    assert set(BrokerServicer().service.methods) == set(CALLS)
+
+
+def test_generating_again_gives_the_same(tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # protoc finds purerpc's plugin there
+    subprocess.run(
+        [sys.executable, ROOT / "protos" / "generate.py", tmp_path], check=True, env={**os.environ, "PATH": path}
+    )
+    checked_in = ROOT / "trio_broker" / "_proto"
+    generated = {path.relative_to(tmp_path) for path in tmp_path.rglob("*.py*")}
+    assert generated
+    for name in sorted(generated):
+        assert (tmp_path / name).read_text() == (checked_in / name).read_text(), name
+    own = {Path("__init__.py"), Path("pool.py")}
+    assert {
+        path.relative_to(checked_in) for path in checked_in.rglob("*.py*") if path.suffix != ".pyc"
+    } <= generated | own
+
+
+def test_a_users_own_stubs_of_the_same_package_live_in_the_same_process(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'protos'}", f"--python_out={tmp_path}", "broker.proto"],
+        check=True,
+    )
+    program = """
+from trio_broker._proto import broker_pb2 as ours
+from trio_broker._proto.google.rpc import status_pb2
+import broker_pb2 as theirs
+assert ours.PublishRequest is not theirs.PublishRequest
+request = theirs.PublishRequest(subject="orders", body=b"x", headers={"k": b"v"})
+assert ours.PublishRequest.FromString(request.SerializeToString()).headers["k"] == b"v"
+from google.protobuf import descriptor_pool
+assert descriptor_pool.Default().FindFileByName("broker.proto") is not ours.DESCRIPTOR
+"""
+    for order in (program, "import broker_pb2\n" + program):
+        subprocess.run([sys.executable, "-W", "error", "-c", order], check=True, cwd=tmp_path)

@@ -1,0 +1,206 @@
+"""A broker process, from its first listener to its exit code.
+
+Owns:      the order of starting and stopping, readiness, signals.
+Not here:  settings and the set-up of logging (trio_broker/cli/), and each part itself.
+Threads:   the trio thread; while stopping, one timer thread of last resort.
+
+Starting: metrics endpoint (alive, not ready) -> store -> broker -> gRPC listener -> ready.
+Stopping: not ready -> ``drain_delay`` -> GOAWAY -> new publishes are refused -> commits in flight finish and reach
+subscribers -> streams end with DRAINING -> connections close -> exit 0. What is still open after ``grace`` is cut.
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import structlog
+import trio
+
+from metrics import CallMetrics, Readiness, build_registry, serve_http
+from persistence import Store, open_store
+from trio_broker._proto.pool import POOL
+from trio_broker.broker import Broker, run_broker
+from trio_broker.config import Config
+from trio_broker.logs import startup_banner
+from trio_broker.notation import TcpAddress, UnixAddress, parse_listen
+from trio_broker.rpc.health import Health
+from trio_broker.rpc.limits import Limits
+from trio_broker.rpc.listeners import format_address, listen_tcp, listen_unix
+from trio_broker.rpc.reflection import reflection_services
+from trio_broker.rpc.server import Server
+from trio_broker.rpc.status import CODE_NAMES
+from trio_broker.service.servicer import NAME, BrokerService
+from trio_broker.service.statuses import BrokerRefusals
+
+METHODS = ("Publish", "Subscribe", "Fetch", "Check", "List", "Watch", "ServerReflectionInfo")
+"""The calls that have a label of their own in the metrics."""
+MESSAGE_OVERHEAD_BYTES = 64 * 1024
+"""What a request may have besides its body: subject, headers, framing."""
+HEALTH_INTERVAL_S = 0.25
+"""How often the health service looks at readiness."""
+LAST_RESORT_S = 2.0
+"""A process that has not ended so long after the grace period is ended: a thread is stuck in the database."""
+
+log = structlog.get_logger()
+
+
+async def serve(config: Config, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> int:
+    """Run a broker until SIGTERM or SIGINT; return the exit code. Started, with the gRPC address, when it is ready.
+
+    A second signal ends the process at once, with exit code 1.
+
+    Raises:
+        OSError: an address is taken or cannot be resolved; the text names it.
+        persistence.CannotOpen: the store cannot be opened as asked.
+    """
+    await _Process(config).run(task_status)
+    return 0
+
+
+class _Process:
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._began = time.perf_counter()
+        self._broker: Broker | None = None
+        self._draining = False
+        self._health = Health(NAME)
+        self._metrics = CallMetrics(METHODS, lambda: self._broker.subscribers if self._broker else 0)
+
+    def readiness(self) -> Readiness:
+        if self._draining:
+            return Readiness(ready=False, detail="draining")
+        if self._broker is None:
+            return Readiness(ready=False, detail="starting")
+        away_s = self._broker.store_away_s()
+        if away_s > self._config.store_grace:
+            return Readiness(ready=False, detail=f"the store has been away for {away_s:.0f} s")
+        return Readiness(ready=True, detail="ready")
+
+    async def run(self, task_status: trio.TaskStatus[str]) -> None:
+        config = self._config
+        signalled = trio.Event()
+        with ExitStack() as until_the_end, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_await_signals, signals, signalled)
+                metrics_listen = parse_listen(config.metrics_listen)
+                assert isinstance(metrics_listen, TcpAddress), "the settings see to that"
+                metrics_at = await nursery.start(
+                    serve_http, *metrics_listen, build_registry(self._metrics), self.readiness
+                )
+                async with (
+                    open_store(
+                        config.store, exclusive=True, migrate=config.migrate, commit_timeout_s=config.commit_timeout
+                    ) as store,
+                    run_broker(store, config) as broker,
+                ):
+                    with _listen(config.listen) as listener:
+                        server = self._server(broker)
+                        async with trio.open_nursery() as serving:
+                            await serving.start(server.serve_on, [listener])
+                            self._broker = broker
+                            serving.start_soon(self._report_health)
+                            task_status.started(self._announce(store, listener, format_address(metrics_at)))
+                            await signalled.wait()
+                            last_resort_s = config.drain_delay + config.grace + LAST_RESORT_S
+                            until_the_end.enter_context(_last_resort(last_resort_s))
+                            await self._stop(server, broker)
+                            serving.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
+        log.info("stopped")
+
+    def _server(self, broker: Broker) -> Server:
+        config = self._config
+        server = Server(
+            limits=Limits(
+                streams_max=config.streams_per_connection,
+                message_max_bytes=config.body_max_bytes + MESSAGE_OVERHEAD_BYTES,
+            ),
+            refusals=BrokerRefusals(),
+            on_call_over=self._call_over,
+        )
+        server.add_service(BrokerService(broker).service)
+        server.add_service(self._health.service)
+        for service in reflection_services(POOL, [NAME, "grpc.health.v1.Health"]):
+            server.add_service(service)
+        return server
+
+    def _call_over(self, method: str, code: int | None, seconds: float) -> None:
+        self._metrics.ended(method, "CANCELLED" if code is None else CODE_NAMES[code], seconds)
+
+    def _announce(self, store: Store, listener: socket.socket, metrics_address: str) -> str:
+        """Log the banner and the addresses; return that of gRPC."""
+        address = format_address(listener.getsockname())
+        ready_after_s = time.perf_counter() - self._began
+        for line in startup_banner(
+            self._config,
+            durability=store.durability(),
+            grpc_address=address,
+            metrics_address=metrics_address,
+            ready_after_s=ready_after_s,
+        ):
+            log.info(line)
+        log.info("ready", grpc=address, metrics=metrics_address, ready_after_s=round(ready_after_s, 3))
+        return address
+
+    async def _report_health(self) -> None:
+        """Let the health service say what /readyz says."""
+        while True:
+            ready = self.readiness().ready
+            self._health.set("", serving=ready)
+            self._health.set(NAME, serving=ready)
+            await trio.sleep(HEALTH_INTERVAL_S)
+
+    async def _stop(self, server: Server, broker: Broker) -> None:
+        """Drain, for as long as the grace period allows."""
+        config = self._config
+        self._draining = True
+        log.info("stopping", drain_delay_s=config.drain_delay, grace_s=config.grace)
+        await trio.sleep(config.drain_delay)
+        with trio.move_on_after(config.grace) as grace:
+            async with trio.open_nursery() as draining:
+                draining.start_soon(server.drain)
+                await broker.drain()
+                self._health.stop()
+        if grace.cancelled_caught:
+            log.warning("grace_over", grace_s=config.grace)
+
+
+async def _await_signals(signals: AsyncIterator[int], stopping: trio.Event) -> None:
+    """The first signal begins to stop, the second ends the process at once."""
+    async for number in signals:
+        log.info("signal", name=signal.Signals(number).name)
+        if stopping.is_set():
+            os._exit(1)
+        stopping.set()
+
+
+@contextmanager
+def _last_resort(seconds: float) -> Iterator[None]:
+    """End the process if the block does not end in time. A thread stuck in a driver cannot be cancelled."""
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def _listen(address: str) -> Iterator[socket.socket]:
+    """Listen where the settings say; remove a unix socket's file afterwards."""
+    match parse_listen(address):
+        case TcpAddress(host, port):
+            with listen_tcp(host, port) as listener:
+                yield listener
+        case UnixAddress(path):
+            with listen_unix(path) as listener:
+                try:
+                    yield listener
+                finally:
+                    Path(path).unlink(missing_ok=True)

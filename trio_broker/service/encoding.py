@@ -1,0 +1,79 @@
+"""Messages and replies as bytes on the wire (protos/broker.proto).
+
+Owns:      the encoding of what is sent once per message.
+Not here:  requests, which protobuf parses.
+Threads:   any: pure functions.
+
+protobuf's own objects cost more than all else that a reply needs. A message is the concatenation of its
+fields in any order (https://protobuf.dev/programming-guides/encoding/), so what many messages share is
+encoded once. tests/test_encoding.py compares with protobuf.
+"""
+
+from functools import lru_cache
+
+from trio_broker._proto import broker_pb2 as pb
+from trio_broker.batch import Batch
+from trio_broker.message import Message
+from trio_broker.rpc.call import framed
+
+_BODY, _ID, _SUBJECT, _PUBLISHED_AT = b"\x0a", b"\x10", b"\x1a", b"\x22"  # fields 1, 2, 3, 4 of MessageResponse
+_REPLY_ID, _REPLY_PUBLISHED_AT = b"\x08", b"\x12"  # fields 1, 2 of PublishResponse
+
+
+def publish_response(id_: int, published_us: int) -> bytes:
+    """Encode a PublishResponse."""
+    return _REPLY_ID + varint(id_) + _REPLY_PUBLISHED_AT + _timestamp(published_us)
+
+
+def message_response(message: Message) -> bytes:
+    """Encode a MessageResponse."""
+    encoded = b"".join(
+        (
+            _BODY,
+            varint(len(message.body)),
+            message.body,
+            _ID,
+            varint(message.id),
+            _subject(message.subject),
+            _PUBLISHED_AT,
+            _timestamp(message.published_us),
+        )
+    )
+    if message.headers:
+        encoded += pb.MessageResponse(headers=message.headers).SerializeToString()
+    return encoded
+
+
+def batch_wire(batch: Batch) -> bytes:
+    """Return a batch as framed MessageResponses, ready to be sent; made once for all its subscribers."""
+    wire = batch.wire
+    if not isinstance(wire, bytes):
+        wire = batch.wire = b"".join([framed(message_response(message)) for message in batch.messages])
+    return wire
+
+
+def varint(number: int) -> bytes:
+    """Encode a number that is not negative."""
+    if number < 128:
+        return number.to_bytes(1, "big")
+    encoded = bytearray()
+    while number > 127:
+        encoded.append(number & 127 | 128)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+@lru_cache(maxsize=1024)
+def _subject(subject: str) -> bytes:
+    encoded = subject.encode()
+    return _SUBJECT + varint(len(encoded)) + encoded
+
+
+@lru_cache(maxsize=1024)
+def _timestamp(us: int) -> bytes:
+    """Encode a google.protobuf.Timestamp with its length; all messages of a flush have the same."""
+    stamp = pb.PublishResponse().published_at
+    stamp.FromMicroseconds(us)
+    encoded = stamp.SerializeToString()
+    return varint(len(encoded)) + encoded

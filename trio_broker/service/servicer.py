@@ -1,0 +1,152 @@
+"""The three calls of protos/broker.proto.
+
+Owns:      what a request is to the broker, and what its answer is on the wire.
+Not here:  the rules (trio_broker/broker.py), statuses (statuses.py), bytes (encoding.py).
+Threads:   the trio thread.
+
+Publish and Fetch are grouped: all calls of one read of a socket go to the broker at once. Subscribe is drained:
+the connection asks the subscription's channel for batches as far as the client's windows go.
+"""
+
+from functools import partial
+
+import trio
+from purerpc import RpcFailedError, Status
+
+from persistence import Appended, Key
+from trio_broker import errors
+from trio_broker._proto import broker_pb2 as pb
+from trio_broker._proto.broker_grpc import BrokerServicer
+from trio_broker.broker import Broker
+from trio_broker.commit import Pending
+from trio_broker.errors import BrokerError
+from trio_broker.fanout import Subscription
+from trio_broker.rpc.call import Call, Source
+from trio_broker.rpc.handlers import Context, drained, grouped
+from trio_broker.service.encoding import batch_wire, message_response, publish_response
+from trio_broker.service.statuses import status_of
+
+NAME = "broker.Broker"
+
+
+def _publish_abandoned(call: Call) -> Status | None:
+    """Take a publish back if the store has not got it yet. The status is for one whose deadline has passed."""
+    pending: Pending | None = call.work
+    if pending is None or pending.withdraw():
+        return status_of(errors.NotApplied("out of time before the message was handed to the store: not appended"))
+    if pending.outcome is not None:
+        _settle(call, pending)
+        return None
+    return status_of(
+        errors.OutcomeUnknown("out of time while the store was committing: the message may have been appended")
+    )
+
+
+def _settle(call: Call, pending: Pending) -> None:
+    """Answer a publish by its outcome."""
+    outcome = pending.outcome
+    if isinstance(outcome, Appended):
+        call.reply(publish_response(outcome.id, outcome.time_us))
+    else:
+        assert isinstance(outcome, BrokerError)
+        call.finish(status_of(outcome))
+
+
+class BrokerService(BrokerServicer):
+    """A `Broker` behind gRPC."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    @grouped(abandoned=_publish_abandoned)
+    async def Publish(self, calls: list[Call], request: None = None) -> None:  # noqa: ARG002
+        """Hand the publishes of one read over together; answer each flush as it completes."""
+        messages = []
+        accepted = []
+        for call in calls:
+            if call.local_closed:
+                continue
+            message: pb.PublishRequest = call.message
+            try:
+                messages.append(
+                    self._broker.check(message.subject, message.body, _expiration(message), message.headers)
+                )
+            except BrokerError as error:
+                call.finish(status_of(error))
+            else:
+                accepted.append(call)
+        group = self._broker.hand_over(messages, calls[0].connection)
+        waiting = {}
+        for call, pending in zip(accepted, group.pendings, strict=True):
+            call.work = pending
+            waiting[pending] = call
+        while settled := await group.settled():
+            for pending in settled:
+                _settle(waiting[pending], pending)
+
+    @grouped()
+    async def Fetch(self, calls: list[Call], request: None = None) -> None:  # noqa: ARG002
+        """Look all fetches of one read up in one trip to the store."""
+        try:
+            found = await self._broker.fetch_many([Key(call.message.subject, call.message.id) for call in calls])
+        except BrokerError as error:
+            status = status_of(error)
+            for call in calls:
+                call.finish(status)
+            return
+        for call, result in zip(calls, found, strict=True):
+            if isinstance(result, BrokerError):
+                call.finish(status_of(result))
+            else:
+                call.reply(message_response(result))
+
+    @drained
+    async def Subscribe(  # type: ignore[override] # purerpc's generated signature lacks the context
+        self, message: pb.SubscribeRequest, request: Context
+    ) -> Source:
+        """Register the subscription; its headers say that it stands."""
+        await trio.lowlevel.checkpoint()
+        try:
+            subscription = self._broker.open_subscription(message.subject)
+        except BrokerError as error:
+            raise RpcFailedError(status_of(error)) from None
+        subscription.wake = partial(request.call.connection.mark, request.call)
+        return SubscriptionSource(subscription)
+
+
+class SubscriptionSource:
+    """Feeds a call from a subscription's channel."""
+
+    __slots__ = ("_subscription",)
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+
+    def fill(self, call: Call, credit: int) -> None:
+        """Send the batches that wait, up to the first that exceeds the credit; end the call when they have."""
+        subscription = self._subscription
+        try:
+            while call.queued_bytes < credit:
+                call.send(batch_wire(subscription.receive_nowait()))
+        except trio.WouldBlock:
+            return
+        except trio.EndOfChannel:
+            assert subscription.error is not None, "only an error ends a subscription from its side"
+            call.finish(status_of(subscription.error))
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._subscription.close()
+
+
+def _expiration(message: pb.PublishRequest) -> int | None:
+    """Return the expiration in seconds; None: keep.
+
+    Raises:
+        InvalidExpiration: both were given.
+    """
+    if not message.keep:
+        return message.expirationSeconds
+    if message.expirationSeconds:
+        raise errors.InvalidExpiration("keep goes with expirationSeconds 0: a message is kept for a time, or for good")
+    return None

@@ -1,0 +1,68 @@
+"""Which gRPC status each error becomes, with what details. The one place where that is decided.
+
+Owns:      `STATUS_OF`, the details (google.rpc.ErrorInfo, RetryInfo, BadRequest), the RPC layer's own refusals.
+Not here:  the errors (trio_broker/errors.py), how a status travels (trio_broker/rpc/status.py).
+Threads:   any: pure functions.
+"""
+
+from google.protobuf.message import Message
+from purerpc import Status, StatusCode
+
+from trio_broker import errors
+from trio_broker._proto.google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from trio_broker.errors import BrokerError
+from trio_broker.rpc.status import DetailedStatus, Refusals
+
+DOMAIN = "trio-broker"
+"""ErrorInfo.domain of every error."""
+
+STATUS_OF: dict[type[BrokerError], StatusCode] = {
+    errors.BrokerClosed: StatusCode.UNAVAILABLE,
+    errors.Draining: StatusCode.UNAVAILABLE,
+    errors.StorageUnavailable: StatusCode.UNAVAILABLE,
+    errors.StorageFull: StatusCode.RESOURCE_EXHAUSTED,
+    errors.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
+    errors.SlowConsumer: StatusCode.RESOURCE_EXHAUSTED,
+    errors.MessageTooLarge: StatusCode.RESOURCE_EXHAUSTED,
+    errors.NotApplied: StatusCode.DEADLINE_EXCEEDED,
+    errors.OutcomeUnknown: StatusCode.DEADLINE_EXCEEDED,
+    errors.InvalidArgument: StatusCode.INVALID_ARGUMENT,
+}
+"""By class; a subclass that is not named has its parent's."""
+
+
+def status_of(error: BrokerError) -> Status:
+    """Return the status of an error, with its reason, metadata and what to do as details."""
+    code = next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
+    details: list[Message] = [ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
+    if error.retry_after_s is not None:
+        retry = RetryInfo()
+        retry.retry_delay.FromMilliseconds(int(error.retry_after_s * 1000))
+        details.append(retry)
+    if isinstance(error, errors.InvalidArgument) and error.field:
+        violation = BadRequest.FieldViolation(field=error.field, description=str(error))
+        details.append(BadRequest(field_violations=[violation]))
+    return DetailedStatus(code, str(error), details)
+
+
+class BrokerRefusals(Refusals):
+    """The statuses that the RPC layer gives by itself, with the broker's reasons."""
+
+    def message_too_large(self, size: int, limit: int) -> Status:
+        """A message that was not even received."""
+        text = f"the request has {size} bytes; at most {limit} are accepted"
+        return status_of(errors.MessageTooLarge(text, size=size, limit=limit))
+
+    def malformed(self, expected: str) -> Status:
+        """A message that does not parse."""
+        return status_of(errors.Malformed(f"the request is not a {expected}"))
+
+    def stopping(self) -> Status:
+        """The end of the grace period."""
+        return status_of(errors.Draining("the broker is stopping"))
+
+    def internal(self) -> Status:
+        """A bug; its text stays in the log."""
+        return DetailedStatus(
+            StatusCode.INTERNAL, "internal error", [ErrorInfo(reason=BrokerError.reason, domain=DOMAIN)]
+        )
