@@ -1,0 +1,361 @@
+"""The broker: publish, subscribe, fetch.
+
+Owns:      `Broker` and its life; validation of what is published; what may be called when it stops.
+Not here:  gRPC (trio_broker/service/), storage (persistence/), the committer's and the fan-out's workings
+           (trio_broker/commit.py, trio_broker/fanout.py).
+Threads:   the trio thread only.
+
+    async with open_broker("sqlite:///broker.db") as broker:
+        id = await broker.publish("orders", b"...", expiration=3600)
+        message = await broker.fetch("orders", id)
+        async with broker.subscribe("orders") as messages:
+            async for message in messages:
+                ...
+"""
+
+from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from types import MappingProxyType
+from typing import NoReturn
+
+import trio
+
+from trio_broker.own_packages import require_own
+
+require_own("persistence")  # before the imports below, which a user's own persistence.py would break with a riddle
+
+import persistence  # noqa: E402
+from persistence import NO_HEADERS, Key, NewMessage, Record, Store, open_store  # noqa: E402
+from trio_broker.commit import Committer, Group  # noqa: E402
+from trio_broker.config import Config  # noqa: E402
+from trio_broker.errors import (  # noqa: E402
+    BrokerClosed,
+    BrokerError,
+    Draining,
+    ExpiredId,
+    InvalidExpiration,
+    InvalidHeaders,
+    InvalidId,
+    InvalidSubject,
+    MessageTooLarge,
+    StorageUnavailable,
+)
+from trio_broker.fanout import Fanout, Messages, Subscription  # noqa: E402
+from trio_broker.message import Message  # noqa: E402
+from trio_broker.storage import Availability, broker_error, keep_probing, keep_sweeping  # noqa: E402
+from trio_broker.subject import check_subject  # noqa: E402
+
+HEADERS_MAX = 64
+HEADERS_MAX_BYTES = 16 * 1024
+
+_ID_MAX = 2**63 - 1
+
+
+@asynccontextmanager
+async def open_broker(url: str = "sqlite:///trio-broker.db", config: Config | None = None) -> AsyncGenerator["Broker"]:
+    """Open the store at ``url`` and a broker on it, for the length of the ``async with`` block.
+
+    ``config`` gives everything else; its ``store`` is not read.
+
+    Raises:
+        persistence.CannotOpen: with what is wrong and what to do; also when another broker has the file open.
+    """
+    config = config or Config()
+    async with (
+        open_store(url, exclusive=True, migrate=config.migrate, commit_timeout_s=config.commit_timeout) as store,
+        run_broker(store, config) as broker,
+    ):
+        yield broker
+
+
+@asynccontextmanager
+async def run_broker(store: Store, config: Config | None = None) -> AsyncGenerator["Broker"]:
+    """Run a broker on an open store for the length of the block; `Broker.close` it at the end.
+
+    An error of the block leaves as it is, not in a group.
+    """
+    broker = Broker(store, config or Config())
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(broker._run)
+            try:
+                yield broker
+            finally:
+                broker._stop()  # `_run` ends by itself, after the flush in flight
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        _raise_as_it_is(group.exceptions[0])
+
+
+class Broker:
+    """A log per subject and its live subscribers. Made by `open_broker` or `run_broker`.
+
+    After `close` every call raises `BrokerClosed`. Each ``async`` method is a checkpoint.
+    """
+
+    def __init__(self, store: Store, config: Config) -> None:
+        self._store = store
+        self._body_max_bytes = int(config.body_max_bytes)
+        self._expiration_max_s = store.limits().expiration_max_s
+        self._sweep_interval_s = config.sweep_interval
+        self._availability = Availability()
+        self._fanout = Fanout(config)
+        self.committer = Committer(store, config, self._fanout.deliver, self._availability)
+        """For its counters."""
+        self._refusal: Callable[[], BrokerError] | None = None
+        self._stopped = False
+        self._reads: set[trio.CancelScope] = set()
+        self._ended = trio.Event()
+
+    async def publish(
+        self,
+        subject: str,
+        body: bytes,
+        expiration: int | None = 0,
+        *,
+        headers: Mapping[str, bytes] | None = None,
+    ) -> int:
+        """Append a message; return its id once it is durable and every live subscriber was offered it.
+
+        ``expiration``: seconds to keep it by the store's clock; 0: it gets an id and reaches who is subscribed now;
+        None: kept until deleted. If cancelled before the store is given the message, it is not appended;
+        after that it is, and only the id is lost.
+
+        Raises:
+            InvalidSubject, InvalidExpiration, InvalidHeaders, MessageTooLarge, Rejected: it can never be published.
+            Overloaded, StorageUnavailable, StorageFull, Draining, BrokerClosed: nothing was appended.
+            OutcomeUnknown: it may or may not have been.
+        """
+        group = self.hand_over([self.check(subject, body, expiration, headers)], self)
+        (pending,) = group.pendings
+        try:
+            await group.settled()
+        finally:
+            pending.withdraw()  # does nothing, unless this was cancelled in time
+        if isinstance(pending.outcome, persistence.Appended):
+            return pending.outcome.id
+        assert pending.outcome is not None
+        raise pending.outcome
+
+    async def fetch(self, subject: str, id: int) -> Message:  # noqa: A002
+        """Return a message that is kept.
+
+        Raises:
+            InvalidId: the id was never assigned. ExpiredId: its message is no longer kept, or never was.
+            InvalidSubject, StorageUnavailable, BrokerClosed.
+        """
+        (result,) = await self.fetch_many([Key(subject, id)])
+        if isinstance(result, Message):
+            return result
+        raise result
+
+    async def fetch_many(self, keys: Sequence[Key]) -> list[Message | BrokerError]:
+        """Look messages up in one trip to the store; return one result per key, in order: a message, or why not.
+
+        Raises:
+            StorageUnavailable, BrokerClosed: for all of them.
+        """
+        if self._stopped:
+            raise _closed()
+        faults = [_fault(key) for key in keys]
+        asked = [Key(subject, _clamped(id_)) for (subject, id_), fault in zip(keys, faults, strict=True) if not fault]
+        with self._until_stopped():
+            try:
+                found = iter(await self._store.get(asked))
+            except persistence.StoreError as error:
+                self._availability.failed(error)
+                raise broker_error(error) from error
+        return [fault or _answer(key, next(found)) for key, fault in zip(keys, faults, strict=True)]
+
+    @asynccontextmanager
+    async def subscribe(self, subject: str) -> AsyncGenerator[Messages]:
+        """Listen to ``subject`` for the length of the block, which gets an async iterator of `Message`.
+
+        It has what is published from now on, in id order. Iterating raises why the subscription ended:
+        `SlowConsumer` (more waited than the buffer holds), `Draining`, `BrokerClosed`.
+
+        Raises:
+            InvalidSubject, StorageUnavailable, Draining, BrokerClosed: at once.
+        """
+        await trio.lowlevel.checkpoint()
+        with self.open_subscription(subject) as subscription:
+            yield Messages(subscription)
+
+    async def drain(self) -> None:
+        """Refuse new publishes and subscriptions; commit and deliver those taken; end subscriptions with `Draining`.
+
+        Fetches go on until `close`. Cancelling this stops the waiting, not the draining.
+        """
+        self._refusal = self._refusal or _draining
+        await self.committer.drain()
+        self._fanout.end_all(_draining())
+
+    async def close(self) -> None:
+        """Refuse every call with `BrokerClosed`, those that wait too; end subscriptions; wait for the flush in flight.
+
+        What that flush appends is still delivered. For a stop that commits the queue too, `drain` first. Idempotent.
+        """
+        self._stop()
+        await self._ended.wait()
+
+    # What the service on gRPC uses besides: the same, for whole reads of a socket, and without waiting.
+
+    def check(
+        self, subject: str, body: bytes, expiration: int | None = 0, headers: Mapping[str, bytes] | None = None
+    ) -> NewMessage:
+        """Return the message that `publish` would hand over. Raises what it does, before anything is queued.
+
+        Raises:
+            TypeError: an argument is not of its type.
+        """
+        if self._refusal is not None:
+            raise self._refusal()
+        check_subject(subject)
+        if not isinstance(body, bytes):
+            raise TypeError(f"a body is bytes, not {type(body).__name__}")
+        if len(body) > self._body_max_bytes:
+            raise MessageTooLarge(
+                f"the body has {len(body)} bytes; at most {self._body_max_bytes} are accepted",
+                size=len(body),
+                limit=self._body_max_bytes,
+            )
+        if expiration is not None:
+            self._check_expiration(expiration)
+        return NewMessage(subject, body, expiration, _frozen_headers(headers) if headers else NO_HEADERS)
+
+    def hand_over(self, messages: Sequence[NewMessage], source: Hashable) -> Group:
+        """Publish messages that `check` returned and that came from one source. See `Committer.hand_over`."""
+        return self.committer.hand_over(messages, source)
+
+    def open_subscription(self, subject: str) -> Subscription:
+        """Listen to ``subject`` from now on. The caller closes it. Raises as `subscribe` does."""
+        if self._refusal is not None:
+            raise self._refusal()
+        check_subject(subject)
+        if self._availability.away:
+            raise StorageUnavailable(f"the store has been away for {self.store_away_s():.1f} s")
+        return self._fanout.subscribe(subject)
+
+    def store_away_s(self) -> float:
+        """How long the store has been out of reach; 0.0 when it is there."""
+        return self._availability.away_s()
+
+    @property
+    def subscribers(self) -> int:
+        """How many subscriptions are live."""
+        return self._fanout.count
+
+    async def _run(self) -> None:
+        """Work until `_stop`, and then until what is in flight is settled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(keep_probing, self._store, self._availability)
+                nursery.start_soon(keep_sweeping, self._store, self._availability, self._sweep_interval_s)
+                await self.committer.run()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._stop()
+            self._fanout.end_all(_closed())
+            self._ended.set()
+
+    def _stop(self) -> None:
+        self._stopped = True
+        self._refusal = _closed
+        self.committer.close()
+        for read in self._reads:
+            read.cancel()
+
+    @contextmanager
+    def _until_stopped(self) -> Generator[None]:
+        """Run a read of the store; if the broker stops meanwhile, cancel it and raise `BrokerClosed`."""
+        with trio.CancelScope() as scope:
+            self._reads.add(scope)
+            try:
+                yield
+            finally:
+                self._reads.discard(scope)
+        if scope.cancelled_caught:
+            raise _closed()
+
+    def _check_expiration(self, expiration: int) -> None:
+        if not isinstance(expiration, int):
+            raise TypeError(f"an expiration is an int (seconds) or None, not {type(expiration).__name__}")
+        if expiration < 0:
+            raise InvalidExpiration(f"expiration is {expiration} s; it cannot be negative")
+        if expiration > self._expiration_max_s:
+            raise InvalidExpiration(
+                f"expiration is {expiration} s; this store keeps messages for at most {self._expiration_max_s} s, "
+                "or until they are deleted",
+                limit=self._expiration_max_s,
+            )
+
+
+def _frozen_headers(headers: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    """Return a copy that nobody can change, since all subscribers share it."""
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"headers are a mapping, not {type(headers).__name__}")
+    if len(headers) > HEADERS_MAX:
+        raise InvalidHeaders(f"{len(headers)} headers; at most {HEADERS_MAX} are accepted", limit=HEADERS_MAX)
+    size = 0
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, bytes):
+            raise TypeError(f"headers map str to bytes, not {type(name).__name__} to {type(value).__name__}")
+        if not name:
+            raise InvalidHeaders("a header has no name")
+        try:
+            size += len(name.encode()) + len(value)
+        except UnicodeEncodeError as error:
+            raise InvalidHeaders("the name of a header has half a surrogate pair, which UTF-8 cannot say") from error
+    if size > HEADERS_MAX_BYTES:
+        raise InvalidHeaders(
+            f"the headers have {size} bytes together; at most {HEADERS_MAX_BYTES} are accepted",
+            size=size,
+            limit=HEADERS_MAX_BYTES,
+        )
+    return MappingProxyType(dict(headers))
+
+
+def _fault(key: Key) -> InvalidSubject | None:
+    if not isinstance(key.id, int):
+        raise TypeError(f"an id is an int, not {type(key.id).__name__}")
+    try:
+        check_subject(key.subject)
+    except InvalidSubject as fault:
+        return fault
+    return None
+
+
+def _clamped(id_: int) -> int:
+    """Return an id that any store can look up, and as invalid as ``id_`` if it is."""
+    return max(0, min(id_, _ID_MAX))
+
+
+def _answer(key: Key, found: Record | persistence.InvalidId | persistence.ExpiredId) -> Message | InvalidId | ExpiredId:
+    match found:
+        case Record():
+            return Message(key.subject, found.id, found.body, found.headers, found.time_us)
+        case persistence.InvalidId(last_id):
+            text = f"id {key.id} was never assigned in {key.subject!r}; its last id is {last_id}"
+            return InvalidId(text, last_id=last_id)
+        case persistence.ExpiredId(last_id):
+            text = f"id {key.id} of {key.subject!r} is no longer kept (or never was: expiration 0)"
+            return ExpiredId(text, last_id=last_id)
+
+
+def _draining() -> Draining:
+    return Draining("the broker is stopping")
+
+
+def _closed() -> BrokerClosed:
+    return BrokerClosed("the broker is closed")
+
+
+def _raise_as_it_is(error: BaseException) -> NoReturn:
+    """Raise ``error`` without the group it was found in as its context."""
+    context = error.__context__
+    try:
+        raise error
+    finally:
+        error.__context__ = context
+        del error, context
