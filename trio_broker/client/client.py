@@ -1,0 +1,173 @@
+"""The broker's three calls, for Python programs on trio.
+
+Owns:      `connect` and `Client`: protobuf on one side, `Message` and typed errors on the other.
+Not here:  the connection (trio_broker/client/channel.py), statuses (trio_broker/client/statuses.py).
+Threads:   the trio thread only.
+"""
+
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Self
+
+import trio
+
+from trio_broker._proto.broker_pb2 import (
+    FetchRequest,
+    MessageResponse,
+    PublishRequest,
+    PublishResponse,
+    SubscribeRequest,
+)
+from trio_broker.client.channel import Call, Channel, open_channel
+from trio_broker.errors import InvalidExpiration
+from trio_broker.message import Message
+
+_EXPIRATION_MAX_S = 2**31 - 1  # int32 on the wire
+
+
+@asynccontextmanager
+async def connect(server: str) -> AsyncGenerator["Client"]:
+    """Connect to a broker at ``HOST:PORT`` or ``unix:/path`` for the length of the block. A checkpoint.
+
+    One connection, for any number of calls at once. It is not made again when it is lost: every call then raises
+    `ConnectionLost`. Bound the wait with ``trio.fail_after``.
+
+    Raises:
+        ValueError: ``server`` is not an address.
+        ConnectionLost: no broker answers there. Retryable.
+    """
+    async with open_channel(server) as channel:
+        yield Client(channel)
+
+
+class Client:
+    """A connection to a broker. Every method raises the errors of `trio_broker.errors`.
+
+    A deadline (``trio.fail_after``) around publish or fetch is told to the broker too. A cancelled call is left at
+    once: what became of a publish is then not known.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def publish(
+        self, subject: str, body: bytes, expiration: int | None = 0, *, headers: Mapping[str, bytes] | None = None
+    ) -> int:
+        """Publish a message; return its id once it is durable. A checkpoint.
+
+        Args:
+            subject: tokens separated by dots.
+            body: may be empty.
+            expiration: seconds to keep the message; 0: only for those who are subscribed now; None: keep it.
+            headers: delivered with the message.
+        """
+        publishing = await self.start_publish(subject, body, expiration, headers=headers)
+        try:
+            return await publishing.id()
+        finally:
+            publishing.leave()
+
+    async def start_publish(
+        self, subject: str, body: bytes, expiration: int | None = 0, *, headers: Mapping[str, bytes] | None = None
+    ) -> "Publishing":
+        """Send a message without waiting for its id. A checkpoint.
+
+        Publishes that are started one after the other on one client are committed in that order: so many can be in
+        flight at once, in order. The caller bounds how many.
+        """
+        if expiration is not None and not 0 <= expiration <= _EXPIRATION_MAX_S:
+            raise InvalidExpiration(f"expiration must be from 0 to {_EXPIRATION_MAX_S} seconds, not {expiration}")
+        request = PublishRequest(
+            subject=subject, body=body, expirationSeconds=expiration or 0, headers=headers, keep=expiration is None
+        )
+        return Publishing(await self._start_unary("Publish", request.SerializeToString()))
+
+    async def fetch(self, subject: str, id: int) -> Message:  # noqa: A002  the design's name
+        """Return one message. A checkpoint.
+
+        Raises:
+            InvalidId: the id was never assigned.
+            ExpiredId: its message is no longer kept, or never was.
+        """
+        call = await self._start_unary("Fetch", FetchRequest(subject=subject, id=id).SerializeToString())
+        try:
+            return _message(await call.receive_one())
+        finally:
+            call.close()
+
+    @asynccontextmanager
+    async def subscribe(self, subject: str) -> AsyncGenerator["Subscription"]:
+        """Subscribe for the length of the block. A checkpoint on entry.
+
+        Inside the block the subscription stands: every message of the subject acknowledged from now on is delivered.
+        A deadline around the block is not told to the broker: leaving the block ends the call.
+        """
+        request = SubscribeRequest(subject=subject).SerializeToString()
+        call = await self._channel.start("/broker.Broker/Subscribe", request)
+        try:
+            await call.wait_started()
+            yield Subscription(call)
+        finally:
+            call.close()
+
+    async def _start_unary(self, method: str, request: bytes) -> Call:
+        left_s = trio.current_effective_deadline() - trio.current_time()
+        timeout_s = None if left_s == float("inf") else max(left_s, 0.0)
+        return await self._channel.start(f"/broker.Broker/{method}", request, timeout_s=timeout_s)
+
+
+class Publishing:
+    """A message on its way to the broker."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    async def id(self) -> int:
+        """Wait until the message is durable; return its id. A checkpoint.
+
+        To be cancelled here leaves the publish as it is; it may be waited for again.
+        """
+        return PublishResponse.FromString(await self._call.receive_one()).id
+
+    def leave(self) -> None:
+        """Stop waiting for the id: the broker may withdraw the message if it has not begun to store it."""
+        self._call.close()
+
+
+class Subscription:
+    """An open subscription: an async iterator of `Message`, in id order, for one task.
+
+    It ends with the error that ended it, such as `SlowConsumer`, `Draining` or `ConnectionLost`.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._received: deque[Message] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        if not self._received:
+            self._received.extend(await self.receive_some())
+        else:
+            await trio.lowlevel.checkpoint()
+        if not self._received:
+            raise StopAsyncIteration
+        return self._received.popleft()
+
+    async def receive_some(self) -> list[Message]:
+        """Wait for messages and return all that are there; none: the broker has ended the stream. A checkpoint."""
+        if self._received:
+            await trio.lowlevel.checkpoint()
+            received = list(self._received)
+            self._received.clear()
+            return received
+        return [_message(data) for data in await self._call.receive_some()]
+
+
+def _message(data: bytes) -> Message:
+    response = MessageResponse.FromString(data)
+    published_us = response.published_at.seconds * 1_000_000 + response.published_at.nanos // 1000
+    return Message(response.subject, response.id, response.body, dict(response.headers), published_us)
