@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint types bench demo proto clean
+.PHONY: serve test lint types wheel-check bench demo proto clean
 .DEFAULT_GOAL := test
 
 # the broker and its run-time dependencies
@@ -31,6 +31,12 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+
+wheel-check: $(VENV)/.dev  ## the wheel runs in a venv of its own, outside the checkout
+	rm -rf build/wheel && $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv --clear build/wheel/venv
+	build/wheel/venv/bin/pip install --quiet build/wheel/*.whl
+	cd build/wheel && venv/bin/trio-broker version && venv/bin/python -c "import trio_broker; trio_broker.open_broker"
 
 demo: $(VENV)/.installed  ## 20,000 real events through a real broker, killed half-way
 	$(BIN)/python examples/demo.py
