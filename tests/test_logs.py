@@ -1,0 +1,166 @@
+"""Logging: one event a line, structured, without secrets; and the start banner."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import pytest
+import structlog
+
+from trio_broker.config import Config
+from trio_broker.logs import configure_logging, redact_url, startup_banner
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    """Where logs go; afterwards logging is as it was."""
+    root, ours = logging.getLogger(), [logging.getLogger(name) for name in ("trio_broker", "persistence", "metrics")]
+    handlers, levels = root.handlers[:], [logger.level for logger in (root, *ours)]
+    yield io.StringIO()
+    root.handlers[:] = handlers
+    for logger, level in zip((root, *ours), levels, strict=True):
+        logger.setLevel(level)
+    structlog.reset_defaults()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_json_is_one_object_a_line_with_the_event_its_values_and_utc_time(stream: io.StringIO) -> None:
+    configure_logging("json", "info", stream)
+    structlog.get_logger("trio_broker.serve").info("ready", grpc="127.0.0.1:1", odd=b"\xff")
+    logged = json.loads(stream.getvalue())
+    at = datetime.fromisoformat(logged.pop("timestamp"))
+    assert at.tzinfo == UTC
+    assert logged == {
+        "event": "ready",
+        "grpc": "127.0.0.1:1",
+        "level": "info",
+        "logger": "trio_broker.serve",
+        "odd": repr(b"\xff"),
+    }
+
+
+def test_logging_is_routed_in(stream: io.StringIO) -> None:
+    configure_logging("json", "info", stream)
+    logging.getLogger("persistence.sqlite").info("opened path=%r", "x.db")
+    logged = json.loads(stream.getvalue())
+    assert (logged["event"], logged["level"], logged["logger"]) == ("opened path='x.db'", "info", "persistence.sqlite")
+
+
+def test_the_level_is_ours_and_libraries_speak_from_warning(stream: io.StringIO) -> None:
+    configure_logging("json", "debug", stream)
+    structlog.get_logger("trio_broker.x").debug("ours")
+    logging.getLogger("hpack.hpack").debug("a header: secret")
+    logging.getLogger("hpack.hpack").warning("theirs")
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["ours", "theirs"]
+
+
+def test_what_is_below_the_level_is_not_logged(stream: io.StringIO) -> None:
+    configure_logging("json", "warning", stream)
+    structlog.get_logger("trio_broker.x").info("quiet")
+    logging.getLogger("metrics.http").info("quiet")
+    structlog.get_logger("trio_broker.x").warning("loud")
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["loud"]
+
+
+def fail_with_a_body_at_hand() -> None:
+    body = bytes.fromhex("74686520626f6479")  # "the body": not to be seen in the source line either
+    raise ValueError(f"bad length {len(body)} from postgresql://me:secret@db/x")
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize("by", [structlog.get_logger, logging.getLogger])
+def test_tracebacks_show_frames_and_neither_variables_nor_passwords(
+    stream: io.StringIO, log_format: str, by: object
+) -> None:
+    configure_logging(log_format, "info", stream)
+    try:
+        fail_with_a_body_at_hand()
+    except ValueError:
+        by("trio_broker.x").exception("rpc_failed")
+    text = stream.getvalue()
+    assert "fail_with_a_body_at_hand" in text
+    assert "the body'" not in text
+    assert "secret" not in text
+    assert "postgresql://me:***@db/x" in text
+    if log_format == "json":
+        (exception,) = json.loads(text)["exception"]
+        assert exception["exc_type"] == "ValueError"
+        assert exception["frames"][-1]["name"] == "fail_with_a_body_at_hand"
+
+
+def test_auto_is_json_unless_on_a_terminal(stream: io.StringIO) -> None:
+    configure_logging("auto", "info", stream)
+    structlog.get_logger("trio_broker.x").info("started", port=1)
+    assert json.loads(stream.getvalue())["port"] == 1
+    terminal = Terminal()
+    configure_logging("auto", "info", terminal)
+    structlog.get_logger("trio_broker.x").info("started", port=1)
+    assert "\x1b[" in terminal.getvalue()
+
+
+def test_console_has_no_colours_in_a_file(stream: io.StringIO) -> None:
+    configure_logging("console", "info", stream)
+    structlog.get_logger("trio_broker.x").info("started", port=1)
+    assert "\x1b[" not in stream.getvalue()
+    assert "started" in stream.getvalue()
+    assert "port=1" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("postgresql://me:s3cret@db:5432/x", "postgresql://me:***@db:5432/x"),
+        ("at postgresql://me:p@ss/w:rd@db/x, then", "at postgresql://me:***@db/x, then"),
+        ("postgresql://:pw@db/x", "postgresql://:***@db/x"),
+        ("postgresql://db/x?user=me&password=s3cret&a=1", "postgresql://db/x?user=me&password=***&a=1"),
+        ('{"store": "cassandra://u:pw@h1:9042,h2/k"}', '{"store": "cassandra://u:***@h1:9042,h2/k"}'),
+        ("sqlite:///a.db", "sqlite:///a.db"),
+        ("http://127.0.0.1:9464/metrics", "http://127.0.0.1:9464/metrics"),
+        ("user:password@host", "user:password@host"),
+    ],
+)
+def test_passwords_in_urls_are_redacted_and_nothing_else(text: str, redacted: str) -> None:
+    assert redact_url(text) == redacted
+
+
+class Durability(NamedTuple):
+    kind: str = "SQLite 3.45.1"
+    setting: str = "journal_mode=wal synchronous=full"
+    durable: bool = True
+
+
+def banner(config: Config, durability: Durability) -> list[str]:
+    return startup_banner(
+        config,
+        durability=durability,
+        grpc_address="127.0.0.1:50051",
+        metrics_address="127.0.0.1:9464",
+        ready_after_s=0.4123,
+    )
+
+
+def test_the_banner_says_what_started_in_few_lines() -> None:
+    lines = banner(Config(), Durability())
+    text = "\n".join(lines)
+    assert len(lines) <= 14
+    assert lines[-1] == "ready in 412 ms"
+    for part in (
+        *("trio-broker 0", "sqlite:///trio-broker.db", "SQLite 3.45.1", "durable (journal_mode=wal synchronous=full)"),
+        *("127.0.0.1:50051", "anybody may call", "http://127.0.0.1:9464/metrics", "64MiB", "4032KiB", "within 10s"),
+    ):
+        assert part in text
+
+
+def test_the_banner_warns_of_what_is_not_durable_and_of_strangers_and_hides_passwords() -> None:
+    config = Config(listen="0.0.0.0:1", allow_anonymous=True, store="postgresql://me:secret@db/x")
+    text = "\n".join(banner(config, Durability("memory", "none", durable=False)))
+    assert "NOT DURABLE" in text
+    assert "from other machines" in text
+    assert "secret" not in text

@@ -1,0 +1,111 @@
+"""Logging of a broker process: one event a line with its values, and the lines it starts with.
+
+Owns:      structlog's and logging's set-up, what must not reach a log, the start banner.
+Not here:  what is logged (each module: INFO is life-cycle; never bodies, never a DSN).
+Threads:   any, once set up.
+"""
+
+import logging
+import platform
+import re
+import sys
+from typing import TYPE_CHECKING, Literal, TextIO
+
+import structlog
+import trio
+from structlog.typing import Processor
+
+from trio_broker._version import __version__
+from trio_broker.config import Config, exposed
+from trio_broker.notation import write_seconds, write_size
+
+if TYPE_CHECKING:
+    from persistence import Durability
+
+_OURS = ("trio_broker", "persistence", "metrics")
+
+_PASSWORD_IN_AUTHORITY = re.compile(r"""(\b[a-zA-Z][\w+.-]*://[^\s:/@"']*):[^\s"']*@""")
+_PASSWORD_IN_QUERY = re.compile(r"""([?&](?:ssl)?password=)[^&\s"']*""", re.IGNORECASE)
+
+
+def configure_logging(
+    log_format: Literal["auto", "console", "json"],
+    level: Literal["debug", "info", "warning", "error"],
+    stream: TextIO | None = None,
+) -> None:
+    """Send everything that is logged to ``stream`` (stderr), whether by structlog or by logging.
+
+    ``level`` is for this project's loggers. Libraries speak from WARNING up: what they log below may hold what
+    clients sent.
+    """
+    stream = stream or sys.stderr
+    on_terminal = stream.isatty()
+    if log_format == "auto":
+        log_format = "console" if on_terminal else "json"
+    before: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+    formatter = _RedactingFormatter(
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(log_format, on_terminal)],
+        foreign_pre_chain=before,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(level.upper())
+
+
+def _renderers(log_format: Literal["console", "json"], colors: bool) -> list[Processor]:  # noqa: FBT001
+    if log_format == "console":
+        plain = structlog.dev.plain_traceback  # the default shows local variables, and those hold bodies
+        return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+    tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    return [
+        structlog.processors.ExceptionRenderer(tracebacks),
+        structlog.processors.JSONRenderer(),
+    ]
+
+
+class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact_url(super().format(record))
+
+
+def redact_url(text: str) -> str:
+    """Return ``text`` with the password of every URL in it replaced by ``***``."""
+    if "://" not in text:
+        return text
+    return _PASSWORD_IN_QUERY.sub(r"\1***", _PASSWORD_IN_AUTHORITY.sub(r"\1:***@", text))
+
+
+def startup_banner(
+    config: Config, *, durability: "Durability", grpc_address: str, metrics_address: str, ready_after_s: float
+) -> list[str]:
+    """Return the lines that say what has started: where, on what, how durable, within which limits."""
+    acknowledged = "durable" if durability.durable else "NOT DURABLE: acknowledged messages do not outlive the process"
+    clients = "anybody may call" + (" from other machines" if exposed(config.listen, allow_anonymous=False) else "")
+    queue = f"{config.queue_messages} messages or {write_size(config.queue_bytes)} wait"
+    flush = f"{config.flush_messages} or {write_size(config.flush_bytes)} a flush"
+    subscriber = f"{config.subscriber_messages} messages or {write_size(config.subscriber_bytes)} each"
+    return [
+        f"trio-broker {__version__}, Python {platform.python_version()}, trio {trio.__version__}",
+        f"store       {redact_url(config.store)}, {durability.kind}",
+        f"durability  {acknowledged} ({durability.setting})",
+        f"grpc        {grpc_address}, no TLS, {clients}",
+        f"metrics     http://{metrics_address}/metrics, /healthz, /readyz",
+        f"publishes   {queue}, {flush}, each within {write_seconds(config.commit_timeout)}",
+        f"subscribers {subscriber}, {config.streams_per_connection} calls a connection",
+        f"bodies      {write_size(config.body_max_bytes)} at most",
+        f"stopping    after {write_seconds(config.drain_delay)}, within {write_seconds(config.grace)}",
+        f"ready in {ready_after_s * 1000:.0f} ms",
+    ]
