@@ -329,6 +329,7 @@ class Call(Stream):
         self.part = None
         if self.source is not None:
             self.source.close()
+            self.source = None  # it may know the call: no cycle is left for the collector
         if self.room is not None:
             self.room()
         if isinstance(self.request, Request):

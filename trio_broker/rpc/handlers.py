@@ -68,9 +68,9 @@ def drained(handler: F) -> F:
     return handler
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Method:
-    """A method of a service, ready to be called."""
+    """A method of a service, ready to be called. Equal only to itself: it is a key once per call."""
 
     service: str
     name: str
