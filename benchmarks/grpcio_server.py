@@ -40,14 +40,13 @@ class Log:
         self.subscribers: set[asyncio.Queue[pb.MessageResponse | None]] = set()
 
     def offer(self, message: pb.MessageResponse) -> None:
-        """Give a message to every subscriber; one whose queue is full is cut."""
+        """Give a message to every subscriber; one that lets its queue fill is cut."""
         for queue in tuple(self.subscribers):
-            if queue.full():
-                self.subscribers.discard(queue)
-                queue.get_nowait()
-                queue.put_nowait(None)
-            else:
+            if queue.qsize() < SUBSCRIBER_MESSAGES:
                 queue.put_nowait(message)
+            else:
+                self.subscribers.discard(queue)
+                queue.put_nowait(None)
 
 
 class Broker:
@@ -77,7 +76,7 @@ class Broker:
         self, request: pb.SubscribeRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.MessageResponse]:
         """Yield what is published from now on."""
-        queue = asyncio.Queue[pb.MessageResponse | None](SUBSCRIBER_MESSAGES)
+        queue = asyncio.Queue[pb.MessageResponse | None]()
         subscribers = self._logs[request.subject].subscribers
         subscribers.add(queue)
         try:
