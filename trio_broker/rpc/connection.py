@@ -64,10 +64,12 @@ class Connection(Outbound):
         self._receive_window = limits.connection_window_bytes
         self._unreturned = 0
         self._block: _HeaderBlock | None = None
+        self._draining = False
         self._goaway_last: int | None = None
+        """What the final GOAWAY named: streams above it are ignored."""
         self._resets: deque[int] = deque()
         self._reset_ids: set[int] = set()
-        self._calm = limits.control_burst
+        self._calm: float = limits.control_burst
         self.held = 0
         """Bytes of unfinished messages, over all streams; kept by call.py."""
         self._on_control = {
@@ -83,13 +85,15 @@ class Connection(Outbound):
         self.write(
             frames.settings(
                 {
+                    frames.HEADER_TABLE_SIZE: limits.header_table_bytes,
                     frames.MAX_CONCURRENT_STREAMS: limits.streams_max,
                     frames.INITIAL_WINDOW_SIZE: limits.stream_window_bytes,
                     frames.MAX_HEADER_LIST_SIZE: limits.header_list_max_bytes,
                 }
             )
-            + frames.window_update(0, limits.connection_window_bytes - frames.WINDOW_INITIAL)
         )
+        if limits.connection_window_bytes > frames.WINDOW_INITIAL:
+            self.write(frames.window_update(0, limits.connection_window_bytes - frames.WINDOW_INITIAL))
 
     # -- for the owner ----------------------------------------------------------------------------------------
 
@@ -104,7 +108,8 @@ class Connection(Outbound):
         """End the connection with an error (section 5.4.1). Every open stream is dropped."""
         if not self.failed:
             self.failed = True
-            self.write(frames.goaway(self.last_stream_id, code, text))
+            last = self.last_stream_id if self._goaway_last is None else self._goaway_last
+            self.write(frames.goaway(last, code, text))
             self.drop_all()
 
     def drop_all(self) -> None:
@@ -118,28 +123,26 @@ class Connection(Outbound):
         In two steps (section 6.8), so that no request that is under way is lost: GOAWAY with the highest id and
         a PING; when its answer shows that the peer has seen it, `drain_now`.
         """
-        if self._goaway_last is None:
-            self._goaway_last = frames.STREAM_ID_MAX
+        if not self._draining:
+            self._draining = True
             self.write(
                 frames.goaway(frames.STREAM_ID_MAX, frames.NO_ERROR) + frames.frame(frames.PING, 0, 0, _DRAIN_PING)
             )
 
     def drain_now(self) -> None:
         """The second step of `drain`: streams that are opened from here on are ignored; the peer may retry them."""
-        if self._goaway_last != self.last_stream_id:
+        if self._goaway_last is None:
             self._goaway_last = self.last_stream_id
             self.write(frames.goaway(self.last_stream_id, frames.NO_ERROR))
 
     @property
     def finished(self) -> bool:
         """Close the socket once everything is written."""
-        return self.failed or (
-            self._goaway_last is not None and self._goaway_last != frames.STREAM_ID_MAX and not self.streams
-        )
+        return self.failed or (self._goaway_last is not None and not self.streams)
 
     def forgive(self, seconds: float) -> None:
         """Time has passed: the peer may send some more control frames."""
-        self._calm = min(self.limits.control_burst, self._calm + int(seconds * self.limits.control_per_s))
+        self._calm = min(self.limits.control_burst, self._calm + seconds * self.limits.control_per_s)
 
     # -- for streams ------------------------------------------------------------------------------------------
 
@@ -266,7 +269,7 @@ class Connection(Outbound):
             self._unreturned = 0
         stream = self.streams.get(stream_id)
         if stream is None or stream.remote_closed:
-            self._on_late_data(stream_id, stream)
+            self._on_late_data(flags, stream_id, payload)
             return
         stream.receive_window -= length
         if stream.receive_window < 0:
@@ -286,11 +289,15 @@ class Connection(Outbound):
             stream.remote_closed = True
             stream.on_end()
 
-    def _on_late_data(self, stream_id: int, stream: Stream | None) -> None:
+    def _on_late_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not stream_id or stream_id > self.last_stream_id or not stream_id & 1:
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "DATA on an idle stream")  # sections 5.1, 6.1
-        if stream is not None or stream_id not in self._reset_ids:
+        if stream_id in self.streams or stream_id not in self._reset_ids:
             raise StreamFailed(stream_id, frames.STREAM_CLOSED, "DATA after the end")
+        if flags & frames.END_STREAM:
+            self._reset_ids.discard(stream_id)  # nothing more can be on its way
+        elif not payload:
+            self._spend()
 
     # -- HEADERS and CONTINUATION (sections 6.2, 6.10, 8) -----------------------------------------------------
 
@@ -317,7 +324,7 @@ class Connection(Outbound):
         block.parts.append(payload)
         block.size += len(payload)
         # A block is never longer than its list with literals; Huffman coding can at worst add 30 bits to 8.
-        if len(block.parts) > self.limits.continuations_max or block.size > 4 * self.limits.header_list_max_bytes:
+        if len(block.parts) - 1 > self.limits.continuations_max or block.size > 4 * self.limits.header_list_max_bytes:
             raise ConnectionFailed(frames.ENHANCE_YOUR_CALM, "the header block is too large")
         if flags & frames.END_HEADERS:
             self._block = None
@@ -373,12 +380,13 @@ class Connection(Outbound):
     def _on_trailers(self, stream_id: int, end_stream: bool, fields: Fields | None) -> None:  # noqa: FBT001
         stream = self.streams.get(stream_id)
         if stream is None:
-            if stream_id in self._reset_ids:
-                return
-            raise ConnectionFailed(frames.STREAM_CLOSED, "HEADERS on a closed stream")  # section 5.1
+            if stream_id not in self._reset_ids:
+                raise ConnectionFailed(frames.STREAM_CLOSED, "HEADERS on a closed stream")  # section 5.1
+            self._reset_ids.discard(stream_id)  # trailers: nothing more can be on its way
+            return
         if stream.remote_closed:
             raise StreamFailed(stream_id, frames.STREAM_CLOSED, "HEADERS after the end")
-        if not end_stream or fields is None or any(name[:1] == b":" or not name.islower() for name, _ in fields):
+        if not end_stream or fields is None or any(name[:1] == b":" or name != name.lower() for name, _ in fields):
             raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, "malformed trailers")  # section 8.1
         if stream.body_left:
             raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, "not the length promised")
@@ -460,7 +468,7 @@ class Connection(Outbound):
         if not flags & frames.ACK:
             self._spend()
             self.write(frames.frame(frames.PING, frames.ACK, 0, payload))
-        elif payload == _DRAIN_PING and self._goaway_last is not None:
+        elif payload == _DRAIN_PING and self._draining:
             self.drain_now()
 
     def _on_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from trio_broker.rpc.frames import WINDOW_INITIAL
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -40,3 +42,7 @@ class Limits:
         for name in self.__dataclass_fields__:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.connection_window_bytes < WINDOW_INITIAL:  # it can only be raised (RFC 9113, section 6.9.2)
+            raise ValueError(
+                f"connection_window_bytes must be at least {WINDOW_INITIAL}, not {self.connection_window_bytes}"
+            )
