@@ -234,6 +234,7 @@ class Committer:
                     self._fail(part, error)
                 else:
                     self._succeed(part, outcomes)
+                await trio.lowlevel.checkpoint_if_cancelled()  # before more is taken: it can say that it was not
             if self._closed:
                 return
             lane.rest()
