@@ -154,8 +154,7 @@ class Connection(Outbound):
     def end_stream(self, stream: Stream) -> None:
         """Send the end of a stream whose queue is empty; empty trailers: its last DATA frame carried END_STREAM."""
         if stream.trailers:
-            flags = frames.END_STREAM | frames.END_HEADERS
-            self.write(frames.frame(frames.HEADERS, flags, stream.id, stream.trailers))
+            self.write(frames.headers(frames.END_STREAM, stream.id, stream.trailers))
         self.ended(stream)
 
     def ended(self, stream: Stream) -> None:

@@ -65,6 +65,15 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     return pack_header(len(payload) << 8 | kind, flags, stream_id) + payload
 
 
+def headers(flags: int, stream_id: int, block: bytes) -> bytes:
+    """Return a header block as a HEADERS frame, and as many CONTINUATIONs as it needs (sections 6.2 and 6.10)."""
+    if len(block) <= FRAME_MAX_BYTES:
+        return frame(HEADERS, flags | END_HEADERS, stream_id, block)
+    parts = [block[begin : begin + FRAME_MAX_BYTES] for begin in range(0, len(block), FRAME_MAX_BYTES)]
+    between = b"".join(frame(CONTINUATION, 0, stream_id, part) for part in parts[1:-1])
+    return frame(HEADERS, flags, stream_id, parts[0]) + between + frame(CONTINUATION, END_HEADERS, stream_id, parts[-1])
+
+
 def settings(values: dict[int, int]) -> bytes:
     """Return a SETTINGS frame (section 6.5)."""
     return frame(SETTINGS, 0, 0, b"".join(_setting.pack(name, value) for name, value in values.items()))

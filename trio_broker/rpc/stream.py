@@ -94,7 +94,7 @@ class Stream:
         self.responded = True
         connection = self.connection
         connection.answered()
-        connection.write(frames.frame(frames.HEADERS, frames.END_HEADERS, self.id, block))
+        connection.write(frames.headers(0, self.id, block))
 
     def send(self, data: bytes) -> None:
         """Queue bytes of the response's body; they leave as the peer's windows allow."""
