@@ -123,6 +123,11 @@ class Publishing:
     def __init__(self, call: Call) -> None:
         self._call = call
 
+    @property
+    def done(self) -> bool:
+        """The broker has answered, or cannot any more: `id` will not wait."""
+        return self._call.exchange.end is not None
+
     async def id(self) -> int:
         """Wait until the message is durable; return its id. A checkpoint.
 

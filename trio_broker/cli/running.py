@@ -1,0 +1,73 @@
+"""Run a command on trio, and end it as the shell expects.
+
+Owns:      exit codes, one line on stderr for what went wrong, quiet ends by Ctrl-C and a closed pipe.
+Not here:  what the commands do; usage errors (trio_broker/cli/main.py).
+
+Exit codes: 0 ok, 1 error, 2 usage, 3 not found or expired, 4 unavailable, 124 timeout; 130 and 141 are what a
+shell says of Ctrl-C and of a pipe that nobody reads.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeVarTuple
+
+import click
+import trio
+
+from trio_broker.errors import BrokerError, ConnectionLost, ExpiredId, InvalidId, NotApplied, OutcomeUnknown
+
+ERROR, NOT_FOUND, UNAVAILABLE, TIMEOUT, INTERRUPTED, PIPE_CLOSED = 1, 3, 4, 124, 130, 141
+
+Ts = TypeVarTuple("Ts")
+
+
+class Failure(Exception):
+    """The command failed; the text is all that the user is told."""
+
+    def __init__(self, text: str, exit_code: int = ERROR) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+def run(command: Callable[[*Ts], Awaitable[int]], *args: *Ts) -> int:
+    """Run ``command`` to its end; return the exit code. What is not a failure of a known kind is a bug, and raised."""
+    try:
+        return trio.run(command, *args)
+    except BaseException as error:
+        causes = list(_leaves(error))
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+            return INTERRUPTED
+        known = [cause for cause in causes if isinstance(cause, Failure | BrokerError | OSError)]
+        if len(known) < len(causes):
+            raise
+        if any(isinstance(cause, BrokenPipeError) for cause in known):
+            return PIPE_CLOSED
+        say(getattr(known[0], "strerror", None) or str(known[0]))
+        return exit_code_of(known[0])
+
+
+def exit_code_of(error: Failure | BrokerError | OSError) -> int:
+    """Return the exit code for what the user asked and did not get."""
+    match error:
+        case Failure():
+            return error.exit_code
+        case InvalidId() | ExpiredId():
+            return NOT_FOUND
+        case NotApplied() | OutcomeUnknown():
+            return TIMEOUT
+        case BrokerError() if error.retryable or isinstance(error, ConnectionLost):
+            return UNAVAILABLE
+        case _:
+            return ERROR
+
+
+def say(text: str) -> None:
+    """Tell the user, apart from the command's output."""
+    click.echo(f"trio-broker: {text}", err=True)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

@@ -1,0 +1,89 @@
+"""``trio-broker serve``: run a broker.
+
+Owns:      a flag for each field of `Config`, and what is said when the broker cannot start.
+Not here:  the settings (trio_broker/config.py) and where they come from (trio_broker/cli/settings.py); the broker's
+           process (trio_broker/serve.py).
+"""
+
+from pathlib import Path
+from typing import get_args
+
+import click
+import structlog
+from click.core import ParameterSource
+from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
+
+from trio_broker.cli.running import ERROR, Failure, run, say
+from trio_broker.cli.settings import ConfigError, Settings, flag, load
+from trio_broker.config import Config
+from trio_broker.logs import configure_logging
+from trio_broker.notation import seconds, size, write_seconds, write_size
+
+log = structlog.get_logger(__name__)
+
+
+def _option(name: str, field: FieldInfo) -> click.Option:
+    """Make the flag of a setting. Values stay text: all sources are checked together, in settings.py."""
+    about = field.description or ""
+    if field.annotation is bool:
+        about = f"do not {about}" if field.default else about
+        return click.Option([flag(name), name], is_flag=True, flag_value=not field.default, default=None, help=about)
+    read = [validator.func for validator in field.metadata if isinstance(validator, BeforeValidator)]
+    if seconds in read:
+        metavar, default = "DURATION", write_seconds(field.default)
+    elif size in read:
+        metavar, default = "SIZE", write_size(field.default)
+    else:
+        metavar, default = "|".join(get_args(field.annotation)) or "VALUE", str(field.default)
+    return click.Option([flag(name), name], metavar=metavar, help=f"{about}  [default: {default}]")
+
+
+@click.command("serve")
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    envvar="TRIO_BROKER_CONFIG",
+    help="a TOML file with settings, such as metrics_listen  [TRIO_BROKER_CONFIG]",
+)
+@click.pass_context
+def command(context: click.Context, /, *, file: Path | None, **values: object) -> int:
+    """Run a broker until SIGTERM or Ctrl-C.
+
+    Every flag is also a variable (--metrics-listen: TRIO_BROKER_METRICS_LISTEN) and a key of the TOML file
+    (metrics_listen). Flags go before variables, variables before the file.
+    """
+    given = {
+        name: value
+        for name, value in values.items()
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    try:
+        settings = load(given, file)
+    except ConfigError as error:
+        say(str(error))
+        return ERROR
+    return run(_serve, settings, file)
+
+
+command.params += [_option(name, field) for name, field in Config.model_fields.items()]
+
+
+async def _serve(settings: Settings, file: Path | None) -> int:
+    # The server's packages are imported here: a wrong flag is told at once.
+    from persistence import CannotOpen
+    from trio_broker.serve import serve
+
+    configure_logging(settings.config.log_format, settings.config.log_level)
+    if file is not None:
+        log.info("settings_read", file=str(file))
+    for name, meant in settings.unknown_variables.items():
+        log.warning("variable_unknown", name=name, **({"did_you_mean": meant} if meant else {}))
+    try:
+        return await serve(settings.config)
+    except* CannotOpen as group:
+        failure: BaseException = group
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    raise Failure(str(failure)) from failure

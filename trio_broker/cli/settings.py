@@ -1,0 +1,131 @@
+"""Where the settings of ``serve`` come from: flags > TRIO_BROKER_* variables > a TOML file > defaults.
+
+Owns:      reading and merging the sources, and errors that say what is wrong, where, and what to do.
+Not here:  which settings there are, and their checks (trio_broker/config.py).
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from trio_broker.config import Config
+
+PREFIX = "TRIO_BROKER_"
+
+_NOT_OF_SERVE = {"TRIO_BROKER_CONFIG", "TRIO_BROKER_SERVER"}
+
+# What Kubernetes puts into every container for a service named trio-broker, or trio-broker-metrics, and so on.
+_SERVICE_LINK = re.compile(
+    r"TRIO_BROKER(_\w+)?_"
+    r"(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=\d+|PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://.*"
+    r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=.*)"
+)
+
+_PLAIN_WORDS = {
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "finite_number": "must be a finite number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_type": "must be a whole number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "literal_error": "must be {expected}",
+    "value_error": "{error}",
+}
+
+
+class ConfigError(Exception):
+    """The settings cannot be used; the text says what is wrong, where it is written, and what to do."""
+
+
+class Settings(NamedTuple):
+    """What was read."""
+
+    config: Config
+    unknown_variables: dict[str, str | None]
+    """TRIO_BROKER_* variables that are no settings, with the one that may be meant."""
+
+
+class _Sources(Config, BaseSettings):
+    """Lets pydantic-settings look for the fields of `Config`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
+
+
+def load(flags: Mapping[str, object], file: Path | None) -> Settings:
+    """Read all sources; ``flags`` holds those that were given, by setting.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    in_file = _read_file(file) if file else {}
+    in_environment: dict[str, Any] = EnvSettingsSource(_Sources)()
+    origins = {
+        **{name: f"{name} in {file}" for name in in_file},
+        **{name: PREFIX + name.upper() for name in in_environment},
+        **{name: flag(name) for name in flags},
+    }
+    try:
+        config = Config.model_validate({**in_file, **in_environment, **flags})
+    except ValidationError as error:
+        raise ConfigError(_tell(error, origins)) from None
+    return Settings(config, unknown_variables(os.environ))
+
+
+def flag(name: str) -> str:
+    """Return the flag of a setting: switches that are on by default become ``--no-...``."""
+    negated = Config.model_fields[name].default is True
+    return ("--no-" if negated else "--") + name.replace("_", "-")
+
+
+def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """Find TRIO_BROKER_* variables that are no settings, each with the one that may be meant."""
+    known = {PREFIX + name.upper() for name in Config.model_fields} | _NOT_OF_SERVE
+    return {
+        name: _meant(name, known)
+        for name, value in sorted(environ.items())
+        if name.startswith(PREFIX) and name not in known and not _SERVICE_LINK.fullmatch(f"{name}={value}")
+    }
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    if not file.is_file():  # pydantic-settings takes a missing file for an empty one
+        raise ConfigError(f"cannot read the settings in {file}: no such file")
+    try:
+        found: dict[str, Any] = TomlConfigSettingsSource(_Sources, file)()
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings in {file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from error
+    return found
+
+
+def _tell(error: ValidationError, origins: Mapping[str, str]) -> str:
+    problems = [_problem(details, origins) for details in error.errors()]
+    if len(problems) == 1:
+        return problems[0]
+    return "\n  ".join([f"{len(problems)} settings are wrong:", *problems])
+
+
+def _problem(details: ErrorDetails, origins: Mapping[str, str]) -> str:
+    name = str(details["loc"][0]) if details["loc"] else ""
+    if details["type"] == "extra_forbidden":
+        meant = _meant(name, Config.model_fields)
+        return f"{origins[name]}: no such setting" + (f"; did you mean {meant}?" if meant else "")
+    words = _PLAIN_WORDS.get(details["type"], details["msg"]).format_map(details.get("ctx", {}))
+    got = "" if details["type"] == "value_error" else f", not {details['input']!r}"  # those texts name the value
+    return f"{origins[name]}: {words}{got}" if name else words
+
+
+def _meant(name: str, known: Iterable[str]) -> str | None:
+    return next(iter(get_close_matches(name, known, n=1, cutoff=0.7)), None)

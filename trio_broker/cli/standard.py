@@ -1,0 +1,49 @@
+"""Standard input and output for commands on trio: binary, unbuffered, and cancelled at once.
+
+Owns:      `read_lines` and `write`.
+Threads:   each read and write is made in a worker thread, and left there when the command is cancelled. That is why
+           Python's own buffered files are not used: a thread that waits in one holds its lock when Python ends.
+"""
+
+import os
+import sys
+from collections.abc import AsyncGenerator
+
+import trio
+
+LINE_MAX_BYTES = 64 * 1024 * 1024
+"""Above what any broker takes in one message, and a bound for a file without newlines."""
+
+_READ_BYTES = 256 * 1024
+
+
+async def read_lines() -> AsyncGenerator[bytes]:
+    """Yield the lines of stdin as they come, without their newlines; a last one may lack it.
+
+    Raises:
+        ValueError: a line is longer than `LINE_MAX_BYTES`.
+    """
+    descriptor = sys.stdin.fileno()
+    partial = b""
+    while data := await trio.to_thread.run_sync(os.read, descriptor, _READ_BYTES, abandon_on_cancel=True):
+        *lines, partial = (partial + data).split(b"\n")
+        for line in lines:
+            yield line
+        if len(partial) > LINE_MAX_BYTES:
+            raise ValueError(f"longer than {LINE_MAX_BYTES} bytes")
+    if partial:
+        yield partial
+
+
+async def write(data: bytes) -> None:
+    """Write to stdout. A checkpoint.
+
+    While a full pipe waits for its reader, the connection to the broker is looked after.
+    """
+    await trio.to_thread.run_sync(_write_all, sys.stdout.fileno(), data, abandon_on_cancel=True)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
