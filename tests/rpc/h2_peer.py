@@ -142,7 +142,8 @@ class Peer:
 
     def open(self, stream_id: int, *, end: bool = False) -> Recorder:
         """Open a stream that the server takes; return the server's end of it."""
-        assert self.told(self.headers(stream_id, end=end)) == []
+        self.connection.receive(self.headers(stream_id, end=end))
+        assert stream_id in self.connection.streams
         return self.streams[stream_id]
 
 
@@ -188,7 +189,7 @@ def words(frame: Frame) -> str:
         case DataFrame():
             return " ".join((f"{kind} {frame.stream_id} {frame.data!r}", *sorted(frame.flags)))
         case HeadersFrame():
-            return " ".join((f"{kind} {frame.stream_id}", *sorted(frame.flags - {"END_HEADERS"})))
+            return " ".join((f"{kind} {frame.stream_id}", *sorted(set(frame.flags) - {"END_HEADERS"})))
         case SettingsFrame():
             return " ".join((kind, *sorted(frame.flags)))
         case _:

@@ -1,5 +1,7 @@
 """Header blocks: padding, priority, CONTINUATION, and the limits (RFC 9113, sections 4.3, 6.2, 6.10, 8, 10.5.1)."""
 
+import itertools
+
 import pytest
 from h2_peer import REQUEST, Peer, data, ping, settings
 
@@ -70,7 +72,7 @@ def test_a_block_that_does_not_decode_closes_the_connection_also_on_a_closed_str
 @pytest.mark.parametrize("cuts", [(0,), (1,), (len(PLAIN),), (10, 20, 20, 30)])
 def test_a_block_in_pieces(cuts):
     edges = [0, *cuts, len(PLAIN)]
-    first, *rest = [PLAIN[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    first, *rest = [PLAIN[begin:end] for begin, end in itertools.pairwise(edges)]
     peer = Peer()
     pieces = [continuation(piece) for piece in rest[:-1]]
     assert peer.told(headers(frames.END_STREAM, first), *pieces) == []
@@ -94,7 +96,19 @@ def test_a_block_in_pieces(cuts):
         continuation(stream_id=3),
         frames.frame(0xBE, 0, 0),
     ],
-    ids="DATA HEADERS HEADERS-same PRIORITY RST_STREAM SETTINGS PING GOAWAY WINDOW_UPDATE CONTINUATION unknown".split(),
+    ids=[
+        "DATA",
+        "HEADERS",
+        "HEADERS of the same stream",
+        "PRIORITY",
+        "RST_STREAM",
+        "SETTINGS",
+        "PING",
+        "GOAWAY",
+        "WINDOW_UPDATE",
+        "CONTINUATION of another stream",
+        "unknown",
+    ],
 )
 def test_nothing_comes_between_the_pieces(between):
     peer = Peer()
@@ -154,7 +168,7 @@ def test_equal_blocks_are_equal_requests_until_the_table_changes():
     """The connection remembers what equal bytes meant; an entry added in between gives them another meaning."""
     peer = Peer()
     seen = []
-    peer.connection._parse_head = lambda fields: seen.append(fields) or Head()  # noqa: SLF001
+    peer.connection._parse_head = lambda fields: seen.append(fields) or Head()
     newest = PLAIN + b"\xbe"  # index 62: the newest entry of the dynamic table
 
     def adding(name):

@@ -136,7 +136,9 @@ class Stream:
         In steps of half a window, so that a small request costs no WINDOW_UPDATE at all.
         """
         self.unreturned += count
-        if self.unreturned >= self.connection.limits.stream_window_bytes >> 1 and not self.remote_closed:
+        if self.unreturned >= self.connection.limits.stream_window_bytes >> 1 and not (
+            self.remote_closed or self.closed
+        ):
             self.receive_window += self.unreturned
             self.connection.write(frames.window_update(self.id, self.unreturned))
             self.unreturned = 0

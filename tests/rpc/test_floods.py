@@ -1,0 +1,160 @@
+"""What costs the peer less than us is bounded (RFC 9113, section 10.5), and a busy honest client never notices."""
+
+import pytest
+from h2_peer import REQUEST, SETTINGS_ACK, Peer, data, ping, settings
+
+from trio_broker.rpc import frames
+from trio_broker.rpc.limits import Limits
+
+BURST = 10
+LIMITS = Limits(control_burst=BURST, control_per_s=5)
+CALM_DOWN = "ENHANCE_YOUR_CALM"
+HEADERS = b"\x88"
+PRIORITY = frames.frame(frames.PRIORITY, 0, 1, b"\0\0\0\0\x10")
+
+
+def calm_peer(limits=LIMITS):
+    """A peer whose budget is untouched: its first SETTINGS was forgiven."""
+    peer = Peer(limits)
+    peer.connection.forgive(1)
+    return peer
+
+
+def zero_window(peer):
+    stream_id = peer.connection.last_stream_id + 2
+    peer.open(stream_id)
+    return frames.window_update(stream_id, 0)
+
+
+FLOODS = {
+    "PING": lambda _: ping(),
+    "SETTINGS": lambda _: settings(),
+    "PRIORITY": lambda _: PRIORITY,
+    "RST_STREAM of a closed stream": lambda _: frames.reset(1, frames.CANCEL),
+    "empty DATA": lambda _: data(3),
+    "empty DATA of a stream that we reset": lambda _: data(5),
+    "WINDOW_UPDATE by 0": zero_window,
+    "GOAWAY": lambda _: frames.goaway(0, frames.NO_ERROR),
+    "unknown": lambda _: frames.frame(0xBE, 0, 0),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_so_many_and_no_more(flood):
+    peer = calm_peer()
+    peer.open(1, end=True).end(HEADERS)
+    peer.open(3)
+    peer.open(5).reset(frames.CANCEL)
+    peer.received()
+    for _ in range(BURST):
+        peer.send(FLOODS[flood](peer))
+        assert not peer.connection.failed
+    assert peer.told(FLOODS[flood](peer))[-1].endswith(CALM_DOWN)
+
+
+def test_the_budget_exactly():
+    peer = calm_peer()
+    assert peer.told(ping() * BURST) == ["PING ACK"] * BURST
+    assert peer.told(ping()) == ["GOAWAY 0 ENHANCE_YOUR_CALM"]
+
+
+def test_time_forgives_also_when_bytes_come_often():
+    peer = calm_peer()
+    peer.send(ping() * BURST)
+    for _ in range(1000):
+        peer.connection.forgive(0.001)
+    assert peer.told(ping() * 4) == ["PING ACK"] * 4
+
+
+def test_time_forgives_no_more_than_the_burst():
+    peer = calm_peer()
+    peer.connection.forgive(1e9)
+    assert peer.told(ping() * (BURST + 1))[-1] == "GOAWAY 0 ENHANCE_YOUR_CALM"
+
+
+def test_acknowledgements_are_free():
+    peer = calm_peer()
+    assert peer.told(SETTINGS_ACK * 50, ping(flags=frames.ACK) * 50) == []
+
+
+def rapid_reset(peer, begin, count, *, answer):
+    for stream_id in range(begin, begin + 2 * count, 2):
+        stream = peer.open(stream_id, end=True)
+        if answer:
+            stream.send_headers(HEADERS)
+        peer.send(frames.reset(stream_id, frames.CANCEL))
+    return begin + 2 * count
+
+
+def test_rapid_reset_is_cut():
+    """CVE-2023-44487: requests that are cancelled before they are answered."""
+    peer = calm_peer()
+    following = rapid_reset(peer, 1, BURST, answer=False)
+    peer.open(following)
+    assert peer.told(frames.reset(following, frames.CANCEL)) == [f"GOAWAY {following} ENHANCE_YOUR_CALM"]
+
+
+def test_our_own_resets_are_counted():
+    """CVE-2025-8671: frames that make the server reset the stream, so that it does not count as the client's."""
+    peer = calm_peer()
+    for stream_id in range(1, 2 * BURST, 2):
+        peer.open(stream_id)
+        assert peer.told(frames.window_update(stream_id, 0)) == [f"RST_STREAM {stream_id} PROTOCOL_ERROR"]
+    peer.open(99)
+    assert peer.told(frames.window_update(99, 0)) == ["GOAWAY 99 ENHANCE_YOUR_CALM"]
+
+
+def test_refused_streams_are_counted():
+    peer = calm_peer(Limits(control_burst=BURST, streams_max=1))
+    peer.open(1)
+    told = [each for stream_id in range(3, 99, 2) for each in peer.told(peer.headers(stream_id))]
+    assert told[:2] == ["RST_STREAM 3 REFUSED_STREAM", "RST_STREAM 5 REFUSED_STREAM"]
+    assert told[-1].endswith(CALM_DOWN)
+
+
+def test_cancels_of_answered_streams_are_free():
+    peer = calm_peer()
+    rapid_reset(peer, 1, 1000, answer=True)
+    assert not peer.connection.failed
+
+
+def test_a_thousand_streams_may_be_cancelled_at_once():
+    """Whether they were answered or not: a client that stops has done nothing wrong."""
+    peer = Peer()
+    for stream_id in range(1, 2001, 2):
+        stream = peer.open(stream_id, end=True)
+        if stream_id % 4 == 1:
+            stream.send_headers(HEADERS)
+    peer.received()
+    assert peer.told(b"".join(frames.reset(stream_id, frames.CANCEL) for stream_id in range(1, 2001, 2))) == []
+    assert not peer.connection.streams
+
+
+def test_the_budget_grows_with_answers():
+    """A client that cancels half of its calls for hours: each answer forgives a cancel."""
+    peer = calm_peer()
+    following = 1
+    for _ in range(10 * BURST):
+        following = rapid_reset(peer, following, 1, answer=False)
+        peer.open(following, end=True).end(HEADERS, HEADERS)
+        peer.connection.answered()  # trailers-only: call.py says that it is an answer
+        following += 2
+        peer.received()
+    assert not peer.connection.failed
+
+
+def test_trailers_of_a_reset_stream_come_once():
+    """They cost decoding: a second block is a connection error."""
+    peer = calm_peer()
+    peer.open(1).reset(frames.CANCEL)
+    peer.received()
+    assert peer.told(peer.headers(1, [("x", "y")], end=True)) == []
+    assert peer.told(peer.headers(1, [("x", "y")], end=True)) == ["GOAWAY 1 STREAM_CLOSED"]
+
+
+def test_what_is_remembered_of_header_blocks_is_bounded():
+    peer = Peer()
+    for number in range(1000):
+        peer.send(peer.headers(2 * number + 1, [*REQUEST, (b"x-%d" % number, b"")]))
+        assert len(peer.connection._heads) <= 64
+        peer.streams[2 * number + 1].reset(frames.CANCEL)
