@@ -3,6 +3,7 @@ from collections.abc import Sequence
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from persistence import NO_HEADERS, Appended, NewMessage
@@ -105,6 +106,18 @@ def test_a_wake_may_close_any_subscription() -> None:
     assert hub.count == 1
     three.close()
     assert (hub.count, hub._by_subject) == (0, {})
+
+
+def test_a_wake_that_fails_is_logged_and_reaches_nobody_else() -> None:
+    hub = fanout()
+    with hub.subscribe("a") as broken, hub.subscribe("a") as sound:
+        broken.wake = lambda: 1 / 0  # type: ignore[assignment,return-value]
+        with capture_logs() as logs:
+            assert hub.publish(batch("a", [1])) == 2
+            hub.end_all(Draining("stopping"))
+        assert [entry["event"] for entry in logs] == ["wake_failed"] * 2
+        assert buffered_ids(sound) == [1]
+        assert isinstance(sound.error, Draining)
 
 
 # slow subscribers

@@ -256,7 +256,7 @@ class Broker:
                 nursery.cancel_scope.cancel()
         finally:
             self._stop()
-            self._fanout.end_all(_closed())
+            self._fanout.end_all(_closed())  # after the last flush, whose messages they get
             self._ended.set()
 
     def _stop(self) -> None:

@@ -11,6 +11,7 @@ from copy import copy
 from types import TracebackType
 from typing import Self
 
+import structlog
 import trio
 
 from persistence import Appended, NewMessage
@@ -18,6 +19,8 @@ from trio_broker.batch import Batch
 from trio_broker.config import Config
 from trio_broker.errors import BrokerError, SlowConsumer
 from trio_broker.message import Message
+
+log = structlog.get_logger()
 
 
 class Fanout:
@@ -98,7 +101,7 @@ class Subscription:
     ) -> None:
         self.subject = subject
         self.wake: Callable[[], None] = _nobody_waits
-        """Called after each batch and after the end, in the publisher's stretch: it must neither raise nor wait."""
+        """Called after each batch and after the end. It runs between the commit and the reply: it does little."""
         self.error: BrokerError | None = None
         """Why it ended; None while it lives, and when its own side closed it."""
         self.last_delivered_id = 0
@@ -129,7 +132,7 @@ class Subscription:
         self.buffered_bytes += batch.size_bytes
         self.last_taken_id = batch.last_id
         self._send.send_nowait(batch)
-        self.wake()
+        self._tell()
         return True
 
     def end(self, error: BrokerError) -> None:
@@ -137,7 +140,7 @@ class Subscription:
         if self._live:
             self.error = error
             self._leave()
-            self.wake()
+            self._tell()
 
     def receive_nowait(self) -> Batch:
         """Return the next batch.
@@ -166,6 +169,12 @@ class Subscription:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _tell(self) -> None:
+        try:
+            self.wake()
+        except Exception:
+            log.exception("wake_failed", subject=self.subject)  # one reader's bug must not reach the others
 
     def _leave(self) -> None:
         self._live = False

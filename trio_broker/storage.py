@@ -102,8 +102,10 @@ async def keep_sweeping(store: Store, availability: Availability, interval_s: fl
         more = False
         try:
             more = (await store.sweep()).more
-        except StoreError as error:
+        except persistence.StoreUnavailable as error:
             availability.failed(error)
+        except StoreError as error:
+            log.warning("sweep_failed", why=str(error))  # such as a full disk; it gets a line per interval
         except Exception:
             log.exception("sweep_failed")  # a bug in the store must not stop the broker
         await trio.sleep(SWEEP_PAUSE_S if more else interval_s)
@@ -115,10 +117,10 @@ async def _probe(store: Store, availability: Availability) -> None:
         nursery.start_soon(_lose_patience, availability, nursery.cancel_scope)
         try:
             await store.now()
-        except StoreError as error:
+        except persistence.StoreUnavailable as error:
             availability.failed(error)
         except Exception:
-            log.exception("probe_failed")
+            log.exception("probe_failed")  # a bug in the store must not stop the broker
         else:
             availability.answered()
         nursery.cancel_scope.cancel()
