@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
 	pb "trio-broker/tests/peers/go/brokerpb"
@@ -198,9 +199,9 @@ func cancelOne(ctx context.Context, t *trial) error {
 
 // slowSubscriber does not read until it must have been cut. What it got has no hole, and the status says how far it is.
 func slowSubscriber(ctx context.Context, t *trial) error {
-	const messages = 4000
+	const messages, size = 200, 60 << 10 // thrice what a subscriber's buffer and this window hold
 	subject := t.subject()
-	slowClient, err := t.client()
+	slowClient, err := t.client(grpc.WithStaticStreamWindowSize(1 << 16))
 	if err != nil {
 		return err
 	}
@@ -217,7 +218,7 @@ func slowSubscriber(ctx context.Context, t *trial) error {
 		return err
 	}
 	for id := range int64(messages) {
-		if _, err := quickClient.publish(ctx, subject, make([]byte, 1024), 0); err != nil {
+		if _, err := quickClient.publish(ctx, subject, make([]byte, size), 0); err != nil {
 			return err
 		}
 		if _, err := quick.expect(id + 1); err != nil {

@@ -37,8 +37,9 @@ func (t *trial) subject() string {
 }
 
 // client opens a connection of its own.
-func (t *trial) client() (*client, error) {
-	connection, err := grpc.NewClient("passthrough:///"+t.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+func (t *trial) client(options ...grpc.DialOption) (*client, error) {
+	options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	connection, err := grpc.NewClient("passthrough:///"+t.address, options...)
 	if err != nil {
 		return nil, err
 	}
