@@ -9,12 +9,12 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.loads import Measured
-from benchmarks.workloads import Workload
+from benchmarks.workloads import Measure, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +32,7 @@ class Outcome:
         return [f"{side.name}: {one.problem}" for side, rounds in sides for one in rounds if one.problem]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One thing that is measured."""
-
-    title: str
-    value: Callable[[Measured], float]
-    more_is_better: bool = False
-
-
-ROWS = (
-    Row("calls/s", lambda m: m.rate, more_is_better=True),
-    Row("server CPU, us/call", lambda m: m.cpu_us),
-    Row("p50, ms", lambda m: m.p50_ms),
-    Row("p99, ms", lambda m: m.p99_ms),
-)
-MEMORY_ROWS = (Row("bytes/stream", lambda m: m.bytes_per_stream),)
-WIDTHS = (20, 28, 28, 22)
+WIDTHS = (20, 32, 32, 24)
 
 
 def table(outcome: Outcome) -> str:
@@ -62,15 +46,14 @@ def table(outcome: Outcome) -> str:
         _line("", *(side.name for side in workload.sides), "better by"),
         _line(*("-" * width for width in WIDTHS)),
     ]
-    rows = MEMORY_ROWS if outcome.measured[0][0].bytes_per_stream else ROWS
-    lines += [_line(row.title, *cells(row, outcome)) for row in rows]
+    lines += [_line(measure.title, *cells(measure, outcome)) for measure in workload.measures]
     return "\n".join(lines)
 
 
-def cells(row: Row, outcome: Outcome) -> tuple[str, str, str]:
+def cells(measure: Measure, outcome: Outcome) -> tuple[str, str, str]:
     """Both sides and the ratio."""
-    ours, other = ([row.value(one) for one in rounds] for rounds in outcome.measured)
-    pairs = zip(ours, other, strict=True) if row.more_is_better else zip(other, ours, strict=True)
+    ours, other = ([measure.value(one) for one in rounds] for rounds in outcome.measured)
+    pairs = zip(ours, other, strict=True) if measure.more_is_better else zip(other, ours, strict=True)
     return _spread(ours), _spread(other), _spread([better / worse for better, worse in pairs], unit="x")
 
 

@@ -4,15 +4,33 @@ Owns:      the table of workloads.
 Not here:  how load is made (loads.py, h2load.py), rounds (__main__.py), printing (report.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.h2load import H2Load, LoneBesideFlood
-from benchmarks.loads import BrokerLoad, Load
+from benchmarks.loads import BrokerLoad, Load, Measured
 from benchmarks.one_commit import OneCommit
 from benchmarks.servers import Command, broker, grpcio_aio
 
 MEMORY = broker("memory:")
 SQLITE = broker("sqlite:///{directory}/broker.db")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One thing that is compared."""
+
+    title: str
+    value: Callable[[Measured], float]
+    more_is_better: bool = False
+
+
+RATE = Measure(title="calls/s", value=lambda m: m.rate, more_is_better=True)
+CPU = Measure(title="server CPU, us/call", value=lambda m: m.cpu_us)
+P50 = Measure(title="p50, ms", value=lambda m: m.p50_ms)
+P99 = Measure(title="p99, ms", value=lambda m: m.p99_ms)
+BYTES = Measure(title="bytes/subscription", value=lambda m: m.bytes_per_stream)
+CALLS = (RATE, CPU, P50, P99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +49,7 @@ class Workload:
     name: str
     what: str
     sides: tuple[Side, Side]
+    measures: tuple[Measure, ...] = CALLS
     restart: bool = False
     """Every measurement gets a server of its own: one that has grown once does not grow again."""
 
@@ -39,16 +58,19 @@ class Workload:
         return next((missing for side in self.sides if (missing := side.load.missing())), "")
 
 
-def against_grpcio(name: str, what: str, load: Load, *, restart: bool = False) -> Workload:
+def against_grpcio(
+    name: str, what: str, load: Load, measures: tuple[Measure, ...] = CALLS, *, restart: bool = False
+) -> Workload:
     """The broker on its memory store and the peer, under the same load."""
     ours = Side(name="trio-broker", command=MEMORY, load=load)
     peer = Side(name="grpcio.aio", command=grpcio_aio, load=load)
-    return Workload(name=name, what=what, sides=(ours, peer), restart=restart)
+    return Workload(name=name, what=what, sides=(ours, peer), measures=measures, restart=restart)
 
 
-def on_sqlite(name: str, what: str, load: Load, other: Side) -> Workload:
+def on_sqlite(name: str, what: str, load: Load, other: Side, measures: tuple[Measure, ...] = CALLS) -> Workload:
     """The broker on SQLite, and something to hold it against."""
-    return Workload(name=name, what=what, sides=(Side(name="trio-broker on SQLite", command=SQLITE, load=load), other))
+    ours = Side(name="trio-broker on SQLite", command=SQLITE, load=load)
+    return Workload(name=name, what=what, sides=(ours, other), measures=measures)
 
 
 def in_memory(load: Load) -> Side:
@@ -59,8 +81,11 @@ def in_memory(load: Load) -> Side:
 FOUR_BY_25 = H2Load(connections=4, streams=25)
 EIGHT_BY_100 = H2Load(connections=8, streams=100)
 WAITING = BrokerLoad("fanout", subscribers=100, window=1)
+LATENCY = BrokerLoad("latency", rate=200)
 IDLE = BrokerLoad("idle", subscribers=5000, connections=10)
 LONE = BrokerLoad("publish", connections=1, callers=1)
+ONE_COMMIT = Side(name="one commit by the store", command=SQLITE, load=OneCommit())
+ALONE = Side(name="without it", command=SQLITE, load=LONE)
 FLOODED = LoneBesideFlood(H2Load(connections=4, streams=1000))
 
 WORKLOADS = (
@@ -72,10 +97,10 @@ WORKLOADS = (
     against_grpcio("fanout-100", "100 subscribers, 256 publishes in flight", BrokerLoad("fanout", subscribers=100)),
     against_grpcio("fanout-1000", "1,000 subscribers, 256 publishes in flight", BrokerLoad("fanout", subscribers=1000)),
     against_grpcio("fanout-waiting", "100 subscribers, one publish in flight", WAITING),
-    against_grpcio("latency", "200 publishes a second, from when each was due", BrokerLoad("latency", rate=200)),
-    against_grpcio("idle", "5,000 idle subscriptions", IDLE, restart=True),
+    against_grpcio("latency", "200 publishes a second, from when each was due", LATENCY, (CPU, P50, P99)),
+    against_grpcio("idle", "5,000 idle subscriptions", IDLE, (BYTES,), restart=True),
     on_sqlite("sqlite-4x25", "unary Publish, h2load, 4 x 25", FOUR_BY_25, in_memory(FOUR_BY_25)),
     on_sqlite("sqlite-8x100", "unary Publish, h2load, 8 x 100", EIGHT_BY_100, in_memory(EIGHT_BY_100)),
-    on_sqlite("lone", "one caller", LONE, Side(name="one commit by the store", command=SQLITE, load=OneCommit())),
-    on_sqlite("flood", "one caller beside 4 x 1,000", FLOODED, Side(name="without it", command=SQLITE, load=LONE)),
+    on_sqlite("lone", "one caller", LONE, ONE_COMMIT),
+    on_sqlite("flood", "one caller beside 4 x 1,000", FLOODED, ALONE, (P50, P99)),
 )

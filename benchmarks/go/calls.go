@@ -119,14 +119,16 @@ func publish(o options) (result, error) {
 		callers.loop(func() error {
 			began := time.Now()
 			id, err := publishOne(o, connection, stampedBody(o.bodyBytes))
-			ids.add(id)
-			meter.took(time.Since(began))
-			meter.count(1)
+			if err == nil {
+				ids.add(id)
+				meter.took(time.Since(began))
+				meter.count(1)
+			}
 			return err
 		})
 	}
 	measured, err := meter.measure(o)
-	return measured, errors.Join(err, callers.stop(), ids.check())
+	return measured, errors.Join(callers.stop(), err, ids.check())
 }
 
 // fetch publishes some messages, then lets each caller fetch random ones of them.
@@ -165,7 +167,7 @@ func fetch(o options) (result, error) {
 		})
 	}
 	measured, err := meter.measure(o)
-	return measured, errors.Join(err, callers.stop())
+	return measured, errors.Join(callers.stop(), err)
 }
 
 // latency is the open loop: calls begin when they are due, whether or not earlier ones have ended, and their time
@@ -188,16 +190,18 @@ func latency(o options) (result, error) {
 			_ = unix.Nanosleep(&wait, nil) // a signal may cut it short: then this call is early
 			callers.once(func() error {
 				id, err := publishOne(o, c.connections[i%o.connections], stampedBody(o.bodyBytes))
-				ids.add(id)
-				meter.took(time.Since(due))
-				meter.count(1)
+				if err == nil {
+					ids.add(id)
+					meter.took(time.Since(due))
+					meter.count(1)
+				}
 				return err
 			})
 		}
 		return nil
 	})
 	measured, err := meter.measure(o)
-	return measured, errors.Join(err, callers.stop(), ids.check())
+	return measured, errors.Join(callers.stop(), err, ids.check())
 }
 
 // idSet collects the ids of one subject.

@@ -49,14 +49,16 @@ func publishThrough(gate *gate, o options, meter *meter) (result, error) {
 				return nil
 			}
 			id, err := publishOne(o, connection, stampedBody(o.bodyBytes))
-			ids.add(id)
+			if err == nil {
+				ids.add(id)
+			}
 			return err
 		})
 	}
 	measured, err := meter.measure(o)
 	callers.stopped.Store(true)
 	gate.close()
-	return measured, errors.Join(err, callers.stop(), ids.check())
+	return measured, errors.Join(callers.stop(), err, ids.check())
 }
 
 // shares divides a total over connections as evenly as it goes, and leaves none without.
