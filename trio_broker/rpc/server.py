@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
@@ -43,6 +44,7 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
     Args:
         host: where `serve_async` listens.
         port: where `serve_async` listens; 0 for any free port.
+        tls: encrypt with this, see `trio_broker.rpc.tls.server_context`; None: plaintext.
         limits: what a client may ask of us.
         refusals: the statuses that this layer gives by itself.
         on_call_over: told of each call that ended: the method's bare name ("unknown" if there is none), the status
@@ -54,11 +56,13 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         host: str = "127.0.0.1",
         port: int = 0,
         *,
+        tls: ssl.SSLContext | None = None,
         limits: Limits | None = None,
         refusals: Refusals | None = None,
         on_call_over: CallOver | None = None,
     ) -> None:
         super().__init__(port)
+        self.tls = tls
         self.host = host
         self.port: int = port
         self.limits = limits or Limits()

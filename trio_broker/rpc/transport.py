@@ -24,6 +24,7 @@ from trio_broker.rpc.call import Call
 from trio_broker.rpc.connection import Connection
 from trio_broker.rpc.handlers import Method
 from trio_broker.rpc.listeners import format_address
+from trio_broker.rpc.tls import Tls
 
 if TYPE_CHECKING:
     from trio_broker.rpc.server import Server
@@ -43,6 +44,7 @@ class Transport:
         self.server = server
         self.refusals = server.refusals
         self._socket = sock
+        self._tls = None if server.tls is None else Tls(server.tls)
         self._nursery: trio.Nursery
         self._reading = True
         """Output need not be announced: it is flushed when the read is done."""
@@ -67,8 +69,9 @@ class Transport:
                 self.connection.drop_all()
                 await self._farewell()
                 self._nursery.cancel_scope.cancel()
-        except OSError as error:
-            log.debug("connection_lost peer=%s error=%s", self._peer(), error)
+        except* OSError as errors:
+            log.debug("connection_lost peer=%s error=%s", self._peer(), errors.exceptions[0])
+            self._send(self._take())  # TLS tells the peer why
         finally:
             self._broken = True
             self.connection.drop_all()
@@ -84,6 +87,8 @@ class Transport:
                 continue
             if not data:
                 return
+            if self._tls is not None:
+                data = self._tls.decrypt(data)
             now = time.perf_counter()
             connection.forgive(now - self._read_at)
             self._read_at = now
@@ -158,7 +163,7 @@ class Transport:
         """Write what there is, as far as the socket takes it; the rest is left to a writer task."""
         connection = self.connection
         while self._unsent is None and not self._broken:
-            data = connection.take()
+            data = self._take()
             if not data:
                 break
             sent = self._send(data)
@@ -169,6 +174,10 @@ class Transport:
                 break
         if connection.finished:
             self._reader.cancel()
+
+    def _take(self) -> bytes:
+        data = self.connection.take()
+        return data if self._tls is None else self._tls.encrypt(data)
 
     def _send(self, data: bytes | memoryview) -> int:
         try:
@@ -185,7 +194,7 @@ class Transport:
         while self._unsent is not None and not self._broken:
             await trio.lowlevel.wait_writable(self._socket)
             sent = self._send(self._unsent)
-            rest: bytes | memoryview = self._unsent[sent:] or self.connection.take()
+            rest: bytes | memoryview = self._unsent[sent:] or self._take()
             self._unsent = memoryview(rest) if rest else None
             self._written.set()
             self._written = trio.Event()
@@ -198,6 +207,8 @@ class Transport:
                 await self._written.wait()
             if self._broken:
                 return
+            if self._tls is not None:
+                self._send(self._tls.close())
             self._socket.shutdown(socket.SHUT_WR)
             for _ in range(LINGER_READS):
                 await trio.lowlevel.wait_readable(self._socket)

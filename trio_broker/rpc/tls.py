@@ -1,0 +1,89 @@
+"""TLS without I/O, between the socket's bytes and the connection's (RFC 9113, section 9.2; RFC 7301).
+
+Owns:      the server's TLS settings, the handshake, encryption and decryption of one connection.
+Not here:  sockets (transport.py), HTTP/2, which does not know whether it is encrypted.
+Threads:   the trio thread; nothing here waits.
+"""
+
+import ssl
+from contextlib import suppress
+from pathlib import Path
+
+_CHUNK_BYTES = 64 * 1024
+
+
+def server_context(certificate: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:
+    """Return the settings of a gRPC server: TLS 1.2 or later, ALPN ``h2``; with ``client_ca``, mutual.
+
+    Raises:
+        OSError: a file cannot be read, or does not hold what it should; the text names it.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION  # section 9.2.1
+    context.set_alpn_protocols(["h2"])
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as error:
+        raise OSError(f"cannot use the certificate {certificate} with the key {key}: {_why(error)}") from error
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(client_ca)
+        except OSError as error:
+            raise OSError(f"cannot use the client CA {client_ca}: {_why(error)}") from error
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return error.reason or "it is not PEM"
+    return error.strerror or str(error)
+
+
+class Tls:
+    """The server's end of one encrypted connection."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._session = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._early: list[bytes] = []
+        """What is to be sent once the handshake is done."""
+        self._shaken = False
+
+    def decrypt(self, data: bytes) -> bytes:
+        """Take bytes from the socket; return what was in them. `encrypt` may have something to send afterwards.
+
+        Raises:
+            ssl.SSLError: the peer does not speak TLS, or is not trusted, or does not speak HTTP/2.
+        """
+        self._incoming.write(data)
+        plain = []
+        try:
+            if not self._shaken:
+                self._session.do_handshake()
+                if self._session.selected_alpn_protocol() != "h2":  # RFC 9113, section 3.2
+                    raise ssl.SSLError("the peer did not offer HTTP/2 (ALPN h2)")
+                self._shaken = True
+            while chunk := self._session.read(_CHUNK_BYTES):
+                plain.append(chunk)
+        except ssl.SSLWantReadError:
+            pass
+        return b"".join(plain)
+
+    def encrypt(self, data: bytes) -> bytes:
+        """Return what is to be sent: ``data`` encrypted, and whatever TLS itself has to say."""
+        if data:
+            self._early.append(data)
+        if self._shaken:
+            for each in self._early:
+                self._session.write(each)
+            self._early.clear()
+        return self._outgoing.read()
+
+    def close(self) -> bytes:
+        """Return the closing alert (RFC 8446, section 6.1)."""
+        with suppress(ssl.SSLError):  # it wants the peer's alert too, for which we do not wait
+            self._session.unwrap()
+        return self._outgoing.read()
