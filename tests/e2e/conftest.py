@@ -1,0 +1,43 @@
+import re
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from e2e_broker import BrokerProcess
+from e2e_peers import PEERS, Peer
+
+_numbers = count(1)
+
+
+def sqlite_url(directory: Path) -> str:
+    return f"sqlite:///{directory / 'broker.db'}"
+
+
+STORES: dict[str, Callable[[Path], str]] = {"memory": lambda directory: "memory:", "sqlite": sqlite_url}
+
+
+@pytest.fixture(scope="session", params=STORES)
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """A broker on each kind of store, for all tests that leave it as they find it. It must never log an error."""
+    with BrokerProcess(STORES[request.param](tmp_path_factory.mktemp("store"))) as process:
+        yield process
+        process.stop()
+
+
+@pytest.fixture(params=PEERS.values(), ids=PEERS.keys())
+def peer(request: pytest.FixtureRequest) -> Peer:
+    """Each gRPC library."""
+    return request.param
+
+
+@pytest.fixture
+def subject(request: pytest.FixtureRequest) -> str:
+    """A subject of the test's own."""
+    return f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower())}.{next(_numbers)}"
+
+
+@pytest.fixture
+def sqlite_broker(tmp_path: Path) -> Callable[..., BrokerProcess]:
+    """Makes brokers on one SQLite file of the test's own."""
+    return lambda *flags: BrokerProcess(sqlite_url(tmp_path), *flags)
