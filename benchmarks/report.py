@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.loads import Measured
+from benchmarks.servers import ROOT
 from benchmarks.workloads import Measure, Workload
 
 
@@ -73,7 +74,8 @@ def _line(*texts: str) -> str:
 
 def machine() -> dict[str, object]:
     """Where the figures come from."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    describe = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False)
     return {
         "commit": commit.stdout.strip(),
         "cpus": len(os.sched_getaffinity(0)),
