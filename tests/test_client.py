@@ -15,7 +15,7 @@ from h2.events import DataReceived, StreamEnded
 
 from trio_broker._proto.broker_pb2 import PublishRequest, PublishResponse
 from trio_broker.client import Client, connect
-from trio_broker.client.wire import frame
+from trio_broker.client.exchange import frame
 from trio_broker.errors import (
     BrokerError,
     ConnectionLost,

@@ -16,8 +16,9 @@ from trio_broker._proto.google.protobuf.any_pb2 import Any
 from trio_broker._proto.google.protobuf.duration_pb2 import Duration
 from trio_broker._proto.google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from trio_broker._proto.google.rpc.status_pb2 import Status
+from trio_broker.client.exchange import MESSAGE_MAX_BYTES, Exchange, Trailers, frame, write_timeout
 from trio_broker.client.statuses import error_of
-from trio_broker.client.wire import MESSAGE_MAX_BYTES, Exchange, Trailers, Wire, frame, write_timeout
+from trio_broker.client.wire import Wire
 from trio_broker.errors import (
     BrokerError,
     ConnectionLost,
@@ -103,9 +104,9 @@ def test_a_call_is_a_grpc_request() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "1u"), (0.25, "250000u"), (99.9, "99900000u"), (100, "100000m"), (1e5, "100000S"), (1e12, "99999999S")],
+    [(0, b"1u"), (0.25, b"250000u"), (99.9, b"99900000u"), (100, b"100000m"), (1e5, b"100000S"), (1e12, b"99999999S")],
 )
-def test_a_timeout_has_at_most_eight_digits(seconds: float, text: str) -> None:
+def test_a_timeout_has_at_most_eight_digits(seconds: float, text: bytes) -> None:
     assert write_timeout(seconds) == text
 
 
@@ -284,8 +285,10 @@ def test_what_is_not_grpc_fails_that_call_only(headers: list[tuple[str, str]], w
     assert server.wire.take(neighbour) == [b"fine"]
 
 
-@pytest.mark.parametrize("prefix", [b"\1\0\0\0\1x", b"\0" + (MESSAGE_MAX_BYTES + 1).to_bytes(4)])
-def test_a_message_that_cannot_be_read_fails_that_call_only(prefix: bytes) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "why"), [(b"\1\0\0\0\1x", "compressed"), (b"\0" + (MESSAGE_MAX_BYTES + 1).to_bytes(4), "at most")]
+)
+def test_a_message_that_cannot_be_read_fails_that_call_only(prefix: bytes, why: str) -> None:
     server = Server()
     call, neighbour = server.call(), server.call()
     server.h2.send_headers(call.stream_id, OK)
@@ -293,7 +296,7 @@ def test_a_message_that_cannot_be_read_fails_that_call_only(prefix: bytes) -> No
     server.h2.send_headers(call.stream_id, GOOD_END, end_stream=True)
     server.exchange()
     assert isinstance(call.end, ConnectionLost)
-    assert "cannot be read" in str(call.end)
+    assert why in str(call.end)
     server.answer(neighbour, b"fine", end=GOOD_END)
     assert server.wire.take(neighbour) == [b"fine"]
 
@@ -323,6 +326,117 @@ def test_losing_the_connection_ends_every_call() -> None:
 
 def test_the_servers_limit_of_open_calls_is_known() -> None:
     assert Server(MAX_CONCURRENT_STREAMS=7).wire.calls_max == 7
+
+
+def test_pings_are_answered() -> None:
+    server = Server()
+    server.h2.ping(b"12345678")
+    server.exchange()
+    assert any(isinstance(event, h2.events.PingAckReceived) for event in server.events)
+
+
+def test_padding_is_no_data_and_is_given_back() -> None:
+    server = Server()
+    call = server.call()
+    server.h2.send_headers(call.stream_id, OK)
+    for _ in range(5000):  # 1.3 MB of padding: more than the window
+        server.h2.send_data(call.stream_id, b"", pad_length=255)
+        server.exchange()
+    server.h2.send_data(call.stream_id, bytes(frame(b"x")), pad_length=7)
+    server.exchange()
+    assert server.wire.take(call) == [b"x"]
+
+
+def test_trailers_larger_than_a_frame_are_put_together() -> None:
+    server = Server()
+    call = server.call()
+    server.answer(call, end=[*GOOD_END, ("grpc-status-details-bin", "A" * 40_000)])
+    assert call.end == Trailers(0, "", "A" * 40_000)
+
+
+def test_too_many_headers_fail_that_call_only() -> None:
+    server = Server()
+    call, neighbour = server.call(), server.call()
+    server.answer(call, end=[*GOOD_END, ("x", "A" * 70_000)])
+    assert isinstance(call.end, ConnectionLost)
+    server.answer(neighbour, b"fine", end=GOOD_END)
+    assert server.wire.take(neighbour) == [b"fine"]
+
+
+def test_informational_headers_are_passed_over() -> None:
+    server = Server()
+    call = server.call()
+    server.h2.send_headers(call.stream_id, [(":status", "103")])
+    server.exchange()
+    assert not call.started
+    server.answer(call, b"x", end=GOOD_END)
+    assert server.wire.take(call) == [b"x"]
+
+
+def test_settings_change_the_windows_of_open_calls_also_below_zero() -> None:
+    server = Server(INITIAL_WINDOW_SIZE=40_000)
+    call = server.wire.request("/broker.Broker/Publish", None)
+    data = frame(b"x" * 50_000)
+    assert server.wire.send(call, data) == 40_000
+    server.exchange()
+    server.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 10_000})
+    server.exchange()
+    assert server.wire.send(call, data[40_000:]) == 0
+    server.h2.increment_flow_control_window(50_000, call.stream_id)
+    server.exchange()
+    assert server.wire.send(call, data[40_000:]) == len(data) - 40_000
+    server.exchange()
+    assert server.body() == bytes(data)
+
+
+def header(size: int, kind: int, flags: int = 0, stream_id: int = 0) -> bytes:
+    return size.to_bytes(3) + bytes([kind, flags]) + stream_id.to_bytes(4)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(header(16_385, 0), id="frame too large"),
+        pytest.param(header(1, 0, 0, 3) + b"x", id="data on an idle stream"),
+        pytest.param(header(1, 0, 0, 2) + b"x", id="data on a stream of the server"),
+        pytest.param(header(1, 0) + b"x", id="data on the connection"),
+        pytest.param(header(1, 9, 0, 1) + b"x", id="continuation of nothing"),
+        pytest.param(header(1, 1, 0, 1) + b"\x88" + header(0, 6), id="a frame inside a header block"),
+        pytest.param(header(1, 1, 0, 1) + b"\x88" + header(1, 9, 4, 3) + b"x", id="continuation of another"),
+        pytest.param(
+            (header(16_000, 1, 0, 1) + bytes(16_000)) + (header(16_000, 9, 0, 1) + bytes(16_000)) * 9, id="bomb"
+        ),
+        pytest.param(header(1, 1, 4, 1) + b"\xff", id="hpack"),
+        pytest.param(header(1, 0, 8, 1) + b"\5", id="padding longer than its frame"),
+        pytest.param(header(3, 3, 0, 1) + b"xxx", id="reset cut short"),
+        pytest.param(header(4, 8) + bytes(4), id="window update by 0"),
+        pytest.param(header(4, 8) + b"\x7f\xff\xff\xff", id="window over the maximum"),
+        pytest.param(header(5, 4) + bytes(5), id="settings cut short"),
+        pytest.param(header(6, 4) + b"\0\5" + bytes(4), id="frame size 0"),
+        pytest.param(header(6, 4) + b"\0\4" + b"\xff" * 4, id="initial window too large"),
+        pytest.param(header(4, 7) + bytes(4), id="goaway cut short"),
+        pytest.param(header(5, 5, 4, 1) + b"\0\0\0\2\x88", id="a push"),
+    ],
+)
+def test_a_server_that_breaks_http2_ends_the_connection(broken: bytes) -> None:
+    server = Server()
+    server.call()
+    with pytest.raises(ConnectionLost, match="HTTP/2"):
+        server.wire.receive(broken)
+
+
+def test_more_data_than_the_window_ends_the_connection() -> None:
+    server = Server()
+    call = server.call()
+    server.answer(call)
+    with pytest.raises(ConnectionLost, match="window"):
+        for _ in range(70):
+            server.wire.receive(header(16_384, 0, 0, call.stream_id) + bytes(frame(bytes(16_379))))
+
+
+def test_frames_of_other_specifications_are_passed_over() -> None:
+    server = Server()
+    assert server.wire.receive(header(3, 0xEE) + b"abc") == []
 
 
 @given(st.binary(max_size=200), st.booleans())

@@ -32,7 +32,7 @@ def run(command: Callable[[*Ts], Awaitable[int]], *args: *Ts) -> int:
     """Run ``command`` to its end; return the exit code. What is not a failure of a known kind is a bug, and raised."""
     try:
         return trio.run(command, *args)
-    except BaseException as error:
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
         causes = list(_leaves(error))
         if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
             return INTERRUPTED

@@ -12,8 +12,9 @@ from contextlib import asynccontextmanager, closing, contextmanager
 
 import trio
 
+from trio_broker.client.exchange import Exchange, frame
 from trio_broker.client.statuses import raise_for
-from trio_broker.client.wire import Exchange, Wire, frame, never_reached
+from trio_broker.client.wire import Wire, never_reached
 from trio_broker.errors import ConnectionLost
 from trio_broker.notation import Address, TcpAddress, parse_listen
 

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 
 from trio_broker._proto.google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from trio_broker._proto.google.rpc.status_pb2 import Status
-from trio_broker.client.wire import Trailers
+from trio_broker.client.exchange import Trailers
 from trio_broker.errors import BrokerError, ConnectionLost, OutcomeUnknown
 
 _NAMES = [
