@@ -76,8 +76,8 @@ def expiration_of(value: object) -> int:
         ValueError: with what is wrong.
     """
     read = seconds(value)
-    if not read.is_integer():
-        raise ValueError(f"an expiration is a whole number of seconds, not {value!r}")
+    if not read.is_integer() or read < 0:
+        raise ValueError(f"an expiration is a whole number of seconds, and not negative: {value!r}")
     return int(read)
 
 

@@ -20,12 +20,11 @@ from trio_broker.config import Config
 
 PREFIX = "TRIO_BROKER_"
 
-_NOT_OF_SERVE = {"TRIO_BROKER_CONFIG", "TRIO_BROKER_SERVER"}
+_NOT_OF_SERVE = {"CONFIG", "SERVER"}
 
 # What Kubernetes puts into every container for a service named trio-broker, or trio-broker-metrics, and so on.
 _SERVICE_LINK = re.compile(
-    r"TRIO_BROKER(_\w+)?_"
-    r"(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=\d+|PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://.*"
+    r"(\w+_)?(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=\d+|PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://.*"
     r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=.*)"
 )
 
@@ -90,12 +89,14 @@ def flag(name: str) -> str:
 
 def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     """Find TRIO_BROKER_* variables that are no settings, each with the one that may be meant."""
-    known = {PREFIX + name.upper() for name in Config.model_fields} | _NOT_OF_SERVE
-    return {
-        name: _meant(name, known)
-        for name, value in sorted(environ.items())
-        if name.startswith(PREFIX) and name not in known and not _SERVICE_LINK.fullmatch(f"{name}={value}")
-    }
+    known = {name.upper() for name in Config.model_fields} | _NOT_OF_SERVE
+    unknown: dict[str, str | None] = {}
+    for variable, value in sorted(environ.items()):
+        name = variable.removeprefix(PREFIX)
+        if name not in {variable, *known} and not _SERVICE_LINK.fullmatch(f"{name}={value}"):
+            meant = _meant(name, known)
+            unknown[variable] = meant and PREFIX + meant
+    return unknown
 
 
 def _read_file(file: Path) -> dict[str, Any]:

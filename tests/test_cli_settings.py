@@ -1,0 +1,146 @@
+"""Where settings come from, which wins, and how mistakes are told."""
+
+from pathlib import Path
+
+import pytest
+
+from trio_broker.cli.main import run_command_line
+from trio_broker.cli.settings import ConfigError, flag, load, unknown_variables
+from trio_broker.config import Config
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Config.model_fields:
+        monkeypatch.delenv(f"TRIO_BROKER_{name.upper()}", raising=False)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "broker.toml"
+
+
+def told(flags: dict[str, object], file: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(flags, file)
+    return str(error.value)
+
+
+def test_flags_go_before_variables_before_the_file_before_defaults(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text('grace = "1s"\ncommit_timeout = 2.5\nstore_grace = "3s"\nmigrate = false\n')
+    monkeypatch.setenv("TRIO_BROKER_COMMIT_TIMEOUT", "20s")
+    monkeypatch.setenv("TRIO_BROKER_STORE_GRACE", "30s")
+    config = load({"store_grace": "300s"}, file).config
+    assert (config.grace, config.commit_timeout, config.store_grace) == (1, 20, 300)
+    assert config.migrate is False
+    assert config.listen == Config().listen
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("no", False), ("FALSE", False)])
+def test_switches_are_written_in_variables_as_usual(text: str, value: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIO_BROKER_ALLOW_ANONYMOUS", text)
+    assert load({}, None).config.allow_anonymous is value
+
+
+def test_a_wrong_value_is_told_with_the_place_where_it_is_written(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told({"grace": "soon"}).startswith("--grace: not a duration: 'soon'; write 250ms")
+    assert told({"queue_messages": "many"}) == "--queue-messages: must be a whole number, not 'many'"
+    file.write_text("queue_messages = 0")
+    assert told({}, file) == f"queue_messages in {file}: must be more than 0, not 0"
+    monkeypatch.setenv("TRIO_BROKER_LOG_LEVEL", "loud")
+    assert told({}) == "TRIO_BROKER_LOG_LEVEL: must be 'debug', 'info', 'warning' or 'error', not 'loud'"
+
+
+def test_an_exposed_listener_is_refused_with_the_flag_that_allows_it() -> None:
+    assert "--allow-anonymous" in told({"listen": "0.0.0.0:50051"})
+    assert load({"listen": "0.0.0.0:50051", "allow_anonymous": True}, None).config.allow_anonymous
+
+
+def test_everything_that_is_wrong_is_told_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text("flush_messages = -1\nmigrate = 7\n")
+    monkeypatch.setenv("TRIO_BROKER_GRACE", "x")
+    lines = told({"listen": "nowhere"}, file).splitlines()
+    assert lines[0] == "4 settings are wrong:"
+    assert {line.split(":")[0].strip() for line in lines[1:]} == {
+        "--listen",
+        "TRIO_BROKER_GRACE",
+        f"flush_messages in {file}",
+        f"migrate in {file}",
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"), [("metrics-listen", "metrics_listen"), ("queue_mesages", "queue_messages"), ("zzz", None)]
+)
+def test_an_unknown_key_is_refused_with_the_one_that_may_be_meant(file: Path, key: str, meant: str | None) -> None:
+    file.write_text(f"{key} = 1")
+    expected = f"{key} in {file}: no such setting" + (f"; did you mean {meant}?" if meant else "")
+    assert told({}, file) == expected
+
+
+def test_a_file_that_cannot_be_read_is_named(file: Path) -> None:
+    assert told({}, file) == f"cannot read the settings in {file}: no such file"
+    file.write_text("grace = ")
+    assert told({}, file).startswith(f"{file} is not TOML: ")
+    file.write_bytes(b"grace = '\xff'")
+    assert told({}, file).startswith(f"{file} is not TOML: ")
+
+
+def test_unknown_variables_are_found_with_the_one_that_may_be_meant() -> None:
+    assert unknown_variables({"TRIO_BROKER_LISTN": "x", "TRIO_BROKER_GRACE": "1s", "PATH": "/bin"}) == {
+        "TRIO_BROKER_LISTN": "TRIO_BROKER_LISTEN"
+    }
+    assert unknown_variables({"TRIO_BROKER_ZZZ": "x"}) == {"TRIO_BROKER_ZZZ": None}
+    assert unknown_variables({"TRIO_BROKER_CONFIG": "x", "TRIO_BROKER_SERVER": "x"}) == {}
+
+
+def test_what_kubernetes_injects_for_its_services_is_passed_over() -> None:
+    injected = {
+        "TRIO_BROKER_SERVICE_HOST": "10.96.0.7",
+        "TRIO_BROKER_SERVICE_PORT": "50051",
+        "TRIO_BROKER_SERVICE_PORT_GRPC": "50051",
+        "TRIO_BROKER_PORT": "tcp://10.96.0.7:50051",
+        "TRIO_BROKER_PORT_50051_TCP": "tcp://10.96.0.7:50051",
+        "TRIO_BROKER_PORT_50051_TCP_PROTO": "tcp",
+        "TRIO_BROKER_PORT_50051_TCP_PORT": "50051",
+        "TRIO_BROKER_PORT_50051_TCP_ADDR": "10.96.0.7",
+        "TRIO_BROKER_METRICS_SERVICE_HOST": "10.96.0.8",
+        "TRIO_BROKER_METRICS_PORT": "tcp://10.96.0.8:9464",
+    }
+    assert unknown_variables(injected) == {}
+    assert unknown_variables({"TRIO_BROKER_METRICS_PORT": "9464"}).keys() == {"TRIO_BROKER_METRICS_PORT"}
+
+
+def test_every_setting_has_a_flag_and_help_shows_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["serve", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name in Config.model_fields:
+        assert flag(name) in text
+    for default in ("127.0.0.1:50051", "sqlite:///trio- broker.db", "64MiB", "4032KiB", "10s", "50000"):
+        assert f"[default: {default}]" in text
+    assert "--no-migrate do not create or upgrade" in text
+    assert "auto|console|json" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "text"),
+    [
+        (["--lisen", "x"], 2, "'--listen'"),
+        (["--grace"], 2, "requires an argument"),
+        (["--listen", "0.0.0.0:1"], 1, "--allow-anonymous"),
+        (["--config", "no-such-file.toml"], 1, "no such file"),
+        (["--grace", "x", "--queue-bytes", "y"], 1, "2 settings are wrong"),
+    ],
+)
+def test_what_keeps_serve_from_starting_is_told_on_stderr(
+    arguments: list[str], exit_code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run_command_line(["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", *arguments])
+        == exit_code
+    )
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("trio-broker: ")
+    assert text in err
+    assert "Traceback" not in err
