@@ -42,7 +42,7 @@ class Pending:
         self.size_bytes = _size_bytes(message)
         self.queued = False
         """It waits in the queue: the store has not been given it."""
-        self._group = group
+        self._group: Group | None = group
         self._queue: FairQueue[Pending] | None = None
 
     def withdraw(self) -> bool:
@@ -56,7 +56,7 @@ class Pending:
         assert self._queue is not None
         self._queue.withdraw(self)
         self.outcome = NotApplied("withdrawn before the store was given it; nothing was appended")
-        self._group.withdrew_one()
+        self._leave_group().withdrew_one()
         return True
 
     def enter(self, queue: "FairQueue[Pending]", source: Hashable) -> None:
@@ -69,7 +69,13 @@ class Pending:
         assert self.outcome is None, "a publish is completed once"
         assert not self.queued, "a publish that may still be withdrawn is not completed"
         self.outcome = outcome
-        self._group.settle(self)
+        self._leave_group().settle(self)
+
+    def _leave_group(self) -> "Group":
+        """Return the group, and forget it: in a cycle, bodies would stay until the garbage collector finds them."""
+        group, self._group = self._group, None
+        assert group is not None, "a publish leaves its group once"
+        return group
 
 
 class Group:

@@ -4,15 +4,10 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from e2e_broker import BrokerProcess
+from e2e_broker import DATABASE, BrokerProcess, sqlite_url
 from e2e_peers import PEERS, Peer
 
 _numbers = count(1)
-
-
-def sqlite_url(directory: Path) -> str:
-    return f"sqlite:///{directory / 'broker.db'}"
-
 
 STORES: dict[str, Callable[[Path], str]] = {"memory": lambda directory: "memory:", "sqlite": sqlite_url}
 
@@ -35,6 +30,12 @@ def peer(request: pytest.FixtureRequest) -> Peer:
 def subject(request: pytest.FixtureRequest) -> str:
     """A subject of the test's own."""
     return f"{re.sub(r'[^a-z0-9]+', '-', request.node.name.lower())}.{next(_numbers)}"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """Where the brokers of `sqlite_broker` keep their messages."""
+    return tmp_path / DATABASE
 
 
 @pytest.fixture

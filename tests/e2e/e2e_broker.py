@@ -23,7 +23,14 @@ from prometheus_client.parser import text_string_to_metric_families
 SAFETY_S = 30
 """What hangs fails after this long; nothing that works comes near."""
 
+DATABASE = "broker.db"
+
 T = TypeVar("T")
+
+
+def sqlite_url(directory: Path) -> str:
+    """The URL of `DATABASE` in a directory."""
+    return f"sqlite:///{directory / DATABASE}"
 
 
 def serve_command(store: str, *flags: str) -> list[str]:

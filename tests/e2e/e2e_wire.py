@@ -7,7 +7,7 @@ Threads:   the caller's; every wait is on the socket, and bounded.
 import base64
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import unquote
@@ -33,6 +33,7 @@ from trio_broker._proto import broker_pb2 as pb
 _PREFIX = struct.Struct(">BI")
 _CODES = {str(code.value[0]): code.name for code in StatusCode}
 _READ_BYTES = 256 * 1024
+_CONNECTION_WINDOW = 2**26
 _FRAME_HEADER = 9
 _GOAWAY = 7
 _LAST_STREAM_AND_CODE = struct.Struct(">II")
@@ -99,7 +100,7 @@ class Exchange:
 
 
 class Wire:
-    """A connection. ``generous=False``: no flow control window is opened again but by `open_windows`."""
+    """A connection. ``generous=False``: a call's flow control window is opened by `open_window` only."""
 
     def __init__(
         self, address: str, *, window: int = 2**20, generous: bool = True, receive_buffer: int | None = None
@@ -108,8 +109,9 @@ class Wire:
         self._address = address
         self._generous = generous
         self.h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
-        self.h2.local_settings[SettingCodes.INITIAL_WINDOW_SIZE] = window
         self.h2.initiate_connection()
+        self.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: window})
+        self.h2.increment_flow_control_window(_CONNECTION_WINDOW)
         self._exchanges: dict[int, Exchange] = {}
         self._pongs: set[bytes] = set()
         self._unread = b""
@@ -193,15 +195,14 @@ class Wire:
         self._flush()
         self.read_until(lambda: payload in self._pongs)
 
-    def open_windows(self, exchanges: Iterable[Exchange], size: int) -> None:
-        """Let the broker send ``size`` bytes more on each of these calls, and as many on the connection."""
-        for exchange in exchanges:
-            self.h2.increment_flow_control_window(size, exchange.stream_id)
-            self.h2.increment_flow_control_window(size)
+    def open_window(self, exchange: Exchange, size: int) -> None:
+        """Let the broker send ``size`` bytes more on a call."""
+        self.h2.increment_flow_control_window(size, exchange.stream_id)
         self._flush()
 
     def read_until(self, condition: Callable[[], bool]) -> None:
-        """Read until it is so. Fails when the broker closes the connection, or after `SAFETY_S`."""
+        """Send what was prepared; read until it is so. Fails when the broker closes the connection, or is silent."""
+        self._flush()
         while not condition():
             assert not self.closed, "the broker closed the connection"
             self._read()

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
 import pytest
-from conftest import sqlite_url
-from e2e_broker import BrokerProcess
+from e2e_broker import BrokerProcess, sqlite_url
 from e2e_peers import Client, Peer, Stream
 
 CLIENTS = 8
