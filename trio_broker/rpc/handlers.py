@@ -150,7 +150,7 @@ def parse(call: Call, refusals: Refusals) -> bool:
 
 async def run_group(calls: list[Call], refusals: Refusals) -> None:
     """Run a grouped handler for the calls of one read. A checkpoint."""
-    calls = [call for call in calls if parse(call, refusals)]
+    calls = [call for call in calls if not call.closed and parse(call, refusals)]
     try:
         await calls[0].method.handler(calls, request=None) if calls else await trio.lowlevel.checkpoint()
     except Exception as error:  # noqa: BLE001 - whatever a handler raises must end its calls
@@ -182,13 +182,13 @@ async def run_task(call: Call, refusals: Refusals) -> None:
 
 async def _scoped(call: Call, refusals: Refusals, run: Callable[[Call], Awaitable[None]]) -> None:
     """Run a handler's part of a call under the call's own scope; end the call by what it raises."""
-    with trio.CancelScope() as call.scope:
-        if call.closed:
-            return
-        try:
-            await run(call)
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises must end its call
-            call.finish(status_of(error, call, refusals))
+    try:
+        with trio.CancelScope() as call.scope:
+            if not call.closed:
+                await run(call)
+    # Outside the scope: it takes a Cancelled out of a group, and leaves the errors beside it.
+    except* Exception as error:  # noqa: BLE001 - whatever a handler raises must end its call
+        call.finish(status_of(error, call, refusals))
     call.scope = None
 
 
@@ -250,6 +250,7 @@ async def _room(call: Call) -> None:
         call.room = left.set
         await left.wait()
         call.room = None
+    await trio.lowlevel.checkpoint_if_cancelled()  # a handler without checkpoints of its own ends here
 
 
 def status_of(error: Exception, call: Call, refusals: Refusals) -> Status:

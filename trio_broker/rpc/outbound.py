@@ -68,6 +68,11 @@ class Outbound:
         """`take` has more to give at once."""
         return bool(self._frames) or (bool(self._dirty) and self.send_window > 0)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Frames that wait for `take`; what waits for the peer's windows is not among them."""
+        return sum(map(len, self._frames))
+
     def _pump(self, room: int) -> None:
         dirty = self._dirty
         while dirty and room > 0 and self.send_window > 0:

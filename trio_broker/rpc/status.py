@@ -24,8 +24,8 @@ CODE_NAMES = tuple(code.name for code in StatusCode)
 OK = Status(StatusCode.OK)
 OK_TRAILERS = literal(b"grpc-status", b"0")
 
-_MESSAGE_MAX = 1024
-"""Characters of grpc-message: peers bound the size of a header list."""
+_MESSAGE_MAX_BYTES = 1024
+"""Of grpc-message, before it is escaped: peers bound the size of a header list."""
 _UNESCAPED = "".join(chr(c) for c in range(0x20, 0x7F) if chr(c) != "%")
 
 
@@ -46,7 +46,8 @@ def trailers(status: Status, metadata: Metadata = ()) -> bytes:
         return OK_TRAILERS
     block = literal(b"grpc-status", b"%d" % status.int_value)
     if status.status_message:
-        block += literal(b"grpc-message", quote(status.status_message[:_MESSAGE_MAX], safe=_UNESCAPED).encode())
+        text = status.status_message.encode(errors="replace")[:_MESSAGE_MAX_BYTES].decode(errors="ignore")
+        block += literal(b"grpc-message", quote(text, safe=_UNESCAPED).encode())
     if isinstance(status, DetailedStatus):
         metadata = [*metadata, ("grpc-status-details-bin", status.details)]
     return block + metadata_block(metadata)

@@ -64,9 +64,11 @@ class Transport:
             async with trio.open_nursery() as self._nursery:
                 self._reading = False
                 self.flush()
-                with self._reader:
-                    await self._read()
-                self.connection.drop_all()
+                try:
+                    with self._reader:
+                        await self._read()
+                finally:
+                    self._end_calls()
                 await self._farewell()
                 self._nursery.cancel_scope.cancel()
         except* OSError as errors:
@@ -74,8 +76,25 @@ class Transport:
             self._send(self._take())  # TLS tells the peer why
         finally:
             self._broken = True
-            self.connection.drop_all()
             self._socket.close()
+
+    def _end_calls(self) -> None:
+        """End every call. One whose end fails, which is a bug, does not keep the others."""
+        while self.connection.streams:
+            try:
+                self.connection.drop_all()
+            except Exception as error:  # noqa: BLE001
+                self._report(error)
+
+    def _report(self, error: Exception) -> None:
+        """Log a bug, ours or a handler's, which must not reach other connections."""
+        log.error("connection_failed peer=%s error=%s", self._peer(), type(error).__name__, exc_info=error)
+
+    def _crash(self, error: Exception) -> None:
+        """End the connection, whose state is not to be trusted any more."""
+        self._report(error)
+        self._broken = True
+        self._nursery.cancel_scope.cancel()
 
     async def _read(self) -> None:
         connection = self.connection
@@ -95,14 +114,18 @@ class Transport:
             self._reading = True
             try:
                 connection.receive(data)
-            except Exception as error:  # our bug, which must not reach other connections
-                log.exception("connection_failed peer=%s error=%s", self._peer(), type(error).__name__)
+            except Exception as error:  # noqa: BLE001
+                self._report(error)
+                self._end_calls()
                 connection.fail(frames.INTERNAL_ERROR, "internal error")
             self._reading = False
             self._start_groups()
             self.flush()
-            while self._unsent is not None and len(self._unsent) > self.server.limits.unsent_max_bytes:
+            while self._unsent is not None and self._unread_bytes() > self.server.limits.unsent_max_bytes:
                 await self._written.wait()  # a peer that does not read is not read from
+
+    def _unread_bytes(self) -> int:
+        return len(self._unsent or b"") + self.connection.waiting_bytes
 
     def _start_groups(self) -> None:
         if self._groups:
@@ -160,7 +183,13 @@ class Transport:
             self.server.flush_soon(self)
 
     def flush(self) -> None:
-        """Write what there is, as far as the socket takes it; the rest is left to a writer task."""
+        """Write what there is, as far as the socket takes it; the rest is left to a writer task. Never raises."""
+        try:
+            self._flush()
+        except Exception as error:  # noqa: BLE001
+            self._crash(error)
+
+    def _flush(self) -> None:
         connection = self.connection
         while self._unsent is None and not self._broken:
             data = self._take()
@@ -203,7 +232,7 @@ class Transport:
     async def _farewell(self) -> None:
         """Let the last bytes arrive: closing a socket with unread input would discard them (RFC 1122, 4.2.2.13)."""
         with trio.move_on_after(LINGER_S):
-            while self._unsent is not None:
+            while self._unsent is not None and not self._broken:
                 await self._written.wait()
             if self._broken:
                 return
@@ -216,19 +245,28 @@ class Transport:
                     return
 
     def abandon(self) -> None:
-        """The server stops: end every call, write what the socket takes at once, and close."""
-        for stream in list(self.connection.streams.values()):
-            if isinstance(stream, Call):
-                stream.finish(self.refusals.stopping())
+        """The server stops: end every call, write what the socket takes at once, and close. Never raises."""
+        try:
+            for stream in list(self.connection.streams.values()):
+                if isinstance(stream, Call):
+                    stream.finish(self.refusals.stopping())
+        except Exception as error:  # noqa: BLE001
+            self._report(error)
         self.flush()
         self._nursery.cancel_scope.cancel()
 
     def expire(self, call: Call) -> None:
-        """The deadline of a call has passed."""
-        status = None
-        if call.method is not None and call.method.abandoned is not None:
-            status = call.method.abandoned(call)
-        call.finish(status or self.refusals.deadline_exceeded())
+        """The deadline of a call has passed. Never raises."""
+        try:
+            if call.status is None:
+                abandoned = None if call.method is None else call.method.abandoned
+                status = None if abandoned is None else abandoned(call)
+                call.finish(status or self.refusals.deadline_exceeded())
+            self.flush()
+            if not call.closed:  # a window for the rest may never come
+                call.reset(frames.CANCEL)
+        except Exception as error:  # noqa: BLE001
+            self._crash(error)
 
     def _peer(self) -> str:
         try:
