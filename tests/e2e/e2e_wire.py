@@ -152,6 +152,13 @@ class Wire:
         request = pb.PublishRequest(subject=subject, body=body, **fields)
         return self.start("/broker.Broker/Publish", request, timeout=timeout)
 
+    def publish_together(self, subject: str, count: int, **fields: object) -> list[Exchange]:
+        """Publish in one write."""
+        request = pb.PublishRequest(subject=subject, **fields)
+        exchanges = [self.prepare("/broker.Broker/Publish", request) for _ in range(count)]
+        self._flush()
+        return exchanges
+
     def subscribe(self, subject: str, *, timeout: str | None = None) -> Exchange:
         return self.start("/broker.Broker/Subscribe", pb.SubscribeRequest(subject=subject), timeout=timeout)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from e2e_broker import BrokerProcess, eventually
-from e2e_stall import commits_stalled, everything_stalled
-from e2e_wire import Exchange, Wire
+from e2e_stall import begin_commit, commits_stalled, everything_stalled
+from e2e_wire import Wire
 
 PATIENT = ("--commit-timeout", "60s")
 """So that only the deadline of a call can end it while the store is stalled."""
@@ -23,18 +23,6 @@ def broker(sqlite_broker: Callable[..., BrokerProcess]) -> Iterator[BrokerProces
 def wire(broker: BrokerProcess) -> Iterator[Wire]:
     with Wire(broker.address) as wire:
         yield wire
-
-
-def begin_commit(wire: Wire, subject: str, body: bytes, *, timeout: str | None = None) -> Exchange:
-    """Publish while commits are stalled; return when the store has been given the message.
-
-    The broker hands it over one turn of its loop after it read it, and the next turn gives it to the store: at the
-    latest before the third PING is read.
-    """
-    exchange = wire.publish(subject, body, timeout=timeout, keep=True)
-    for _ in range(3):
-        wire.round_trip()
-    return exchange
 
 
 def bodies(wire: Wire, subject: str, last_id: int) -> list[bytes]:

@@ -2,8 +2,7 @@
 
 import gc
 import random
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
@@ -11,14 +10,12 @@ import trio
 import trio.testing
 from e2e_broker import SAFETY_S, BrokerProcess, eventually
 from e2e_peers import OWN_CONNECTION, GrpcioStubs
+from e2e_served import served
 from e2e_wire import Wire
 
 from trio_broker._proto import broker_pb2 as pb
-from trio_broker.broker import Broker, open_broker
 from trio_broker.client import connect
 from trio_broker.errors import ExpiredId
-from trio_broker.rpc.server import Server
-from trio_broker.service.servicer import BrokerService
 
 SUBSCRIBERS = 1_000
 CONNECTIONS = 10
@@ -151,17 +148,6 @@ def test_requests_broken_off_anywhere_leave_nothing(broker: IdleBroker) -> None:
 # -- in this process, where tasks and objects can be counted ----------------------------------------------------
 
 
-@asynccontextmanager
-async def served() -> AsyncGenerator[tuple[Broker, str]]:
-    """A broker on gRPC in this process."""
-    async with open_broker("memory:") as broker, trio.open_nursery() as nursery:
-        server = Server()
-        server.add_service(BrokerService(broker).service)
-        port = await nursery.start(server.serve_async)
-        yield broker, f"127.0.0.1:{port}"
-        nursery.cancel_scope.cancel()
-
-
 def living_tasks() -> int:
     return trio.lowlevel.current_statistics().tasks_living
 
@@ -169,7 +155,7 @@ def living_tasks() -> int:
 @visits
 async def test_a_thousand_subscribers_leave_no_task(visit: Visit) -> None:
     with trio.fail_after(SAFETY_S):
-        async with served() as (broker, address):
+        async with served("memory:") as (broker, address):
             before = living_tasks()
             standing: list[int] = []
             await trio.to_thread.run_sync(visit, address, lambda: standing.append(broker.subscribers))
@@ -180,7 +166,7 @@ async def test_a_thousand_subscribers_leave_no_task(visit: Visit) -> None:
 
 async def test_calls_leave_no_cycles_of_objects() -> None:
     """The process looks for those rarely, and each could hold on to a body of megabytes."""
-    async with served() as (_, address), connect(address) as client:
+    async with served("memory:") as (_, address), connect(address) as client:
 
         async def use_everything() -> None:
             async with client.subscribe("orders") as messages:
