@@ -1,22 +1,16 @@
-import sqlite3
-import subprocess
-import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 import trio
-from trial_store import POISON, START_US, TrialStore, message
-from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
+from broker_kit import Call, broker_on
+from trial_store import START_US, TrialStore
+from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import persistence
 from persistence import Key
 from trio_broker import (
     Broker,
-    BrokerClosed,
-    BrokerError,
-    Draining,
     ExpiredId,
     InvalidExpiration,
     InvalidHeaders,
@@ -24,17 +18,11 @@ from trio_broker import (
     InvalidSubject,
     Message,
     MessageTooLarge,
-    OutcomeUnknown,
     Overloaded,
     SlowConsumer,
-    StorageUnavailable,
     open_broker,
 )
-from trio_broker.broker import run_broker
-from trio_broker.config import BODY_MAX_BYTES, Config
-from trio_broker.errors import Rejected
-
-ROOT = Path(__file__).parent.parent
+from trio_broker.config import BODY_MAX_BYTES
 
 
 @pytest.fixture(params=["memory:", "sqlite"])
@@ -48,33 +36,6 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerat
 @pytest.fixture
 def store() -> TrialStore:
     return TrialStore()
-
-
-@asynccontextmanager
-async def broker_on(store: TrialStore, **settings: object) -> AsyncGenerator[Broker]:
-    async with run_broker(store, Config(**settings)) as broker:
-        yield broker
-
-
-class Call:
-    """A call in a task of its own: how it ended, once it has."""
-
-    def __init__(self, nursery: trio.Nursery, call: Callable[..., Awaitable[object]], *args: object) -> None:
-        self.ended: object = "still waits"
-        self.scope = trio.CancelScope()
-        nursery.start_soon(self._run, call, *args)
-
-    async def _run(self, call: Callable[..., Awaitable[object]], *args: object) -> None:
-        with self.scope:
-            try:
-                self.ended = await call(*args)
-            except BrokerError as error:
-                self.ended = type(error)
-        if self.scope.cancelled_caught:
-            self.ended = "cancelled"
-
-
-# publish, subscribe, fetch
 
 
 async def test_subscribers_get_what_is_published_in_order_and_only_of_their_subject(broker: Broker) -> None:
@@ -233,7 +194,21 @@ async def test_every_async_call_is_a_checkpoint(broker: Broker) -> None:
         await broker.close()
 
 
-# what is refused
+async def test_what_is_just_within_the_limits_is_published(broker: Broker) -> None:
+    assert await broker.publish("x" * 255, b"x" * BODY_MAX_BYTES, 2**31 - 1) == 1
+    many = {f"{n:02}": b"" for n in range(63)} | {"é": b"x" * (16 * 1024 - 63 * 2 - 2)}
+    assert await broker.publish("a", b"", None, headers=many) == 1
+    assert (await broker.fetch("a", 1)).headers == many
+
+
+async def test_bad_subjects_and_ids_are_refused_everywhere(broker: Broker) -> None:
+    with pytest.raises(InvalidSubject):
+        await broker.fetch("a..b", 1)
+    with pytest.raises(InvalidSubject):
+        async with broker.subscribe("a.*"):
+            raise AssertionError
+    with pytest.raises(TypeError, match="an id is an int, not str"):
+        await broker.fetch("a", "1")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -267,28 +242,11 @@ async def test_what_cannot_be_published_is_refused_and_said(
     assert store.appends == []
 
 
-async def test_what_is_just_within_the_limits_is_published(broker: Broker) -> None:
-    assert await broker.publish("x" * 255, b"x" * BODY_MAX_BYTES, 2**31 - 1) == 1
-    many = {f"{n:02}": b"" for n in range(63)} | {"é": b"x" * (16 * 1024 - 63 * 2 - 2)}
-    assert await broker.publish("a", b"", None, headers=many) == 1
-    assert (await broker.fetch("a", 1)).headers == many
-
-
 async def test_a_refusal_carries_the_limit_for_programs(store: TrialStore) -> None:
     async with broker_on(store, body_max_bytes=10) as broker:
         with pytest.raises(MessageTooLarge) as refused:
             await broker.publish("a", b"x" * 11)
         assert refused.value.metadata == {"size": "11", "limit": "10"}
-
-
-async def test_bad_subjects_and_ids_are_refused_everywhere(broker: Broker) -> None:
-    with pytest.raises(InvalidSubject):
-        await broker.fetch("a..b", 1)
-    with pytest.raises(InvalidSubject):
-        async with broker.subscribe("a.*"):
-            raise AssertionError
-    with pytest.raises(TypeError, match="an id is an int, not str"):
-        await broker.fetch("a", "1")  # type: ignore[arg-type]
 
 
 async def test_beyond_the_queue_publishes_are_refused(store: TrialStore) -> None:
@@ -303,187 +261,6 @@ async def test_beyond_the_queue_publishes_are_refused(store: TrialStore) -> None
         store.release()
         await wait_all_tasks_blocked()
         assert [flying.ended, *sorted(call.ended for call in queued)] == [1, 2, 3]
-
-
-# a failing store
-
-
-async def test_a_poison_body_fails_alone_on_a_real_database(tmp_path: Path) -> None:
-    path = tmp_path / "broker.db"
-    async with open_broker(f"sqlite:///{path}") as broker:
-        plant = sqlite3.connect(path)
-        plant.execute(
-            "CREATE TRIGGER poison BEFORE INSERT ON messages WHEN NEW.body = CAST('poison' AS BLOB) "
-            "BEGIN SELECT RAISE(ABORT, 'this body is not allowed'); END"
-        )
-        plant.close()
-        bodies = [b"%d" % number for number in range(20)]
-        bodies[3] = bodies[17] = POISON
-        with broker.open_subscription("a") as subscription:
-            group = broker.hand_over([broker.check("a", body, 3600) for body in bodies], "me")
-            while await group.settled():
-                pass
-            delivered = []
-            while True:
-                try:
-                    delivered += [m.body for m in subscription.receive_nowait().messages]
-                except trio.WouldBlock:
-                    break
-        assert delivered == [body for body in bodies if body != POISON]
-        guilty = [number for number, pending in enumerate(group.pendings) if isinstance(pending.outcome, Rejected)]
-        assert guilty == [3, 17]
-        assert "this body is not allowed" in str(group.pendings[3].outcome)
-        assert [(await broker.fetch("a", id_)).body for id_ in range(1, 19)] == delivered
-        with pytest.raises(InvalidId):
-            await broker.fetch("a", 19)
-
-
-async def test_a_store_that_is_away_refuses_publishes_fetches_and_new_subscriptions(store: TrialStore) -> None:
-    async with broker_on(store) as broker, broker.subscribe("a") as established:
-        assert broker.store_away_s() == 0.0
-        store.plan.append(persistence.StoreUnavailable("no route"))
-        with pytest.raises(StorageUnavailable) as refused:
-            await broker.publish("a", b"")
-        assert refused.value.retryable
-        with pytest.raises(StorageUnavailable):
-            async with broker.subscribe("a"):
-                raise AssertionError
-        assert broker.store_away_s() >= 0.0
-        assert await broker.publish("a", b"back") == 1
-        assert broker.store_away_s() == 0.0
-        assert (await established.receive()).body == b"back"
-
-
-async def test_a_failing_read_is_told_and_makes_the_store_away(store: TrialStore) -> None:
-    async def fail(keys: object) -> list:
-        await trio.lowlevel.checkpoint()
-        raise persistence.StoreUnavailable("no route")
-
-    store.get = fail  # type: ignore[method-assign]
-    async with broker_on(store) as broker:
-        with pytest.raises(StorageUnavailable):
-            await broker.fetch("a", 1)
-        with pytest.raises(StorageUnavailable):
-            broker.open_subscription("a")
-
-
-async def test_the_probe_notices_what_nobody_called(store: TrialStore, autojump_clock: MockClock) -> None:
-    async def fail() -> int:
-        await trio.lowlevel.checkpoint()
-        raise persistence.StoreUnavailable("no route")
-
-    async with broker_on(store) as broker:
-        await trio.sleep(5)
-        assert broker.store_away_s() == 0.0
-        store.now = fail  # type: ignore[method-assign]
-        await trio.sleep(10)
-        assert broker.store_away_s() >= 8
-        del store.now
-        await trio.sleep(3)
-        assert broker.store_away_s() == 0.0
-
-
-async def test_the_broker_sweeps(store: TrialStore, autojump_clock: MockClock) -> None:
-    async with broker_on(store, sweep_interval=1) as broker:
-        await store.append([message(expiration_s=1) for _ in range(5000)])
-        store.clock_us += 2_000_000
-        await trio.sleep(3)
-        assert await store.sweep() == persistence.Swept(0, more=False)
-        assert await broker.publish("a", b"") == 5001
-
-
-async def test_a_hanging_commit_is_answered_in_time(store: TrialStore, autojump_clock: MockClock) -> None:
-    async with broker_on(store, commit_timeout=3) as broker, broker.subscribe("a") as messages:
-        store.hold()
-        with pytest.raises(OutcomeUnknown):
-            await broker.publish("a", b"late")
-        assert trio.current_time() == 3
-        store.release()
-        assert (await messages.receive()).body == b"late"
-
-
-# cancellation
-
-
-async def test_a_publish_cancelled_while_queued_is_not_applied(store: TrialStore) -> None:
-    async with broker_on(store) as broker, trio.open_nursery() as nursery:
-        store.hold()
-        flying = Call(nursery, broker.publish, "a", b"1")
-        await wait_all_tasks_blocked()
-        queued = [Call(nursery, broker.publish, "a", b"%d" % number) for number in (2, 3, 4)]
-        await wait_all_tasks_blocked()
-        queued[1].scope.cancel()
-        await wait_all_tasks_blocked()
-        assert queued[1].ended == "cancelled"
-        assert broker.committer.queued_messages == 2
-        store.release()
-        await wait_all_tasks_blocked()
-        assert sorted([flying.ended, queued[0].ended, queued[2].ended]) == [1, 2, 3]
-    assert len(store.applied) == 3
-    assert b"3" not in [new.body for new in store.applied]
-
-
-async def test_a_publish_cancelled_in_flight_stands_and_is_delivered(store: TrialStore) -> None:
-    async with broker_on(store) as broker, broker.subscribe("a") as messages, trio.open_nursery() as nursery:
-        store.hold()
-        flying = Call(nursery, broker.publish, "a", b"1", 60)
-        await wait_all_tasks_blocked()
-        flying.scope.cancel()
-        await wait_all_tasks_blocked()
-        assert flying.ended == "cancelled"
-        store.release()
-        assert (await messages.receive()).id == 1
-        assert (await broker.fetch("a", 1)).body == b"1"
-
-
-async def test_a_publish_in_a_cancelled_scope_is_not_applied(store: TrialStore) -> None:
-    async with broker_on(store) as broker:
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            await broker.publish("a", b"never")
-        assert scope.cancelled_caught
-        assert await broker.publish("a", b"1") == 1
-    assert [new.body for new in store.applied] == [b"1"]
-
-
-async def test_cancelled_waits_leave_nothing_behind(store: TrialStore) -> None:
-    never = trio.Event()
-
-    async def hang(keys: object) -> list:
-        await never.wait()
-        return []
-
-    async def iterate() -> None:
-        async with broker.subscribe("a") as messages:
-            await messages.receive()
-
-    store.get = hang  # type: ignore[method-assign]
-    async with broker_on(store) as broker, trio.open_nursery() as nursery:
-        calls = [Call(nursery, broker.fetch, "a", 1), Call(nursery, iterate)]
-        await wait_all_tasks_blocked()
-        assert (broker.subscribers, len(broker._reads)) == (1, 1)
-        for call in calls:
-            call.scope.cancel()
-        await wait_all_tasks_blocked()
-        assert [call.ended for call in calls] == ["cancelled"] * 2
-        assert (broker.subscribers, len(broker._reads)) == (0, 0)
-
-
-async def test_cancelling_the_block_of_a_broker_ends_everything(store: TrialStore) -> None:
-    calls = []
-    async with trio.open_nursery() as outside:
-        with trio.CancelScope() as scope:
-            async with broker_on(store) as broker:
-                store.hold()
-                calls.append(Call(outside, broker.publish, "a", b"1"))
-                await wait_all_tasks_blocked()
-                calls.append(Call(outside, broker.publish, "a", b"2"))
-                await wait_all_tasks_blocked()
-                store.release()
-                scope.cancel()
-                await trio.sleep_forever()
-        assert scope.cancelled_caught
-    assert [call.ended for call in calls] == [1, BrokerClosed]
 
 
 # slow subscribers
@@ -505,232 +282,3 @@ async def test_a_slow_subscriber_ends_with_where_it_was_and_the_others_are_serve
         assert seen == [1, 2, 3]
         assert cut.value.metadata == {"last_delivered_id": "3"}
         assert broker.subscribers == 1
-
-
-# draining
-
-
-async def test_draining_commits_delivers_and_then_ends_subscriptions(store: TrialStore) -> None:
-    async with broker_on(store) as broker, trio.open_nursery() as nursery, broker.subscribe("a") as messages:
-        store.hold()
-        flying = Call(nursery, broker.publish, "a", b"1", 60)
-        await wait_all_tasks_blocked()
-        queued = Call(nursery, broker.publish, "a", b"2", 60)
-        await wait_all_tasks_blocked()
-        draining = Call(nursery, broker.drain)
-        await wait_all_tasks_blocked()
-        assert draining.ended == "still waits"
-        with pytest.raises(Draining):
-            await broker.publish("a", b"late")
-        with pytest.raises(Draining):
-            await broker.publish("not valid either", b"late")
-        with pytest.raises(Draining):
-            async with broker.subscribe("a"):
-                raise AssertionError
-        store.release()
-        assert [(await messages.receive()).body for _ in range(2)] == [b"1", b"2"]
-        with pytest.raises(Draining):
-            await messages.receive()
-        await wait_all_tasks_blocked()
-        assert [call.ended for call in (flying, queued, draining)] == [1, 2, None]
-        assert (await broker.fetch("a", 2)).body == b"2"
-        await broker.drain()
-        await broker.close()
-        await broker.drain()
-        with pytest.raises(BrokerClosed):
-            await broker.fetch("a", 2)
-
-
-# closing
-
-
-async def refused_calls(broker: Broker) -> list[object]:
-    """Make every call; return how each was refused."""
-
-    async def subscribe() -> None:
-        async with broker.subscribe("a"):
-            raise AssertionError
-
-    async def open_subscription() -> None:
-        await trio.lowlevel.checkpoint()
-        broker.open_subscription("a")
-
-    async def check() -> None:
-        await trio.lowlevel.checkpoint()
-        broker.check("a", b"", 0, None)
-
-    async def hand_over() -> None:
-        (pending,) = await broker.hand_over([message()], "me").settled()
-        assert isinstance(pending.outcome, BrokerError)
-        raise pending.outcome
-
-    async with trio.open_nursery() as nursery:
-        calls = [
-            Call(nursery, broker.publish, "a", b""),
-            Call(nursery, broker.publish, "not valid", b""),
-            Call(nursery, broker.fetch, "a", 1),
-            Call(nursery, broker.fetch_many, []),
-            *(Call(nursery, call) for call in (subscribe, open_subscription, check, hand_over)),
-        ]
-    return [call.ended for call in calls]
-
-
-async def test_after_close_every_call_is_refused(broker: Broker) -> None:
-    await broker.publish("a", b"", 60)
-    await broker.close()
-    assert await refused_calls(broker) == [BrokerClosed] * 8
-    await broker.close()
-    assert await refused_calls(broker) == [BrokerClosed] * 8
-
-
-async def test_leaving_the_block_closes(store: TrialStore) -> None:
-    async with broker_on(store) as broker:
-        pass
-    assert await refused_calls(broker) == [BrokerClosed] * 8
-
-
-async def test_close_ends_what_waits_and_finishes_what_is_in_flight(store: TrialStore) -> None:
-    async def hang(keys: object) -> list:
-        await trio.sleep_forever()
-        return []
-
-    store.get = hang  # type: ignore[method-assign]
-    async with broker_on(store) as broker, trio.open_nursery() as nursery, broker.subscribe("a") as messages:
-        store.hold()
-        flying = Call(nursery, broker.publish, "a", b"1", 60)
-        await wait_all_tasks_blocked()
-        queued = Call(nursery, broker.publish, "a", b"2", 60)
-        reading = Call(nursery, broker.fetch, "a", 1)
-        await wait_all_tasks_blocked()
-        closing = [Call(nursery, broker.close) for _ in range(2)]
-        await wait_all_tasks_blocked()
-        assert [call.ended for call in (flying, queued, reading)] == ["still waits", BrokerClosed, BrokerClosed]
-        assert [call.ended for call in closing] == ["still waits"] * 2
-        store.release()
-        assert (await messages.receive()).body == b"1"
-        with pytest.raises(BrokerClosed):
-            await messages.receive()
-        await wait_all_tasks_blocked()
-        assert [call.ended for call in (flying, *closing)] == [1, None, None]
-        assert broker.subscribers == 0
-
-
-async def test_close_ends_a_subscriber_that_waits(broker: Broker) -> None:
-    async def listen() -> None:
-        async with broker.subscribe("a") as messages:
-            async for _ in messages:
-                raise AssertionError
-
-    async with trio.open_nursery() as nursery:
-        listening = Call(nursery, listen)
-        await wait_all_tasks_blocked()
-        await broker.close()
-    assert listening.ended == BrokerClosed
-
-
-async def test_close_during_a_drain_ends_both(store: TrialStore) -> None:
-    async with broker_on(store) as broker, trio.open_nursery() as nursery:
-        store.hold()
-        flying = Call(nursery, broker.publish, "a", b"1")
-        await wait_all_tasks_blocked()
-        queued = Call(nursery, broker.publish, "a", b"2")
-        await wait_all_tasks_blocked()
-        draining = Call(nursery, broker.drain)
-        await wait_all_tasks_blocked()
-        closing = Call(nursery, broker.close)
-        await wait_all_tasks_blocked()
-        store.release()
-        await wait_all_tasks_blocked()
-        assert [call.ended for call in (flying, queued, draining, closing)] == [1, BrokerClosed, None, None]
-
-
-async def test_a_cancelled_close_has_closed(store: TrialStore) -> None:
-    async with broker_on(store) as broker, trio.open_nursery() as nursery:
-        store.hold()
-        flying = Call(nursery, broker.publish, "a", b"1")
-        await wait_all_tasks_blocked()
-        closing = Call(nursery, broker.close)
-        await wait_all_tasks_blocked()
-        closing.scope.cancel()
-        with pytest.raises(BrokerClosed):
-            await broker.publish("a", b"")
-        store.release()
-        await wait_all_tasks_blocked()
-        assert (flying.ended, closing.ended) == (1, "cancelled")
-
-
-async def test_an_error_of_the_block_leaves_as_it_is(store: TrialStore) -> None:
-    cause = ValueError("why")
-    with pytest.raises(KeyError) as raised:
-        async with broker_on(store):
-            raise KeyError("mine") from cause
-    assert raised.value.__cause__ is cause
-
-    with pytest.RaisesGroup(KeyError):
-        async with broker_on(store):
-            raise ExceptionGroup("mine too", [KeyError("mine")])
-
-
-async def test_a_bug_in_the_broker_stops_it_loudly_and_leaves_nobody_waiting(store: TrialStore) -> None:
-    calls = []
-    async with trio.open_nursery() as outside:
-        with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
-            async with broker_on(store) as broker:
-                broker.committer._deliver = lambda committed: 1 / 0
-                store.hold()
-                calls.append(Call(outside, broker.publish, "a", b"1"))
-                await wait_all_tasks_blocked()
-                calls.append(Call(outside, broker.publish, "a", b"2"))
-                await wait_all_tasks_blocked()
-                store.release()
-                await trio.sleep_forever()
-    assert [call.ended for call in calls] == [OutcomeUnknown, BrokerClosed]
-    assert await refused_calls(broker) == [BrokerClosed] * 8
-
-
-# the names of our packages
-
-
-def run_python(cwd: Path, code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
-
-
-def test_a_foreign_module_named_persistence_gives_a_clear_error(tmp_path: Path) -> None:
-    foreign = tmp_path / "persistence.py"
-    foreign.write_text("raise AssertionError('it must not even be imported')")
-    ran = run_python(tmp_path, "import trio_broker; trio_broker.open_broker")
-    assert ran.returncode == 1
-    error = ran.stderr.splitlines()[-1]
-    assert error.startswith("ImportError: the broker needs its own package 'persistence'")
-    assert str(ROOT / "persistence" / "__init__.py") in error
-    assert str(foreign) in error
-    assert "Rename" in error
-
-
-@pytest.mark.parametrize(
-    "planted",
-    [
-        "import sys, types; sys.modules['persistence'] = types.ModuleType('persistence')",
-        "import sys; sys.path.insert(0, 'elsewhere'); import persistence",
-    ],
-)
-def test_a_foreign_module_that_is_imported_already_gives_it_too(tmp_path: Path, planted: str) -> None:
-    package = tmp_path / "elsewhere" / "persistence"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    ran = run_python(tmp_path, f"{planted}; import trio_broker; trio_broker.Broker")
-    assert "ImportError: the broker needs its own package 'persistence'" in ran.stderr
-
-
-def test_a_client_may_have_a_module_named_persistence(tmp_path: Path) -> None:
-    (tmp_path / "persistence.py").write_text("raise AssertionError('not ours')")
-    ran = run_python(tmp_path, "import trio_broker; trio_broker.Message; import trio_broker.errors")
-    assert (ran.returncode, ran.stderr) == (0, "")
-
-
-def test_our_own_packages_are_found(tmp_path: Path) -> None:
-    code = (
-        "from trio_broker.own_packages import require_own; require_own('persistence'); require_own('metrics'); "
-        "require_own('no_such_package_at_all')"
-    )
-    assert run_python(tmp_path, code).stderr == ""
