@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import trio
 from broker_kit import Call, broker_on
@@ -10,6 +12,7 @@ from trio_broker import (
     BrokerError,
     Draining,
     OutcomeUnknown,
+    open_broker,
 )
 
 
@@ -170,11 +173,14 @@ async def refused_calls(broker: Broker) -> list[object]:
     return [call.ended for call in calls]
 
 
-async def test_after_close_every_call_is_refused(broker: Broker) -> None:
-    await broker.publish("a", b"", 60)
-    await broker.close()
-    assert await refused_calls(broker) == [BrokerClosed] * 8
-    await broker.close()
+@pytest.mark.parametrize("url", ["memory:", "sqlite:///{}/broker.db"])
+async def test_after_close_every_call_is_refused(url: str, tmp_path: Path) -> None:
+    async with open_broker(url.format(tmp_path)) as broker:
+        await broker.publish("a", b"", 60)
+        await broker.close()
+        assert await refused_calls(broker) == [BrokerClosed] * 8
+        await broker.close()
+        assert await refused_calls(broker) == [BrokerClosed] * 8
     assert await refused_calls(broker) == [BrokerClosed] * 8
 
 
@@ -210,17 +216,18 @@ async def test_close_ends_what_waits_and_finishes_what_is_in_flight(store: Trial
         assert broker.subscribers == 0
 
 
-async def test_close_ends_a_subscriber_that_waits(broker: Broker) -> None:
+async def test_close_ends_a_subscriber_that_waits(store: TrialStore) -> None:
     async def listen() -> None:
         async with broker.subscribe("a") as messages:
             async for _ in messages:
                 raise AssertionError
 
-    async with trio.open_nursery() as nursery:
+    async with broker_on(store) as broker, trio.open_nursery() as nursery:
         listening = Call(nursery, listen)
         await wait_all_tasks_blocked()
         await broker.close()
-    assert listening.ended == BrokerClosed
+        await wait_all_tasks_blocked()
+        assert listening.ended == BrokerClosed
 
 
 async def test_close_during_a_drain_ends_both(store: TrialStore) -> None:
