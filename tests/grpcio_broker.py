@@ -6,7 +6,7 @@ Threads:   grpcio's own; a test waits for what they saw by `seen`.
 
 import threading
 from collections import defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -43,27 +43,35 @@ class GrpcioBroker:
 
     async def seen(self, what: str) -> None:
         """Wait until the server's threads have said ``what``."""
-        await trio.to_thread.run_sync(self._seen[what].wait, SAFETY_S, abandon_on_cancel=True)
-        assert self._seen[what].is_set(), what
+        await trio.to_thread.run_sync(self.wait_seen, what, abandon_on_cancel=True)
+
+    def wait_seen(self, what: str) -> None:
+        """Wait so in a thread. What was seen once is waited for anew."""
+        assert self._seen[what].wait(SAFETY_S), what
+        self._seen[what].clear()
 
     def publish(self, request: PublishRequest, context: grpc.ServicerContext) -> PublishResponse:
         self.deadlines_s.append(context.time_remaining())
         self._misbehave(request.subject, context)
+        kept = request.keep or request.expirationSeconds > 0
+        return PublishResponse(id=self.append(request.subject, request.body, request.headers, kept=kept))
+
+    def append(
+        self, subject: str, body: bytes, headers: Mapping[str, bytes] | None = None, *, kept: bool = False
+    ) -> int:
+        """Publish from any thread."""
         with self._lock:
-            log = self._logs[request.subject]
+            log = self._logs[subject]
+            published_at = Timestamp(seconds=1_700_000_000, nanos=len(log) * 1000)
             response = MessageResponse(
-                subject=request.subject,
-                id=len(log) + 1,
-                body=request.body,
-                headers=request.headers,
-                published_at=Timestamp(seconds=1_700_000_000, nanos=len(log) * 1000),
+                subject=subject, id=len(log) + 1, body=body, headers=headers, published_at=published_at
             )
             log.append(response)
-            if request.keep or request.expirationSeconds:
-                self._kept[request.subject].add(response.id)
-            for queue in self._subscribers[request.subject]:
+            if kept:
+                self._kept[subject].add(response.id)
+            for queue in self._subscribers[subject]:
                 queue.put(response)
-        return PublishResponse(id=response.id)
+        return response.id
 
     def fetch(self, request: FetchRequest, context: grpc.ServicerContext) -> MessageResponse:
         self._misbehave(request.subject, context)

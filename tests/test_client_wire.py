@@ -473,7 +473,7 @@ def test_when_to_try_again_is_what_the_broker_says() -> None:
     assert str(error) == "STORAGE_UNAVAILABLE"
     silent = error_of(Trailers(8, "full", details(ErrorInfo(reason="OVERLOADED"))))
     assert type(silent) is Overloaded
-    assert not silent.retryable
+    assert silent.retry_after_s == Overloaded.retry_after_s
 
 
 def test_a_reason_of_a_newer_broker_is_kept() -> None:

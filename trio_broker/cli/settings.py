@@ -93,7 +93,9 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     unknown: dict[str, str | None] = {}
     for variable, value in sorted(environ.items()):
         name = variable.removeprefix(PREFIX)
-        if name not in {variable, *known} and not _SERVICE_LINK.fullmatch(f"{name}={value}"):
+        if not variable.startswith(PREFIX) or name in known:
+            continue
+        if not _SERVICE_LINK.fullmatch(f"{name}={value}"):
             meant = _meant(name, known)
             unknown[variable] = meant and PREFIX + meant
     return unknown

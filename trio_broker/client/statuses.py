@@ -46,7 +46,7 @@ def error_of(trailers: Trailers) -> BrokerError:
     error.metadata = dict(info.metadata)
     if found is None:
         error.reason = reason
-    if info.reason:
+    if info.reason and retry_after_s is not None:
         error.retry_after_s = retry_after_s
     return error
 
