@@ -93,8 +93,9 @@ def open_database(
 def _connect_writer(path: Path, *, migrate: bool, busy_timeout_s: float) -> sqlite3.Connection:
     with ExitStack() as undo:
         connection = undo.enter_context(closing(connect(path, create=migrate, busy_timeout_s=busy_timeout_s)))
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # counts only before the first table
         check_ours(connection, path, migrate=migrate)
+        if migrate:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # counts only before the first table
         use_wal(connection, path, busy_timeout_s=busy_timeout_s)
         set_up_writer(connection)
         if migrate:

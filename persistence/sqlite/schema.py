@@ -54,8 +54,13 @@ def check_ours(connection: sqlite3.Connection, path: Path, *, migrate: bool) -> 
     Raises:
         CannotOpen: with what to do.
     """
-    application_id, version = _identity(connection)
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    connection.execute("BEGIN")  # one snapshot: another process may be making the tables
+    try:
+        application_id, version = _identity(connection)
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
     if application_id != APPLICATION_ID and (application_id or version or tables):
         raise CannotOpen(f"{path} is a database of another application; give the path of a new file")
     if version > len(STEPS):

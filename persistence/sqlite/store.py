@@ -51,8 +51,8 @@ async def open_sqlite(
 ) -> AsyncGenerator[Store]:
     """Open the file that ``url`` names for the length of the block. See `persistence.open_store`.
 
-    Leaving the block waits at most ``commit_timeout_s`` for the disk; then it leaves the thread that closes the file
-    behind, and with it the lock of an exclusive store.
+    Leaving the block waits at most ``commit_timeout_s``: then a thread stays behind, to close the file and give up its
+    lock as soon as the disk lets it.
     """
     writing = trio.CapacityLimiter(1)
     opening = partial(
@@ -122,6 +122,9 @@ class SQLiteStore(Store):
         )
 
     async def close(self) -> None:
-        """Wait for the threads that use the file, then close it. A checkpoint."""
-        await self._reading.drain()
-        await threads.read(self._writing, self._database.close)
+        """Close the file once no thread uses it. A checkpoint; cancelled, it leaves a thread behind that does so."""
+        await threads.read(self._writing, self._close)
+
+    def _close(self) -> None:
+        self._reading.collect()
+        self._database.close()

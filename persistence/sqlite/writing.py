@@ -60,6 +60,8 @@ class Writer:
                 places.setdefault(subject, []).append(place)
             else:
                 outcomes[place] = Rejected(f"expiration {expiration_s} s is not within 0..{EXPIRATION_MAX_S} s")
+        if not places:
+            return outcomes
         with self.transaction() as connection:
             now_us = self._clock()
             rows: list[int | bytes | None] = []
