@@ -1,0 +1,212 @@
+"""Every store against an obvious model: any sequence of calls gives what the model says."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from contract_kit import BACKENDS, SECOND_US, Backend, Clock
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from persistence import (
+    Appended,
+    ExpiredId,
+    Head,
+    InvalidId,
+    Key,
+    NewMessage,
+    Record,
+    Register,
+    Store,
+    open_store,
+)
+
+SUBJECTS = ("a", "a.b", "ü", "東京")
+REGISTERS = ("r", "r/1", "r/2", "s")
+
+messages = st.builds(
+    NewMessage,
+    subject=st.sampled_from(SUBJECTS),
+    body=st.binary(max_size=20),
+    expiration_s=st.sampled_from([0, 1, 2, 3, 10, None]),
+    headers=st.dictionaries(st.text("abcü", min_size=1, max_size=3), st.binary(max_size=3), max_size=2),
+)
+
+
+class Slot(NamedTuple):
+    """One assigned id of the model."""
+
+    record: Record
+    kept: bool
+
+
+@dataclass
+class Model:
+    clock: Clock
+    logs: dict[str, list[Slot]] = field(default_factory=dict)
+    registers: dict[str, Register] = field(default_factory=dict)
+    versions_used: set[int] = field(default_factory=lambda: {0})
+
+    def append(self, message: NewMessage) -> Appended:
+        log = self.logs.setdefault(message.subject, [])
+        time_us = max(self.clock.now_us, log[-1].record.time_us if log else 0)
+        expires_us = None if message.expiration_s is None else time_us + message.expiration_s * SECOND_US
+        record = Record(len(log) + 1, message.body, message.headers, time_us, expires_us)
+        log.append(Slot(record, kept=message.expiration_s != 0))
+        return Appended(record.id, time_us)
+
+    def kept(self, subject: str) -> Mapping[int, Record]:
+        return {
+            record.id: record
+            for record, kept in self.logs.get(subject, [])
+            if kept and (record.expires_us is None or self.clock.now_us < record.expires_us)
+        }
+
+    def last_id(self, subject: str) -> int:
+        return len(self.logs.get(subject, []))
+
+    def get(self, subject: str, id_: int) -> Record | InvalidId | ExpiredId:
+        last_id = self.last_id(subject)
+        if not 1 <= id_ <= last_id:
+            return InvalidId(last_id)
+        return self.kept(subject).get(id_, ExpiredId(last_id))
+
+
+class StoreAgainstModel(RuleBasedStateMachine):
+    backend: Backend
+    portal: BlockingPortal
+
+    @initialize()
+    def start(self) -> None:
+        self.directory = tempfile.TemporaryDirectory()
+        self.url = self.backend.new_url(Path(self.directory.name))
+        self.clock = Clock()
+        self.model = Model(self.clock)
+        self.open()
+
+    def open(self) -> None:
+        opening = open_store(self.url, clock=self.clock)
+        self.opened: AbstractContextManager[Store] = self.portal.wrap_async_context_manager(opening)
+        self.store = self.opened.__enter__()
+
+    def teardown(self) -> None:
+        self.opened.__exit__(None, None, None)
+        self.directory.cleanup()
+
+    @precondition(lambda self: self.backend.durable)
+    @rule()
+    def reopen(self) -> None:
+        self.opened.__exit__(None, None, None)
+        self.open()
+
+    @rule(batch=st.lists(messages, max_size=12))
+    def append(self, batch: list[NewMessage]) -> None:
+        assert self.portal.call(self.store.append, batch) == [self.model.append(message) for message in batch]
+
+    @rule(microseconds=st.sampled_from([1, SECOND_US - 1, SECOND_US, 2 * SECOND_US, -SECOND_US]))
+    def turn_the_clock(self, microseconds: int) -> None:
+        if microseconds > 0 or not any(self.expiring()):  # what was swept does not come back when the clock does
+            self.clock.now_us += microseconds
+
+    def expiring(self) -> Iterator[Record]:
+        return (slot.record for log in self.model.logs.values() for slot in log if slot.record.expires_us is not None)
+
+    @rule()
+    def sweep(self) -> None:
+        self.portal.call(self.store.sweep)
+
+    @rule(
+        subject=st.sampled_from([*SUBJECTS, "unheard"]),
+        after_id=st.integers(0, 30),
+        max_messages=st.integers(1, 8),
+        max_bytes=st.integers(0, 60),
+    )
+    def read(self, subject: str, after_id: int, max_messages: int, max_bytes: int) -> None:
+        kept = self.model.kept(subject)
+        last_id = self.model.last_id(subject)
+
+        def ask() -> object:
+            return self.store.read(subject, after_id, max_messages=max_messages, max_bytes=max_bytes)
+
+        page = self.portal.call(ask)
+        assert page.last_id == last_id
+        assert list(page.records) == [kept[id_] for id_ in sorted(kept) if after_id < id_ <= page.scanned_to]
+        assert len(page.records) <= max_messages
+        assert len(page.records) <= 1 or sum(map(_size_bytes, page.records)) <= max_bytes
+        assert page.scanned_to > after_id or page.scanned_to >= last_id
+
+    @rule(keys=st.lists(st.builds(Key, st.sampled_from([*SUBJECTS, "unheard"]), st.integers(-1, 40)), max_size=8))
+    def get(self, keys: list[Key]) -> None:
+        assert self.portal.call(self.store.get, keys) == [self.model.get(*key) for key in keys]
+
+    @invariant()
+    def heads_are_right(self) -> None:
+        for subject in SUBJECTS:
+            last_id = self.model.last_id(subject)
+            expected = Head(min(self.model.kept(subject), default=last_id + 1), last_id)
+            assert self.portal.call(self.store.head, subject) == expected
+
+    @rule(after=st.sampled_from(["", *SUBJECTS]), limit=st.integers(1, 5))
+    def subjects(self, after: str, limit: int) -> None:
+        names = self.portal.call(lambda: self.store.subjects(after, limit=limit))
+        assert names == sorted((name for name in self.model.logs if name > after), key=str.encode)[:limit]
+
+    @rule(name=st.sampled_from(REGISTERS), value=st.binary(max_size=3), stale=st.booleans())
+    def compare_and_set(self, name: str, value: bytes, stale: bool) -> None:
+        current = self.model.registers.get(name, Register(b"", 0)).version
+        version = current + 1 if stale else current
+        new_version = self.portal.call(lambda: self.store.compare_and_set(name, value, version=version))
+        if stale:
+            assert new_version is None
+        else:
+            assert new_version > max(self.model.versions_used)
+            self.model.versions_used.add(new_version)
+            self.model.registers[name] = Register(value, new_version)
+
+    @rule(name=st.sampled_from(REGISTERS), stale=st.booleans())
+    def delete(self, name: str, stale: bool) -> None:
+        register = self.model.registers.get(name)
+        version = (register.version if register else 0) + stale
+        deleted = self.portal.call(lambda: self.store.delete(name, version=version))
+        assert deleted == (register is not None and not stale)
+        if deleted:
+            del self.model.registers[name]
+
+    @rule(prefix=st.sampled_from(["", "r", "r/", "x"]))
+    def list_registers(self, prefix: str) -> None:
+        expected = sorted((name, r) for name, r in self.model.registers.items() if name.startswith(prefix))
+        assert self.portal.call(self.store.list, prefix) == expected
+        for name in REGISTERS:
+            assert self.portal.call(self.store.load, name) == self.model.registers.get(name)
+
+
+def _size_bytes(record: Record) -> int:
+    return len(record.body) + sum(len(name.encode()) + len(value) for name, value in record.headers.items())
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.name)
+def test_any_sequence_of_calls_gives_what_the_model_says(backend: Backend) -> None:
+    with start_blocking_portal("trio") as portal:
+        machine = type(f"Model_{backend.name}", (StoreAgainstModel,), {"backend": backend, "portal": portal})
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=25,
+                stateful_step_count=30,
+                deadline=None,
+                suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+            ),
+        )
