@@ -193,13 +193,27 @@ async def serving(toy: Toy, **how: object) -> AsyncIterator[Server]:
 
     The end of each call is noted as ``over METHOD CODE``.
     """
-    server = Server(on_call_over=lambda method, code, _: toy.note(f"over {method} {code}"), **how)
-    server.add_service(toy.service())
+    server = server_of(toy, **how)
     with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             await nursery.start(server.serve_async)
             yield server
             nursery.cancel_scope.cancel()
+
+
+def server_of(toy: Toy, **how: object) -> Server:
+    """Return a server that is yet to be started."""
+    server = Server(**{"on_call_over": lambda method, code, _: toy.note(f"over {method} {code}"), **how})
+    server.add_service(toy.service())
+    return server
+
+
+async def serve(server: Server, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    """Serve until the server returns by itself, or its scope, which this is started with, is cancelled."""
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve_async)
+            task_status.started(nursery.cancel_scope)
 
 
 class Wire(GrpcPeer):
