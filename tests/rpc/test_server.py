@@ -177,7 +177,7 @@ async def test_draining_lets_calls_finish_and_takes_no_new_connections():
         assert (await wire.answered(3)).code == 0
         await wire.write(wire.order(5, "Echo", b"too late"))
         assert not drained.is_set()
-        toy.sources[0]._call.finish(server.refusals.stopping())
+        toy.sources[0].call.finish(server.refusals.stopping())
         told = await wire.to_the_end()
         assert told == ["HEADERS 1 END_STREAM"]
         assert [words(frame) for frame in wire.frames].count("GOAWAY 3 NO_ERROR") == 1

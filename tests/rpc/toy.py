@@ -169,12 +169,12 @@ class Source:
 
     def __init__(self, toy: Toy, call: Call) -> None:
         self._toy = toy
-        self._call = call
+        self.call = call
         self.messages = [] if call.message.value == b"idle" else [call.message.value] * 3
 
     def push(self, message: bytes) -> None:
         self.messages.append(message)
-        self._call.connection.mark(self._call)
+        self.call.connection.mark(self.call)
 
     def fill(self, call: Call, credit: int) -> None:
         while self.messages and call.queued_bytes < credit:

@@ -262,5 +262,5 @@ def status_of(error: Exception, call: Call, refusals: Refusals) -> Status:
         return failure.status
     if isinstance(failure, DecodeError):
         return refusals.malformed(call.method.request_type)
-    log.error("rpc_failed method=%s error=%s", call.method.path, type(failure).__name__, exc_info=error)
+    log.error("rpc_failed method=%s error=%s", call.method.path, type(failure).__name__, exc_info=failure)
     return refusals.internal()
