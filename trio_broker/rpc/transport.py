@@ -18,6 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import trio
+from purerpc import Status
 
 from trio_broker.rpc import frames, handlers
 from trio_broker.rpc.call import Call
@@ -67,6 +68,10 @@ class Transport:
                 try:
                     with self._reader:
                         await self._read()
+                except trio.Cancelled:
+                    if not self._broken:  # the server stops, and all its tasks hear of it at once: in no certain order
+                        self.abandon()
+                    raise
                 finally:
                     self._end_calls()
                 await self._farewell()
@@ -249,7 +254,7 @@ class Transport:
         try:
             for stream in list(self.connection.streams.values()):
                 if isinstance(stream, Call):
-                    stream.finish(self.refusals.stopping())
+                    self._give_up(stream, self.refusals.stopping())
         except Exception as error:  # noqa: BLE001
             self._report(error)
         self.flush()
@@ -258,15 +263,18 @@ class Transport:
     def expire(self, call: Call) -> None:
         """The deadline of a call has passed. Never raises."""
         try:
-            if call.status is None:
-                abandoned = None if call.method is None else call.method.abandoned
-                status = None if abandoned is None else abandoned(call)
-                call.finish(status or self.refusals.deadline_exceeded())
+            self._give_up(call, self.refusals.deadline_exceeded())
             self.flush()
             if not call.closed:  # a window for the rest may never come
                 call.reset(frames.CANCEL)
         except Exception as error:  # noqa: BLE001
             self._crash(error)
+
+    def _give_up(self, call: Call, status: Status) -> None:
+        """End a call that has no answer yet with ``status``, unless what it had going knows better."""
+        if call.status is None:
+            abandoned = None if call.method is None else call.method.abandoned
+            call.finish((None if abandoned is None else abandoned(call)) or status)
 
     def _peer(self) -> str:
         try:
