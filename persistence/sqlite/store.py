@@ -44,6 +44,10 @@ LIMITS = Limits(
     expiration_max_s=EXPIRATION_MAX_S,
 )
 
+LOCK_WAIT_SHARE = 0.5
+"""How much of the commit timeout a lock of another process is waited for. An append that never got it wrote nothing,
+and must say so before the broker gives up waiting and has to call the outcome unknown."""
+
 
 @asynccontextmanager
 async def open_sqlite(
@@ -56,7 +60,12 @@ async def open_sqlite(
     """
     writing = trio.CapacityLimiter(1)
     opening = partial(
-        open_database, url, exclusive=exclusive, migrate=migrate, busy_timeout_s=commit_timeout_s, clock=clock
+        open_database,
+        url,
+        exclusive=exclusive,
+        migrate=migrate,
+        busy_timeout_s=commit_timeout_s * LOCK_WAIT_SHARE,
+        clock=clock,
     )
     database = await threads.write(writing, opening)
     store = SQLiteStore(database, writing, clock)
