@@ -215,9 +215,10 @@ class Wire:
             self._read()
 
     def read_to_the_end(self) -> None:
-        """Read until the broker closes the connection."""
+        """Read until the broker closes the connection; close it too."""
         while not self.closed:
             self._read()
+        self.close()
 
     def close(self) -> None:
         self.socket.close()
