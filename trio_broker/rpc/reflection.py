@@ -53,7 +53,7 @@ def _answer(pool: DescriptorPool, names: Sequence[str], request: Any, response: 
     elif kind == "file_by_filename":
         _describe(pool.FindFileByName(request.file_by_filename), response)
     elif kind == "file_containing_symbol":
-        _describe(pool.FindFileContainingSymbol(request.file_containing_symbol), response)
+        _describe(_file_of(pool, request.file_containing_symbol), response)
     elif kind == "file_containing_extension":
         wanted = request.file_containing_extension
         message = pool.FindMessageTypeByName(wanted.containing_type)
@@ -66,6 +66,18 @@ def _answer(pool: DescriptorPool, names: Sequence[str], request: Any, response: 
         response.all_extension_numbers_response.extension_number.extend(numbers)
     else:
         raise KeyError("a request without a question")
+
+
+def _file_of(pool: DescriptorPool, symbol: str) -> FileDescriptor:
+    """Find the file of a type, a service or a method, which the pool does not count as a symbol.
+
+    Raises:
+        KeyError: there is no such thing.
+    """
+    try:
+        return pool.FindFileContainingSymbol(symbol)
+    except KeyError:
+        return pool.FindMethodByName(symbol).containing_service.file
 
 
 def _describe(file: FileDescriptor, response: Any) -> None:  # noqa: ANN401
