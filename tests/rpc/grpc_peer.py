@@ -101,8 +101,9 @@ class GrpcPeer(Peer):
     def request(
         self, stream_id: int, *messages: bytes, method: str = "Echo", end: bool = True, more: Fields = ()
     ) -> bytes:
-        """Return a request with whole messages."""
-        fields = [(name, f"/toy.Toy/{method}" if name == ":path" else value) for name, value in REQUEST]
+        """Return a request with whole messages. ``method`` is the toy's, or a whole path."""
+        path = method if method.startswith("/") else f"/toy.Toy/{method}"
+        fields = [(name, path if name == ":path" else value) for name, value in REQUEST]
         body = b"".join(framed(message) for message in messages)
         begin = self.headers(stream_id, [*fields, *more], end=end and not messages)
         return begin + (data(stream_id, body, end=end) if messages else b"")

@@ -188,12 +188,12 @@ class Source:
 
 
 @asynccontextmanager
-async def serving(toy: Toy, **how: object) -> AsyncIterator[Server]:
-    """Serve a toy on a free port of 127.0.0.1 for the length of the block.
+async def serving(toy: Toy, *services: purerpc.Service, **how: object) -> AsyncIterator[Server]:
+    """Serve a toy, and perhaps more, on a free port of 127.0.0.1 for the length of the block.
 
     The end of each call is noted as ``over METHOD CODE``.
     """
-    server = server_of(toy, **how)
+    server = server_of(toy, *services, **how)
     with trio.fail_after(PATIENCE_S):
         async with trio.open_nursery() as nursery:
             await nursery.start(server.serve_async)
@@ -201,10 +201,11 @@ async def serving(toy: Toy, **how: object) -> AsyncIterator[Server]:
             nursery.cancel_scope.cancel()
 
 
-def server_of(toy: Toy, **how: object) -> Server:
+def server_of(toy: Toy, *services: purerpc.Service, **how: object) -> Server:
     """Return a server that is yet to be started."""
     server = Server(**{"on_call_over": lambda method, code, _: toy.note(f"over {method} {code}"), **how})
-    server.add_service(toy.service())
+    for service in (toy.service(), *services):
+        server.add_service(service)
     return server
 
 
