@@ -6,7 +6,7 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_broker.fair_queue import QUANTUM, FairQueue
+from trio_broker.fair_queue import ENOUGH, QUANTUM, FairQueue
 
 
 class Entry:
@@ -45,6 +45,12 @@ def test_a_lone_entry_beside_a_flood_is_in_the_next_flush() -> None:
     queue.take(1024, 1 << 20)
     queue.put(Entry(name=("lone", 0)), "lone")
     assert sources(queue.take(1024, 1 << 20)).index("lone") <= QUANTUM
+
+
+def test_a_flush_that_several_share_ends_with_the_round_that_makes_it_enough() -> None:
+    queue = queue_of(a=1000, b=1000, lone=1)
+    assert len(queue.take(1024, 1 << 20)) == 1 + 2 * QUANTUM + 2 * QUANTUM >= ENOUGH
+    assert len(queue_of(a=1000).take(1024, 1 << 20)) == 1000, "a source that is alone keeps nobody waiting"
 
 
 def test_a_flush_smaller_than_a_quantum_still_gives_everybody_a_turn() -> None:

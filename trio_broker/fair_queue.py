@@ -5,7 +5,9 @@ Not here:  how many may wait, and what becomes of them (trio_broker/commit.py).
 Threads:   the trio thread only; plain data, no function here is a checkpoint.
 
 Each source (a connection) has a line of its own. A flush is filled round robin, up to `QUANTUM` entries of one
-source at a time, so that a lone caller beside a flood waits for one flush and not for the flood.
+source at a time, so that a lone caller beside a flood waits for one flush and not for the flood. While several
+sources wait, a flush ends with the first round that brings it to `ENOUGH`: a longer one would save little and
+keep everybody waiting.
 """
 
 from collections import OrderedDict, deque
@@ -13,6 +15,7 @@ from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar
 
 QUANTUM = 64
+ENOUGH = 256
 
 
 class Entry(Protocol):
@@ -66,7 +69,14 @@ class FairQueue(Generic[E]):
         """Take the next entries, at most so many and so large together; the first may be larger alone."""
         taken: list[E] = []
         room_bytes = max_bytes
+        shared = len(self._lines) > 1
+        turns = 0
         while self._lines and len(taken) < max_messages:
+            if turns == 0:
+                if shared and len(taken) >= ENOUGH:
+                    break
+                turns = len(self._lines)
+            turns -= 1
             source, line = self._lines.popitem(last=False)
             quantum = min(QUANTUM, max_messages - len(taken))
             served = 0

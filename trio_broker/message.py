@@ -16,7 +16,10 @@ class Message(NamedTuple):
     body: bytes
     headers: Mapping[str, bytes]
     published_us: int
-    """When it was appended, by the store's clock: microseconds since 1970-01-01 UTC; never decreases within a subject."""
+    """When it was appended, by the store's clock: microseconds since 1970-01-01 UTC.
+
+    Never decreases within a subject.
+    """
 
     @property
     def published_at(self) -> datetime:

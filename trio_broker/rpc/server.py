@@ -179,16 +179,18 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
     def flush_soon(self, transport: Transport) -> None:
         """Write what a connection has to say in the next scheduler tick, after everything else it may get to say."""
         self._flushes.append(transport)
-        self._flusher.unpark()
+        if len(self._flushes) == 1:
+            self._flusher.unpark()
 
     async def _flush_loop(self) -> None:
         while True:
-            while self._flushes:
-                flushes, self._flushes = self._flushes, []
-                for transport in flushes:
-                    transport.flush()
+            if self._flushes:
                 await trio.lowlevel.checkpoint()
-            await self._flusher.park()
+            else:
+                await self._flusher.park()  # until the tick after `flush_soon`: what is wanted by then goes too
+            flushes, self._flushes = self._flushes, []
+            for transport in flushes:
+                transport.flush()
 
     def watch(self, call: Call, timeout_s: float) -> None:
         """End a call when its time is over."""

@@ -125,13 +125,11 @@ class SubscriptionSource:
     def fill(self, call: Call, credit: int) -> None:
         """Send the batches that wait, up to the first that exceeds the credit; end the call when they have."""
         subscription = self._subscription
-        try:
-            while call.queued_bytes < credit:
-                call.send(batch_wire(subscription.receive_nowait()))
-        except trio.WouldBlock:
-            return
-        except trio.EndOfChannel:
-            assert subscription.error is not None, "only an error ends a subscription from its side"
+        while subscription.buffered_messages:  # asked first: an exception for each delivery would cost more than it
+            if call.queued_bytes >= credit:
+                return
+            call.send(batch_wire(subscription.receive_nowait()))
+        if subscription.error is not None:
             call.finish(status_of(subscription.error))
 
     def close(self) -> None:
