@@ -88,6 +88,14 @@ class _Log:
                 break
         return [Record(*kept) for kept in found[:limit]]
 
+    def first_kept(self, now_us: int) -> int:
+        """Return the lowest id still kept; ``last_id + 1`` when none is."""
+        for number in self._numbers:
+            for id_, (*_, expires_us) in self._segments[number].items():
+                if _is_kept(expires_us, now_us):
+                    return id_
+        return self.last_id + 1
+
 
 class MemoryStore(Store):
     """A store in memory. It grows with what is kept and, for good, by a little with each new subject."""
@@ -137,7 +145,7 @@ class MemoryStore(Store):
         records: list[Record] = []
         scanned_to, size = after_id, 0
         for record in candidates:
-            if _is_kept(record, now_us):
+            if _is_kept(record.expires_us, now_us):
                 size += len(record.body) + headers_size_bytes(record.headers)
                 if records and size > max_bytes:
                     return Page(records, scanned_to, log.last_id)
@@ -157,14 +165,7 @@ class MemoryStore(Store):
         log = self._logs.get(subject)
         if log is None:
             return Head(1, 0)
-        now_us = self._clock()
-        after_id = 0
-        while candidates := log.after(after_id, 1 << _SEGMENT_BITS):
-            for record in candidates:
-                if _is_kept(record, now_us):
-                    return Head(record.id, log.last_id)
-            after_id = candidates[-1].id
-        return Head(log.last_id + 1, log.last_id)
+        return Head(log.first_kept(self._clock()), log.last_id)
 
     async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
         await trio.lowlevel.checkpoint()
@@ -233,10 +234,10 @@ class MemoryStore(Store):
         if not 1 <= id_ <= log.last_id:
             return InvalidId(log.last_id)
         record = log.get(id_)
-        if record is None or not _is_kept(record, now_us):
+        if record is None or not _is_kept(record.expires_us, now_us):
             return ExpiredId(log.last_id)
         return record
 
 
-def _is_kept(record: Record, now_us: int) -> bool:
-    return record.expires_us is None or now_us < record.expires_us
+def _is_kept(expires_us: int | None, now_us: int) -> bool:
+    return expires_us is None or now_us < expires_us

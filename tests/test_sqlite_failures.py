@@ -12,6 +12,7 @@ import pytest
 from persistence import (
     Appended,
     BadContent,
+    CannotOpen,
     Head,
     Key,
     NewMessage,
@@ -23,7 +24,7 @@ from persistence import (
     StoreUnavailable,
     open_store,
 )
-from persistence.sqlite import opening
+from persistence.sqlite import connection, opening
 
 
 class Faulty(sqlite3.Connection):
@@ -237,6 +238,18 @@ async def test_a_corrupt_file_is_unavailable(path: Path) -> None:
         for call in (store.append([message()]), store.head("orders"), store.sweep(), store.now(), store.load("r")):
             with pytest.raises(StoreUnavailable, match="malformed"):
                 await call
+
+
+async def test_a_file_that_another_process_is_switching_to_a_log_is_tried_again(
+    path: Path, faults: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults["PRAGMA journal_mode = WAL"] = sqlite3.SQLITE_BUSY
+    with pytest.raises(CannotOpen, match="planted; another process keeps it locked"):
+        async with open_store(f"sqlite:///{path}", commit_timeout_s=0):
+            pass
+    monkeypatch.setattr(connection.time, "sleep", lambda seconds: faults.clear())
+    async with open_store(f"sqlite:///{path}") as store:
+        await store.append([message()])
 
 
 async def test_a_table_that_is_gone_is_unavailable(store: Store, path: Path) -> None:

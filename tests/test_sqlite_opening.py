@@ -59,7 +59,16 @@ async def test_any_file_name_can_be_written_in_a_url(tmp_path: Path, name: str) 
 
 
 @pytest.mark.parametrize(
-    "url", ["sqlite:", "sqlite://", "sqlite:///", "sqlite://:memory:", "sqlite:///:memory:", "sqlite://host/x.db"]
+    "url",
+    [
+        "sqlite:",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite://:memory:",
+        "sqlite:///:memory:",
+        "sqlite://host/x.db",
+        "sqlite:///a%00b",
+    ],
 )
 async def test_a_url_without_a_file_is_refused_with_how_to_write_it(url: str) -> None:
     text = await refusal(url)
@@ -95,11 +104,24 @@ async def test_a_place_where_no_file_can_be_made_is_named(*, exclusive: bool) ->
     assert text.startswith("/proc/log.db")
 
 
+async def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    assert "too long" in await refusal(url_of(tmp_path / ("x" * 300)))
+
+
+async def test_a_file_that_stays_locked_is_refused(path: Path) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(CannotOpen, match="another process keeps it locked"):
+        async with open_store(url_of(path), commit_timeout_s=0):
+            pass
+    other.close()
+
+
 async def test_a_file_that_is_not_sqlite_is_refused_and_left_alone(path: Path) -> None:
     path.write_bytes(b"not a database at all" * 1000)
     text = await refusal(url_of(path))
     assert str(path) in text
-    assert "not a database" in text
+    assert "not a database; give the path of a new file" in text
     assert path.read_bytes() == b"not a database at all" * 1000
 
 
@@ -133,6 +155,26 @@ async def test_a_newer_file_is_refused_with_both_versions_and_what_to_do(path: P
     assert "version 99" in text
     assert f"up to {len(schema.STEPS)}" in text
     assert "use the release that wrote the file, or a later one" in text
+
+
+async def test_a_file_that_another_process_is_just_making_is_not_taken_for_anothers(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    identity = schema._identity
+
+    def identity_then_the_other_process(connection: sqlite3.Connection) -> tuple[int, int]:
+        monkeypatch.undo()
+        found = identity(connection)
+        try:
+            schema.migrate_to_latest(other)
+        except sqlite3.OperationalError:  # it has to wait: the question is asked in one snapshot
+            other.close()
+        return found
+
+    monkeypatch.setattr(schema, "_identity", identity_then_the_other_process)
+    await make(path)
+    other.close()
 
 
 async def test_without_migration_nothing_is_made(path: Path) -> None:
@@ -202,6 +244,7 @@ async def test_the_file_is_set_up_to_be_durable_and_to_give_space_back(path: Pat
     writer = connect(path, create=False, busy_timeout_s=1)
     set_up_writer(writer)
     assert writer.execute("PRAGMA synchronous").fetchone() == (2,)  # full
+    assert writer.execute("PRAGMA secure_delete").fetchone() == (0,)
     writer.close()
     reader = connect(path, create=False, busy_timeout_s=1)
     set_up_reader(reader)

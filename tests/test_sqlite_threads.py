@@ -3,6 +3,7 @@
 # ruff: noqa: ASYNC240 (small files, and nobody else waits)
 
 import fcntl
+import sqlite3
 import threading
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import AsyncExitStack
@@ -12,7 +13,8 @@ import pytest
 import trio
 import trio.testing
 
-from persistence import Appended, CannotOpen, Head, NewMessage, Outcome, Record, Store, open_store
+from persistence import Appended, CannotOpen, Head, NewMessage, Outcome, Page, Record, Store, open_store
+from persistence.sqlite import opening
 from persistence.sqlite.opening import READERS
 
 MESSAGE = NewMessage("orders", b"x", None)
@@ -160,6 +162,53 @@ async def leave_a_read_behind(store: Store, gate: Gate) -> None:
         nursery.start_soon(store.head, "orders")
         await gate.arrivals(1)
         nursery.cancel_scope.cancel()
+
+
+async def test_closing_interrupts_a_read_that_was_left_behind(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = threading.Event()
+    set_up = opening.set_up_reader
+
+    def set_up_with_signal(connection: sqlite3.Connection) -> None:
+        set_up(connection)
+        connection.create_function("signal", 0, running.set)
+
+    monkeypatch.setattr(opening, "set_up_reader", set_up_with_signal)
+    async with open_store(url) as store:
+        await store.append([MESSAGE])
+        outside = sqlite3.connect(tmp_path / "log.db")
+        outside.executescript(
+            """
+            ALTER TABLE subjects RENAME TO hidden;
+            CREATE VIEW subjects AS
+            WITH RECURSIVE endless (id, last_id, name) AS
+            (SELECT 1, 1, signal() UNION ALL SELECT 1, 1, 'x' FROM endless) SELECT * FROM endless
+            """
+        )
+        outside.close()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.head, "orders")
+            await trio.to_thread.run_sync(running.wait)
+            nursery.cancel_scope.cancel()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["log.db"]  # closed in order
+
+
+async def test_a_page_is_one_snapshot(store: Store, url: str, gate: Gate) -> None:
+    await store.append([MESSAGE])
+    pages: list[Page] = []
+
+    async def read() -> None:
+        pages.append(await store.read("orders", 0, max_messages=10, max_bytes=10))
+
+    gate.close()
+    async with open_store(url) as other, trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await gate.arrivals(1)  # between the subject and its messages
+        await other.append([MESSAGE])
+        gate.open()
+    (page,) = pages
+    assert len(page.records) == page.scanned_to == page.last_id == 1
 
 
 async def test_closing_in_a_cancelled_scope_closes_all_the_same(url: str, tmp_path: Path) -> None:

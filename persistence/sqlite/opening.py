@@ -21,6 +21,13 @@ READERS = 3
 """Connections for reading: reads do not wait for writes, and one long read does not hold up the others."""
 
 _VERSION_MIN = (3, 35)  # UPDATE .. RETURNING
+_ADVICE = {
+    sqlite3.SQLITE_CANTOPEN: "; check that this user may write the file and its directory",
+    sqlite3.SQLITE_READONLY: "; check that this user may write the file and its directory",
+    sqlite3.SQLITE_NOTADB: "; give the path of a new file",
+    sqlite3.SQLITE_BUSY: "; another process keeps it locked: stop that one",
+    sqlite3.SQLITE_FULL: "; free some space",
+}
 
 
 def database_path(url: str) -> Path:
@@ -31,7 +38,7 @@ def database_path(url: str) -> Path:
     """
     location, _, query = url.partition("?")
     path = unquote(location.removeprefix("sqlite:///"))
-    if not location.startswith("sqlite:///") or path in ("", ":memory:"):
+    if not location.startswith("sqlite:///") or path in ("", ":memory:") or "\0" in path:
         raise CannotOpen(
             f"{url!r} names no file; write sqlite:///relative.db, sqlite:////absolute.db, or memory: to keep nothing"
         )
@@ -65,17 +72,12 @@ def open_database(
     if sqlite3.sqlite_version_info < _VERSION_MIN:
         raise CannotOpen(f"this Python has SQLite {sqlite3.sqlite_version}; 3.35 or later is needed")
     path = database_path(url)
-    if path.is_dir():
-        raise CannotOpen(f"{path} is a directory; name a file in it, such as {path / 'broker.db'}")
-    if not path.parent.is_dir():
-        raise CannotOpen(f"{path.parent} is not a directory; create it, or give another path")
-    if not migrate and not path.exists():
-        raise CannotOpen(f"{path} does not exist; start once with migration allowed")
 
     def connect_writer() -> sqlite3.Connection:
         return _connect_writer(path, migrate=migrate, busy_timeout_s=busy_timeout_s)
 
     try:
+        _check_place(path, migrate=migrate)
         with ExitStack() as undo:
             if exclusive:
                 undo.enter_context(file_lock(path))
@@ -87,7 +89,20 @@ def open_database(
                 readers.append(reader)
             return Database(path, writer, readers, undo.pop_all())
     except sqlite3.Error as error:
-        raise CannotOpen(f"{path}: {error}") from error
+        advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "")
+        raise CannotOpen(f"{path}: {error}{advice}") from error
+    except OSError as error:
+        raise CannotOpen(f"{path}: {error.strerror}") from error
+
+
+def _check_place(path: Path, *, migrate: bool) -> None:
+    """Say in plain words what SQLite would call "unable to open database file"."""
+    if path.is_dir():
+        raise CannotOpen(f"{path} is a directory; name a file in it, such as {path / 'broker.db'}")
+    if not path.parent.is_dir():
+        raise CannotOpen(f"{path.parent} is not a directory; create it, or give another path")
+    if not migrate and not path.exists():
+        raise CannotOpen(f"{path} does not exist; start once with migration")
 
 
 def _connect_writer(path: Path, *, migrate: bool, busy_timeout_s: float) -> sqlite3.Connection:
