@@ -103,8 +103,8 @@ class _Account:
     timeout_s: float
     published: int = 0
     unknown: int = 0
-    failed: list[tuple[int, str]] = field(default_factory=list)
-    exit_code: int = 0
+    failed: list[tuple[int, str, int]] = field(default_factory=list)
+    """Number, why, exit code."""
 
     def fail(self, number: int, error: Exception, *, sent: bool) -> None:
         """Note that a line has no id. ``sent``: the broker may have its message all the same."""
@@ -113,22 +113,21 @@ class _Account:
             text, code = no_answer(self.server, self.timeout_s), TIMEOUT
         elif isinstance(error, BrokerError):
             code = exit_code_of(error)
-        self.failed.append((number, text))
-        self.exit_code = self.exit_code or code
+        self.failed.append((number, text, code))
         says_nothing = isinstance(error, trio.TooSlowError | ConnectionLost | OutcomeUnknown)
         if sent and says_nothing and not getattr(error, "retryable", False):
             self.unknown += 1
 
-    def tell(self) -> str:
-        """One line about everything."""
-        (number, text), *more = sorted(self.failed)
+    def failure(self) -> Failure:
+        """One line about everything, and the exit code of the first line that failed."""
+        (number, text, code), *more = sorted(self.failed)
         parts = [f"line {number}: {text}"]
         if more:
             parts.append(f"{len(more)} more lines up to {more[-1][0]} failed")
         parts.append(f"published {self.published}")
         if self.unknown:
             parts.append(f"not known whether published: {self.unknown}")
-        return "; ".join(parts)
+        return Failure("; ".join(parts), code)
 
 
 async def _publish_lines(draft_of: Callable[[bytes], Draft], server: str, timeout_s: float) -> int:
@@ -141,7 +140,7 @@ async def _publish_lines(draft_of: Callable[[bytes], Draft], server: str, timeou
         with receive:
             await _print_ids(receive, window, reading, account)
     if account.failed:
-        raise Failure(account.tell(), account.exit_code)
+        raise account.failure()
     return 0
 
 
@@ -186,8 +185,9 @@ async def _print_ids(
         if ids and not publishing.done:
             await write(bytes(ids))
             ids.clear()
+        late_at = math.inf if publishing.done else min(give_up_at, trio.current_time() + account.timeout_s)
         try:
-            with trio.fail_at(min(give_up_at, trio.current_time() + account.timeout_s)):
+            with trio.fail_at(late_at):
                 ids += b"%d\n" % await publishing.id()
             account.published += 1
         except (BrokerError, trio.TooSlowError) as error:
