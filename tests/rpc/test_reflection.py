@@ -33,7 +33,7 @@ def extended_pool():
     for number in (102, 101):
         top.extension.add(name=f"e{number}", number=number, extendee=".ext.Base", type="TYPE_INT32", label=1)
     for file in (leaf, base, top):
-        pool.Add(file) if hasattr(pool, "Add") else pool.AddSerializedFile(file.SerializeToString())
+        pool.AddSerializedFile(file.SerializeToString())
     return pool
 
 
@@ -86,7 +86,16 @@ async def test_numbers_of_extensions(pb):
     assert list(answer.all_extension_numbers_response.extension_number) == [101, 102]
 
 
-@pytest.mark.parametrize("symbol", [HEALTH, f"{HEALTH}.Check", "grpc.health.v1.HealthCheckResponse.ServingStatus"])
+@pytest.mark.parametrize(
+    "symbol",
+    [
+        HEALTH,
+        f"{HEALTH}.Check",
+        "grpc.health.v1.HealthCheckRequest.service",
+        "grpc.health.v1.HealthCheckResponse.ServingStatus",
+        "grpc.health.v1.HealthCheckResponse.SERVING",
+    ],
+)
 async def test_symbols_of_every_kind(pb, symbol):
     (answer,) = await ask(pb, {"file_containing_symbol": symbol})
     assert len(files(answer)) == 1

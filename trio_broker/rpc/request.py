@@ -19,6 +19,8 @@ _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"tr
 _NAME_BYTES = bytes(set(range(0x21, 0x7F)) - set(range(0x41, 0x5B)) - {0x3A})
 _BAD_IN_VALUE = (b"\0", b"\r", b"\n")
 _KNOWN_REQUESTS = 256
+_SOME_TIMEOUT = (b"grpc-timeout", b"")
+"""Stands for a timeout, so that requests that differ in nothing else are equal."""
 
 
 class NotGrpc(NamedTuple):
@@ -76,7 +78,7 @@ class RequestParser:
         for index, (name, value) in enumerate(fields):
             if name == b"grpc-timeout":
                 timeout = value
-                fields = fields[:index] + fields[index + 1 :]
+                fields = [*fields[:index], _SOME_TIMEOUT, *fields[index + 1 :]]
                 break
         key = tuple(fields)
         request = self._known.get(key)
@@ -173,7 +175,10 @@ def _metadata(regular: Fields) -> list[tuple[str, str | bytes]]:
             found.append((name, value.decode("latin-1")))
             continue
         try:
-            found.extend((name, binascii.a2b_base64(part + b"=" * (-len(part) % 4))) for part in value.split(b","))
+            found.extend(
+                (name, binascii.a2b_base64(part + b"=" * (-len(part) % 4), strict_mode=True))
+                for part in value.split(b",")
+            )
         except binascii.Error:
             raise MalformedRequest(f"{name} is not base64") from None
     return found
