@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from trio_broker.config import Config, exposed
+from trio_broker.config import Config, open_to_strangers
 from trio_broker.notation import (
     TcpAddress,
     UnixAddress,
@@ -104,8 +104,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 )
 def test_only_loopback_may_be_anonymous_unasked(listen: str, loopback: bool) -> None:
     assert is_loopback(parse_listen(listen)) == loopback
-    assert exposed(listen, allow_anonymous=False) == (not loopback)
-    assert not exposed(listen, allow_anonymous=True)
+    assert open_to_strangers(Config(listen=listen, allow_anonymous=True)) == (not loopback)
 
 
 def test_an_exposed_listener_is_refused_and_the_refusal_names_the_flag() -> None:

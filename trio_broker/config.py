@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from trio_broker.notation import Address, TcpAddress, UnixAddress, is_loopback, parse_listen, seconds, size
 
-__all__ = ["BODY_MAX_BYTES", "Address", "Config", "TcpAddress", "UnixAddress", "exposed", "parse_listen"]
+__all__ = ["BODY_MAX_BYTES", "Address", "Config", "TcpAddress", "UnixAddress", "open_to_strangers", "parse_listen"]
 
 
 def _number(value: object) -> object:
@@ -40,6 +40,9 @@ class Config(BaseModel):
     store: str = Field("sqlite:///trio-broker.db", description="where messages are kept: memory: or sqlite:///path")
     metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics, /healthz and /readyz")
     allow_anonymous: bool = Field(default=False, description="let anybody call, also on an address beyond loopback")
+    tls_cert: str = Field("", description="PEM file: the certificate of the gRPC listener and its chain; serve TLS")
+    tls_key: str = Field("", description="PEM file: the key of the certificate")
+    tls_client_ca: str = Field("", description="PEM file: only clients with a certificate of this authority may call")
     migrate: bool = Field(default=True, description="create or upgrade the store's schema at start")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
@@ -74,7 +77,14 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _is_meant(self) -> Self:
-        if exposed(self.listen, allow_anonymous=self.allow_anonymous):
+        if bool(self.tls_cert) != bool(self.tls_key):
+            missing = "--tls-key" if self.tls_cert else "--tls-cert"
+            raise ValueError(f"TLS needs a certificate and its key: {missing} is missing")
+        if self.tls_client_ca and not self.tls_cert:
+            raise ValueError(
+                "--tls-client-ca asks clients for certificates, over TLS: it needs --tls-cert and --tls-key"
+            )
+        if not self.allow_anonymous and open_to_strangers(self):
             raise ValueError(
                 f"{self.listen} can be reached from other machines, and nothing authenticates clients: anybody could "
                 "publish and read. If that is meant, pass --allow-anonymous (TRIO_BROKER_ALLOW_ANONYMOUS=true); "
@@ -83,6 +93,6 @@ class Config(BaseModel):
         return self
 
 
-def exposed(listen: str, *, allow_anonymous: bool) -> bool:
-    """Say whether strangers could call a broker that listens on ``listen`` though nobody has allowed it."""
-    return not allow_anonymous and not is_loopback(parse_listen(listen))
+def open_to_strangers(config: Config) -> bool:
+    """Say whether clients on other machines can call and nothing authenticates them."""
+    return not config.tls_client_ca and not is_loopback(parse_listen(config.listen))

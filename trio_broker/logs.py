@@ -16,7 +16,7 @@ import trio
 from structlog.typing import Processor
 
 from trio_broker._version import __version__
-from trio_broker.config import Config, exposed
+from trio_broker.config import Config, open_to_strangers
 from trio_broker.notation import write_seconds, write_size
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ def startup_banner(
 ) -> list[str]:
     """Return the lines that say what has started: where, on what, how durable, within which limits."""
     acknowledged = "durable" if durability.durable else "NOT DURABLE: acknowledged messages do not outlive the process"
-    clients = "anybody may call" + (" from other machines" if exposed(config.listen, allow_anonymous=False) else "")
+    tls = "TLS" if config.tls_cert else "no TLS"
+    strangers = "anybody may call" + (" from other machines" if open_to_strangers(config) else "")
+    clients = "clients need a certificate" if config.tls_client_ca else strangers
     queue = f"{config.queue_messages} messages or {write_size(config.queue_bytes)} wait"
     flush = f"{config.flush_messages} or {write_size(config.flush_bytes)} a flush"
     subscriber = f"{config.subscriber_messages} messages or {write_size(config.subscriber_bytes)} each"
@@ -101,7 +103,7 @@ def startup_banner(
         f"trio-broker {__version__}, Python {platform.python_version()}, trio {trio.__version__}",
         f"store       {redact_url(config.store)}, {durability.kind}",
         f"durability  {acknowledged} ({durability.setting})",
-        f"grpc        {grpc_address}, no TLS, {clients}",
+        f"grpc        {grpc_address}, {tls}, {clients}",
         f"metrics     http://{metrics_address}/metrics, /healthz, /readyz",
         f"publishes   {queue}, {flush}, each within {write_seconds(config.commit_timeout)}",
         f"subscribers {subscriber}, {config.streams_per_connection} calls a connection",

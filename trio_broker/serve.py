@@ -13,6 +13,7 @@ import gc
 import os
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -35,6 +36,7 @@ from trio_broker.rpc.listeners import format_address, listen_tcp, listen_unix
 from trio_broker.rpc.reflection import reflection_services
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import CODE_NAMES
+from trio_broker.rpc.tls import server_context
 from trio_broker.service.servicer import NAME, BrokerService
 from trio_broker.service.statuses import BrokerRefusals
 
@@ -122,6 +124,7 @@ class _Process:
     def _server(self, broker: Broker) -> Server:
         config = self._config
         server = Server(
+            tls=self._tls(),
             limits=Limits(
                 streams_max=config.streams_per_connection,
                 message_max_bytes=config.body_max_bytes + MESSAGE_OVERHEAD_BYTES,
@@ -134,6 +137,13 @@ class _Process:
         for service in reflection_services(POOL, [NAME, "grpc.health.v1.Health"]):
             server.add_service(service)
         return server
+
+    def _tls(self) -> ssl.SSLContext | None:
+        config = self._config
+        if not config.tls_cert:
+            return None
+        client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
+        return server_context(Path(config.tls_cert), Path(config.tls_key), client_ca)
 
     def _call_over(self, method: str, code: int | None, seconds: float) -> None:
         self._metrics.ended(method, "CANCELLED" if code is None else CODE_NAMES[code], seconds)

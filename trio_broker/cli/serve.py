@@ -36,7 +36,8 @@ def _option(name: str, field: FieldInfo) -> click.Option:
         metavar, default = "SIZE", write_size(field.default)
     else:
         metavar, default = "|".join(get_args(field.annotation)) or "VALUE", str(field.default)
-    return click.Option([flag(name), name], metavar=metavar, help=f"{about}  [default: {default}]")
+    about += f"  [default: {default}]" if default else ""
+    return click.Option([flag(name), name], metavar=metavar, help=about)
 
 
 @click.command("serve")
