@@ -82,7 +82,7 @@ class Config(BaseModel):
             raise ValueError(f"TLS needs a certificate and its key: {missing} is missing")
         if self.tls_client_ca and not self.tls_cert:
             raise ValueError(
-                "--tls-client-ca asks clients for certificates, over TLS: it needs --tls-cert and --tls-key"
+                "--tls-client-ca asks clients for certificates over TLS: it needs --tls-cert and --tls-key"
             )
         if not self.allow_anonymous and open_to_strangers(self):
             raise ValueError(
