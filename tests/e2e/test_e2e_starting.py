@@ -47,7 +47,7 @@ def test_a_file_that_another_broker_has_open_is_refused(
         second.stop()
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1", "broker.example"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])
 def test_an_address_that_others_can_reach_needs_a_flag_which_the_refusal_names(host: str) -> None:
     said = complaint("memory:", "--listen", f"{host}:0")
     assert f"{host}:0" in said
