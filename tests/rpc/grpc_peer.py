@@ -86,11 +86,11 @@ class _Block:
 class GrpcPeer(Peer):
     """A client of calls."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, *, connect: bool = True) -> None:
         self.app = App()
         self.parser = RequestParser(ROUTES.get)
         self.answers: dict[int, Answer] = {}
-        super().__init__(limits)
+        super().__init__(limits, connect=connect)
 
     def make_connection(self, limits: Limits) -> Connection:
         return Connection(self._new_call, self.parser.parse, self._on_output, limits)

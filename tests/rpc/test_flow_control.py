@@ -273,6 +273,19 @@ def test_what_a_dropped_stream_had_queued_is_not_sent():
     assert peer.told(settings({frames.INITIAL_WINDOW_SIZE: 1000})) == ["SETTINGS ACK"]
 
 
+def test_cancelled_streams_are_not_kept_until_the_connections_window_opens():
+    """A peer that never opens it could open and cancel streams for ever."""
+    peer = Peer()
+    responding(peer, 1, bytes(100_000))
+    responding(peer, 3, bytes(100_000))
+    peer.received()
+    for stream_id in range(5, 1005, 2):
+        responding(peer, stream_id, b"x")
+        peer.send(frames.reset(stream_id, frames.CANCEL))
+    assert {stream.id for stream in peer.connection._dirty} == {1, 3}
+    assert sum(size for _, size in sizes(peer.send(frames.window_update(0, 1000)))) == 1000
+
+
 def test_a_source_is_asked_when_there_is_room_and_only_then():
     peer = Peer()
     window(peer, 10)

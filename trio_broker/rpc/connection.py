@@ -176,7 +176,7 @@ class Connection(Outbound):
         if not stream.closed:
             stream.closed = True
             del self.streams[stream.id]
-            self._blocked.pop(stream.id, None)
+            self.forget(stream)
             stream.on_closed()
 
     def _remember(self, stream_id: int) -> None:

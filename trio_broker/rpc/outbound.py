@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from trio_broker.rpc import frames
 from trio_broker.rpc.limits import Limits
@@ -28,7 +29,7 @@ class Outbound:
         """What each new stream may send: the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
         self.send_window = frames.WINDOW_INITIAL
         """What all streams together may send."""
-        self.peer_frame_max = frames.FRAME_MAX_BYTES
+        self.peer_frame_max = min(frames.FRAME_MAX_BYTES, limits.frame_max_bytes)
         self._on_output = on_output
         self._announced = False
         self._frames: list[bytes | memoryview] = []
@@ -126,6 +127,12 @@ class Outbound:
     def end_stream(self, stream: Stream) -> None:
         """Send the end of a stream whose queue is empty."""
         raise NotImplementedError
+
+    def forget(self, stream: Stream) -> None:
+        """A stream is over. Where nothing is sent for want of a window, it would be kept for as long."""
+        if stream.dirty and self._blocked.pop(stream.id, None) is None and self.send_window <= 0:
+            with suppress(ValueError):  # it is just having its turn
+                self._dirty.remove(stream)
 
     def unblock(self, stream: Stream) -> None:
         """The peer opened the window of one stream."""
