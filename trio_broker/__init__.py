@@ -1,7 +1,7 @@
 """trio-broker: a message broker that any gRPC client can use, whose log is the database you already run.
 
-`open_broker` and `Broker` are imported on first use, so that a client's process never imports the server's
-packages (``persistence`` and ``metrics``, names that its own modules may have).
+`connect`, `open_broker` and `Broker` are imported on first use, so that a client's process never imports the
+server's packages (``persistence`` and ``metrics``, names that its own modules may have).
 """
 
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from trio_broker._version import __version__
 from trio_broker.errors import (
     BrokerClosed,
     BrokerError,
+    ConnectionLost,
     Draining,
     ExpiredId,
     InvalidArgument,
@@ -17,10 +18,12 @@ from trio_broker.errors import (
     InvalidHeaders,
     InvalidId,
     InvalidSubject,
+    Malformed,
     MessageTooLarge,
     NotApplied,
     OutcomeUnknown,
     Overloaded,
+    Rejected,
     SlowConsumer,
     StorageFull,
     StorageUnavailable,
@@ -29,11 +32,13 @@ from trio_broker.message import Message
 
 if TYPE_CHECKING:
     from trio_broker.broker import Broker, open_broker
+    from trio_broker.client import connect
 
 __all__ = [
     "Broker",
     "BrokerClosed",
     "BrokerError",
+    "ConnectionLost",
     "Draining",
     "ExpiredId",
     "InvalidArgument",
@@ -41,15 +46,18 @@ __all__ = [
     "InvalidHeaders",
     "InvalidId",
     "InvalidSubject",
+    "Malformed",
     "Message",
     "MessageTooLarge",
     "NotApplied",
     "OutcomeUnknown",
     "Overloaded",
+    "Rejected",
     "SlowConsumer",
     "StorageFull",
     "StorageUnavailable",
     "__version__",
+    "connect",
     "open_broker",
 ]
 
@@ -59,4 +67,8 @@ def __getattr__(name: str) -> object:
         from trio_broker import broker
 
         return getattr(broker, name)
+    if name == "connect":
+        from trio_broker import client
+
+        return client.connect
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -33,10 +33,12 @@ log = structlog.get_logger()
 class Pending:
     """One publish in the committer's hands."""
 
-    __slots__ = ("_group", "_queue", "message", "outcome", "queued", "size_bytes")
+    __slots__ = ("_group", "_queue", "caller", "message", "outcome", "queued", "size_bytes")
 
     def __init__(self, message: NewMessage, group: "Group") -> None:
         self.message = message
+        self.caller: object = None
+        """For the use of who handed it over, such as whom to answer."""
         self.outcome: Appended | BrokerError | None = None
         """None until it is completed; never changes after that."""
         self.size_bytes = _size_bytes(message)

@@ -19,6 +19,7 @@ from trio_broker.cli.settings import ConfigError, Settings, flag, load
 from trio_broker.config import Config
 from trio_broker.logs import configure_logging
 from trio_broker.notation import seconds, size, write_seconds, write_size
+from trio_broker.own_packages import require_own
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +74,7 @@ command.params += [_option(name, field) for name, field in Config.model_fields.i
 
 async def _serve(settings: Settings, file: Path | None) -> int:
     # The server's packages are imported here: a wrong flag is told at once.
+    require_own("metrics")
     from persistence import CannotOpen
     from trio_broker.serve import serve
 

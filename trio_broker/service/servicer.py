@@ -32,18 +32,22 @@ NAME = "broker.Broker"
 def _publish_abandoned(call: Call) -> Status | None:
     """Take a publish back if the store has not got it yet. The status is for one whose deadline has passed."""
     pending: Pending | None = call.work
+    call.work = None
     if pending is None or pending.withdraw():
         return status_of(errors.NotApplied("out of time before the message was handed to the store: not appended"))
     if pending.outcome is not None:
-        _settle(call, pending)
+        _settle(pending)
         return None
     return status_of(
         errors.OutcomeUnknown("out of time while the store was committing: the message may have been appended")
     )
 
 
-def _settle(call: Call, pending: Pending) -> None:
+def _settle(pending: Pending) -> None:
     """Answer a publish by its outcome."""
+    call = pending.caller
+    assert isinstance(call, Call)
+    call.work = None  # it and the call know each other no longer: no cycle is left for the garbage collector
     outcome = pending.outcome
     if isinstance(outcome, Appended):
         call.reply(publish_response(outcome.id, outcome.time_us))
@@ -76,13 +80,12 @@ class BrokerService(BrokerServicer):
             else:
                 accepted.append(call)
         group = self._broker.hand_over(messages, calls[0].connection)
-        waiting = {}
         for call, pending in zip(accepted, group.pendings, strict=True):
             call.work = pending
-            waiting[pending] = call
+            pending.caller = call
         while settled := await group.settled():
             for pending in settled:
-                _settle(waiting[pending], pending)
+                _settle(pending)
 
     @grouped()
     async def Fetch(self, calls: list[Call], request: None = None) -> None:  # noqa: ARG002
