@@ -82,6 +82,7 @@ class Toy:
                 case b"bug when cancelled":
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(_fail_when_cancelled)
+                        nursery.start_soon(trio.sleep_forever)
                 case b"two bugs":
                     raise ExceptionGroup("both", [ValueError("a secret"), OSError("another")])
                 case b"refuse":
