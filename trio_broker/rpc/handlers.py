@@ -7,7 +7,8 @@ Threads:   the trio thread. The ``run_`` functions are tasks in the connection's
 *Task*: any purerpc handler, unchanged. One task per call, under a cancel scope with the call's deadline.
 
 *Grouped* (`grouped`): a unary handler that gets all calls of its method that came in one read of a socket, as a
-list, and answers each with `Call.reply` or `Call.finish` when it can. One task per read instead of one per call.
+list, and answers each with `Call.reply` or `Call.finish` when it can. It is called when the read is done; what it
+returns is awaited in a task: one task per read instead of one per call.
 
 *Drained* (`drained`): a server-streaming handler that returns a `Source`; the connection asks it for messages when
 the peer's windows and the socket have room. No task at all while the stream lives.
@@ -45,10 +46,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def grouped(abandoned: Abandoned | None = None) -> Callable[[F], F]:
-    """Mark ``async def handler(self, calls: list[Call], request: None = None)`` as grouped.
+    """Mark ``handler(self, calls: list[Call], request: None = None) -> Awaitable[None]`` as grouped.
 
-    Each call's `Call.message` is the parsed request. A call may end meanwhile (`Call.local_closed`): answering it
-    then does nothing.
+    An ordinary ``async def`` does. A plain ``def`` that begins the work and returns what awaits it saves a tick of
+    the scheduler. Each call's `Call.message` is the parsed request. A call may end meanwhile (`Call.local_closed`):
+    answering it then does nothing.
     """
 
     def mark(handler: F) -> F:
@@ -148,20 +150,34 @@ def parse(call: Call, refusals: Refusals) -> bool:
     return True
 
 
-async def run_group(calls: list[Call], refusals: Refusals) -> None:
-    """Run a grouped handler for the calls of one read. A checkpoint."""
+def begin_group(calls: list[Call], refusals: Refusals) -> tuple[list[Call], Awaitable[None]] | None:
+    """Call a grouped handler for the calls of one read; return what `finish_group` is to be called with, if any."""
     calls = [call for call in calls if not call.closed and parse(call, refusals)]
+    if not calls:
+        return None
     try:
-        await calls[0].method.handler(calls, request=None) if calls else await trio.lowlevel.checkpoint()
+        return calls, calls[0].method.handler(calls, request=None)
     except Exception as error:  # noqa: BLE001 - whatever a handler raises must end its calls
-        status = status_of(error, calls[0], refusals)
-        for call in calls:
-            call.finish(status)
-        return
+        _fail_group(calls, error, refusals)
+        return None
+
+
+async def finish_group(calls: list[Call], work: Awaitable[None], refusals: Refusals) -> None:
+    """Await what a grouped handler returned. A checkpoint."""
+    try:
+        await work
+    except Exception as error:  # noqa: BLE001 - whatever a handler raises must end its calls
+        _fail_group(calls, error, refusals)
     for call in calls:
         if not call.local_closed:
             log.error("rpc_unanswered method=%s", call.method.path)
             call.finish(refusals.internal())
+
+
+def _fail_group(calls: list[Call], error: Exception, refusals: Refusals) -> None:
+    status = status_of(error, calls[0], refusals)
+    for call in calls:
+        call.finish(status)
 
 
 async def run_drained(call: Call, refusals: Refusals) -> None:

@@ -78,7 +78,11 @@ class Outbound:
         dirty = self._dirty
         while dirty and room > 0 and self.send_window > 0:
             stream = dirty.popleft()
-            credit = max(0, min(stream.send_window, self.send_window, self.peer_frame_max))
+            credit = self.peer_frame_max
+            if credit > self.send_window:
+                credit = self.send_window
+            if credit > stream.send_window:
+                credit = max(0, stream.send_window)
             if stream.queued_bytes < credit and not stream.closed:
                 stream.fill(credit)
             if stream.closed:

@@ -123,8 +123,8 @@ class Transport:
                 self._report(error)
                 self._end_calls()
                 connection.fail(frames.INTERNAL_ERROR, "internal error")
-            self._reading = False
             self._start_groups()
+            self._reading = False
             self.flush()
             while self._unsent is not None and self._unread_bytes() > self.server.limits.unsent_max_bytes:
                 await self._written.wait()  # a peer that does not read is not read from
@@ -135,7 +135,9 @@ class Transport:
     def _start_groups(self) -> None:
         if self._groups:
             for calls in self._groups.values():
-                self._nursery.start_soon(handlers.run_group, calls, self.refusals)
+                begun = handlers.begin_group(calls, self.refusals)
+                if begun is not None:
+                    self._nursery.start_soon(handlers.finish_group, *begun, self.refusals)
             self._groups.clear()
 
     # -- the application of the calls -------------------------------------------------------------------------

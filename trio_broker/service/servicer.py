@@ -8,6 +8,7 @@ Publish and Fetch are grouped: all calls of one read of a socket go to the broke
 the connection asks the subscription's channel for batches as far as the client's windows go.
 """
 
+from collections.abc import Awaitable
 from functools import partial
 
 import trio
@@ -18,7 +19,7 @@ from trio_broker import errors
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker._proto.broker_grpc import BrokerServicer
 from trio_broker.broker import Broker
-from trio_broker.commit import Pending
+from trio_broker.commit import Group, Pending
 from trio_broker.errors import BrokerError
 from trio_broker.fanout import Subscription
 from trio_broker.rpc.call import Call, Source
@@ -63,8 +64,12 @@ class BrokerService(BrokerServicer):
         self._broker = broker
 
     @grouped(abandoned=_publish_abandoned)
-    async def Publish(self, calls: list[Call], request: None = None) -> None:  # noqa: ARG002
-        """Hand the publishes of one read over together; answer each flush as it completes."""
+    def Publish(  # type: ignore[override] # purerpc's generated signature takes one request
+        self,
+        calls: list[Call],
+        request: None = None,  # noqa: ARG002
+    ) -> Awaitable[None]:
+        """Hand the publishes of one read over together, at once; answer each flush as it completes."""
         messages = []
         accepted = []
         for call in calls:
@@ -83,6 +88,9 @@ class BrokerService(BrokerServicer):
         for call, pending in zip(accepted, group.pendings, strict=True):
             call.work = pending
             pending.caller = call
+        return self._answer(group)
+
+    async def _answer(self, group: Group) -> None:
         while settled := await group.settled():
             for pending in settled:
                 _settle(pending)
