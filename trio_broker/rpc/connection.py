@@ -1,8 +1,8 @@
 """One HTTP/2 connection of a server: bytes in, calls on streams out (RFC 9113). Sans-io: no socket, no trio, no clock.
 
-Owns:      the rules of RFC 9113 for what a client may send, in every state of a stream.
-Not here:  what leaves and when (outbound.py), header compression (hpack.py), gRPC (call.py, request.py), TLS and
-           sockets (transport.py).
+Owns:      frames as bytes, DATA and HEADERS in every state of a stream.
+Not here:  the other frames and the ends of streams (control.py), what leaves and when (outbound.py), header
+           compression (hpack.py), gRPC (call.py, request.py), TLS and sockets (transport.py).
 Threads:   none. Nothing here waits.
 
 The owner feeds `receive`, writes what `take` returns, and closes the socket when `finished` says so. A rule that
@@ -13,19 +13,17 @@ and their bytes counted (section 5.1, "closed").
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 from trio_broker.rpc import frames
+from trio_broker.rpc.control import Control
 from trio_broker.rpc.frames import ConnectionFailed, StreamFailed
 from trio_broker.rpc.hpack import Decoder, HeaderListTooLarge, HpackError
 from trio_broker.rpc.limits import Limits
-from trio_broker.rpc.outbound import Outbound
 from trio_broker.rpc.stream import Head, Stream
 
 Fields = list[tuple[bytes, bytes]]
 
-_DRAIN_PING = b"draining"
 _HEADS_KEPT = 64
 
 
@@ -33,7 +31,7 @@ class MalformedRequest(Exception):
     """A header section that RFC 9113, section 8 calls malformed: a stream error of type PROTOCOL_ERROR."""
 
 
-class Connection(Outbound):
+class Connection(Control):
     """The server's end of one HTTP/2 connection.
 
     Args:
@@ -52,36 +50,16 @@ class Connection(Outbound):
         super().__init__(limits, on_output)
         self._new_stream = new_stream
         self._parse_head = parse_head
-        self.streams: dict[int, Stream] = {}
-        self.last_stream_id = 0
-        self.failed = False
-        """The connection ended by an error, ours or the peer's: write what is left and close."""
+        self.held = 0
+        """Bytes of unfinished messages, over all streams; kept by call.py."""
         self._decoder = Decoder(limits.header_table_bytes, limits.header_list_max_bytes)
         self._heads: dict[bytes, Head] = {}
         self._buffer = b""
         self._prefaced = False
-        self._settled = False
         self._receive_window = limits.connection_window_bytes
         self._unreturned = 0
         self._block: _HeaderBlock | None = None
-        self._draining = False
-        self._goaway_last: int | None = None
-        """What the final GOAWAY named: streams above it are ignored."""
-        self._resets: deque[int] = deque()
-        self._reset_ids: set[int] = set()
-        self._calm: float = limits.control_burst
-        self.held = 0
-        """Bytes of unfinished messages, over all streams; kept by call.py."""
-        self._on_control = {
-            frames.PRIORITY: self._on_priority,
-            frames.RST_STREAM: self._on_reset,
-            frames.SETTINGS: self._on_settings,
-            frames.PUSH_PROMISE: self._on_push_promise,
-            frames.PING: self._on_ping,
-            frames.GOAWAY: self._on_goaway,
-            frames.WINDOW_UPDATE: self._on_window_update,
-            frames.CONTINUATION: self._on_continuation,
-        }
+        self._on_control = {**self.control_frames(), frames.CONTINUATION: self._on_continuation}
         self.write(
             frames.settings(
                 {
@@ -103,87 +81,6 @@ class Connection(Outbound):
             self._receive(data)
         except ConnectionFailed as error:
             self.fail(error.code, str(error))
-
-    def fail(self, code: int, text: str) -> None:
-        """End the connection with an error (section 5.4.1). Every open stream is dropped."""
-        if not self.failed:
-            self.failed = True
-            last = self.last_stream_id if self._goaway_last is None else self._goaway_last
-            self.write(frames.goaway(last, code, text))
-            self.drop_all()
-
-    def drop_all(self) -> None:
-        """The connection is gone: end every stream. Nothing is sent."""
-        for stream in list(self.streams.values()):
-            self.drop(stream)
-
-    def drain(self) -> None:
-        """Begin to close: the peer opens no new streams, those that are open go on.
-
-        In two steps (section 6.8), so that no request that is under way is lost: GOAWAY with the highest id and
-        a PING; when its answer shows that the peer has seen it, `drain_now`.
-        """
-        if not self._draining:
-            self._draining = True
-            self.write(
-                frames.goaway(frames.STREAM_ID_MAX, frames.NO_ERROR) + frames.frame(frames.PING, 0, 0, _DRAIN_PING)
-            )
-
-    def drain_now(self) -> None:
-        """The second step of `drain`: streams that are opened from here on are ignored; the peer may retry them."""
-        if self._goaway_last is None:
-            self._goaway_last = self.last_stream_id
-            self.write(frames.goaway(self.last_stream_id, frames.NO_ERROR))
-
-    @property
-    def finished(self) -> bool:
-        """Close the socket once everything is written."""
-        return self.failed or (self._goaway_last is not None and not self.streams)
-
-    def forgive(self, seconds: float) -> None:
-        """Time has passed: the peer may send some more control frames."""
-        self._calm = min(self.limits.control_burst, self._calm + seconds * self.limits.control_per_s)
-
-    # -- for streams ------------------------------------------------------------------------------------------
-
-    def answered(self) -> None:
-        """A response began: a peer that gets answers may also cancel, ping and change its settings."""
-        if self._calm < self.limits.control_burst:
-            self._calm += 1
-
-    def end_stream(self, stream: Stream) -> None:
-        """Send the end of a stream whose queue is empty; empty trailers: its last DATA frame carried END_STREAM."""
-        if stream.trailers:
-            self.write(frames.headers(frames.END_STREAM, stream.id, stream.trailers))
-        self.ended(stream)
-
-    def ended(self, stream: Stream) -> None:
-        """Our side of a stream was ended. What the peer still sends for it is not wanted (section 8.1)."""
-        if not stream.remote_closed:
-            self.write(frames.reset(stream.id, frames.NO_ERROR))
-            self._remember(stream.id)
-        self._close(stream)
-
-    def drop(self, stream: Stream) -> None:
-        """End a stream without sending anything. What waited for it is dropped."""
-        stream.local_closed = True
-        stream.queue.clear()
-        stream.queued_bytes = 0
-        self._remember(stream.id)
-        self._close(stream)
-
-    def _close(self, stream: Stream) -> None:
-        if not stream.closed:
-            stream.closed = True
-            del self.streams[stream.id]
-            self.forget(stream)
-            stream.on_closed()
-
-    def _remember(self, stream_id: int) -> None:
-        self._reset_ids.add(stream_id)
-        self._resets.append(stream_id)
-        if len(self._resets) > self.limits.remembered_resets_max:
-            self._reset_ids.discard(self._resets.popleft())
 
     # -- frames -----------------------------------------------------------------------------------------------
 
@@ -246,12 +143,6 @@ class Connection(Outbound):
             self.drop(stream)
         else:
             self._remember(error.stream_id)
-
-    def _spend(self) -> None:
-        """Count something that costs the peer less than it costs us (section 10.5)."""
-        self._calm -= 1
-        if self._calm < 0:
-            raise ConnectionFailed(frames.ENHANCE_YOUR_CALM, "too many control frames or resets")
 
     # -- DATA (section 6.1) -----------------------------------------------------------------------------------
 
@@ -391,116 +282,6 @@ class Connection(Outbound):
             raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, "not the length promised")
         stream.remote_closed = True
         stream.on_end()
-
-    # -- the other frames -------------------------------------------------------------------------------------
-
-    def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
-        """Section 6.3: deprecated, checked and ignored."""
-        if not stream_id:
-            raise ConnectionFailed(frames.PROTOCOL_ERROR, "PRIORITY on stream 0")
-        if len(payload) != 5:
-            raise StreamFailed(stream_id, frames.FRAME_SIZE_ERROR, "PRIORITY must be 5 bytes")
-        if frames.unpack_u32(payload)[0] & frames.STREAM_ID_MAX == stream_id:
-            raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, "a stream depends on itself")
-        self._spend()
-
-    def _on_reset(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
-        """Section 6.4. A reset before we answered is what "rapid reset" is made of: those are counted."""
-        if len(payload) != 4:
-            raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "RST_STREAM must be 4 bytes")
-        if not stream_id or stream_id > self.last_stream_id or not stream_id & 1:
-            raise ConnectionFailed(frames.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            self._spend()
-            return
-        responded = stream.responded
-        self.drop(stream)
-        self._reset_ids.discard(stream_id)  # after its own reset the peer may send nothing (section 5.1)
-        if not responded:
-            self._spend()
-
-    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
-        """Section 6.5."""
-        if stream_id:
-            raise ConnectionFailed(frames.PROTOCOL_ERROR, "SETTINGS on a stream")
-        if flags & frames.ACK:
-            if payload:
-                raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
-            return
-        if len(payload) % 6:
-            raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "SETTINGS must be multiples of 6 bytes")
-        self._spend()
-        for name, value in frames.iter_settings(payload):
-            if name == frames.INITIAL_WINDOW_SIZE:
-                self._change_peer_window(value)
-            elif name == frames.MAX_FRAME_SIZE:
-                if not frames.FRAME_MAX_BYTES <= value < 1 << 24:
-                    raise ConnectionFailed(frames.PROTOCOL_ERROR, f"SETTINGS_MAX_FRAME_SIZE {value}")
-                self.peer_frame_max = min(value, self.limits.frame_max_bytes)
-            elif name == frames.ENABLE_PUSH and value > 1:
-                raise ConnectionFailed(frames.PROTOCOL_ERROR, f"SETTINGS_ENABLE_PUSH {value}")
-        self._settled = True
-        self.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
-
-    def _change_peer_window(self, size: int) -> None:
-        """Section 6.9.2: applies to the open streams too, whose windows may become negative."""
-        if size > frames.WINDOW_MAX:
-            raise ConnectionFailed(frames.FLOW_CONTROL_ERROR, f"SETTINGS_INITIAL_WINDOW_SIZE {size}")
-        change = size - self.peer_window
-        self.peer_window = size
-        for stream in self.streams.values():
-            stream.send_window += change
-            if stream.send_window > frames.WINDOW_MAX:
-                raise ConnectionFailed(frames.FLOW_CONTROL_ERROR, "a window above 2^31-1")
-        self.unblock_all()
-
-    def _on_push_promise(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
-        raise ConnectionFailed(frames.PROTOCOL_ERROR, "PUSH_PROMISE from a client")  # section 8.4
-
-    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
-        """Section 6.7."""
-        if stream_id:
-            raise ConnectionFailed(frames.PROTOCOL_ERROR, "PING on a stream")
-        if len(payload) != 8:
-            raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "PING must be 8 bytes")
-        if not flags & frames.ACK:
-            self._spend()
-            self.write(frames.frame(frames.PING, frames.ACK, 0, payload))
-        elif payload == _DRAIN_PING and self._draining:
-            self.drain_now()
-
-    def _on_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
-        """Section 6.8: the peer will open no more streams; those that are open go on."""
-        if stream_id:
-            raise ConnectionFailed(frames.PROTOCOL_ERROR, "GOAWAY on a stream")
-        if len(payload) < 8:
-            raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "GOAWAY too short")
-        self._spend()
-
-    def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
-        """Section 6.9."""
-        if len(payload) != 4:
-            raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "WINDOW_UPDATE must be 4 bytes")
-        increment = frames.unpack_u32(payload)[0] & frames.WINDOW_MAX
-        if not stream_id:
-            self.send_window += increment
-            if not increment or self.send_window > frames.WINDOW_MAX:
-                code = frames.FLOW_CONTROL_ERROR if increment else frames.PROTOCOL_ERROR
-                raise ConnectionFailed(code, f"the connection's window by {increment}")
-            self.opened()
-            return
-        if stream_id > self.last_stream_id or not stream_id & 1:
-            raise ConnectionFailed(frames.PROTOCOL_ERROR, "WINDOW_UPDATE on an idle stream")
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            return
-        if not increment:
-            raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, "a window by 0")
-        stream.send_window += increment
-        if stream.send_window > frames.WINDOW_MAX:
-            raise StreamFailed(stream_id, frames.FLOW_CONTROL_ERROR, "a window above 2^31-1")
-        self.unblock(stream)
 
 
 class _HeaderBlock:
