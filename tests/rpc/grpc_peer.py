@@ -145,8 +145,9 @@ class GrpcPeer(Peer):
                 answer.body += frame.data
                 answer.ended = "END_STREAM" in frame.flags
             case RstStreamFrame():
-                assert answer.reset is None
-                answer.reset = CODES[frame.error_code]
+                code = CODES[frame.error_code]
+                assert answer.reset is None or code == "STREAM_CLOSED"  # once more for frames after the end (5.4.2)
+                answer.reset = code
         return None
 
 

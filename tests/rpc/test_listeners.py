@@ -44,7 +44,7 @@ def test_a_port_that_was_just_used():
 
 
 def test_a_name_that_does_not_resolve():
-    with pytest.raises(OSError, match="cannot resolve no.such.host.invalid: "):
+    with pytest.raises(OSError, match=r"cannot resolve no\.such\.host\.invalid: "):
         listen_tcp("no.such.host.invalid", 0)
 
 

@@ -1,0 +1,214 @@
+"""Answers of a call: replies, streams, trailers, sources, turns (gRPC over HTTP/2, "Responses")."""
+
+import pytest
+from grpc_peer import GrpcPeer, deframed, window
+from h2_peer import data, settings, words
+from purerpc import Status, StatusCode
+
+from trio_broker.rpc import frames
+from trio_broker.rpc.call import framed
+
+
+def test_a_reply_leaves_in_one_piece():
+    peer = GrpcPeer()
+    peer.call(1, b"x").reply(b"hello")
+    assert [words(each).split(" b")[0] for each in peer.received()] == ["HEADERS 1", "DATA 1", "HEADERS 1 END_STREAM"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 16_384 - 5, 16_384 - 4, 65_535 - 5, 65_535 - 4, 200_000])
+def test_a_reply_of_any_size(size):
+    peer = GrpcPeer()
+    peer.call(1, b"x").reply(bytes(size))
+    answer = peer.answer(1)
+    while not answer.ended:
+        answer = peer.answer(1, frames.window_update(1, 30_000), frames.window_update(0, 40_000))
+    assert [len(message) for message in deframed(answer.body)] == [size]
+    assert answer.headers == {b":status": b"200", b"content-type": b"application/grpc"}
+    assert answer.trailers == {b"grpc-status": b"0"}
+    assert not peer.connection.streams
+
+
+def test_a_reply_at_the_connections_window():
+    peer = GrpcPeer()
+    window(peer, 2**20)
+    peer.connection.send_window = 15
+    peer.call(1, b"x").reply(bytes(10))
+    assert peer.answer(1).ended
+    assert peer.connection.send_window == 0
+    peer.call(3, b"x").reply(b"")
+    assert not peer.answer(3).ended
+    assert peer.answer(3, frames.window_update(0, 5)).ended
+
+
+def test_metadata_of_both_ends():
+    peer = GrpcPeer()
+    call = peer.call(1, b"x")
+    call.initial_metadata = [("x-first", "1"), ("x-first-bin", b"\0\xff")]
+    call.trailing_metadata = [("x-last", "2")]
+    call.reply(b"hello")
+    answer = peer.answer(1)
+    assert answer.headers[b"x-first"] == b"1"
+    assert answer.headers[b"x-first-bin"] == b"AP8"
+    assert answer.trailers == {b"grpc-status": b"0", b"x-last": b"2"}
+
+
+def test_trailers_only():
+    peer = GrpcPeer()
+    call = peer.call(1, b"x")
+    call.initial_metadata = [("x-first", "1")]
+    call.trailing_metadata = [("x-last", "2")]
+    call.finish(Status(StatusCode.NOT_FOUND, "nothing here"))
+    answer = peer.answer(1)
+    assert answer.headers is None
+    assert answer.trailers == {
+        b":status": b"200",
+        b"content-type": b"application/grpc",
+        b"x-first": b"1",
+        b"grpc-status": b"5",
+        b"grpc-message": b"nothing here",
+        b"x-last": b"2",
+    }
+
+
+def test_an_early_end_is_followed_by_a_reset_without_error():
+    """RFC 9113, section 8.1: what the client still sends is not needed."""
+    peer = GrpcPeer()
+    call = peer.call(1, b"x", method="Collect", end=False)
+    call.reply(b"enough")
+    answer = peer.answer(1)
+    assert (answer.code, answer.reset) == (0, "NO_ERROR")
+    assert peer.told(data(1, framed(b"more")), data(1, end=True)) == []
+
+
+def test_a_call_ends_once():
+    peer = GrpcPeer()
+    call = peer.call(1, b"x")
+    call.reply(b"hello")
+    call.reply(b"again")
+    call.finish(Status(StatusCode.INTERNAL, "no"))
+    call.send(framed(b"more"))
+    call.send_head()
+    assert deframed(peer.answer(1).body) == [b"hello"]
+    assert peer.answer(1).code == 0
+    assert peer.app.over_calls == [call]
+
+
+def test_what_was_sent_leaves_before_the_status():
+    peer = GrpcPeer()
+    window(peer, 8)
+    call = peer.call(1, b"x")
+    call.send_head()
+    call.send(framed(b"hello"))
+    call.finish(Status(StatusCode.ABORTED, "late"))
+    assert not peer.answer(1).ended
+    assert peer.app.over_calls == []
+    answer = peer.answer(1, frames.window_update(1, 2))
+    assert deframed(answer.body) == [b"hello"]
+    assert answer.code == StatusCode.ABORTED.value
+    assert peer.app.over_calls == [call]
+
+
+@pytest.mark.parametrize("how", ["reset", "lost"])
+def test_a_call_that_the_peer_ends_has_no_status(how):
+    peer = GrpcPeer()
+    call = peer.call(1, b"x", method="Collect", end=False)
+    peer.send(data(1, framed(b"hello")[:7]))
+    if how == "reset":
+        peer.send(frames.reset(1, frames.CANCEL))
+    else:
+        peer.connection.drop_all()
+    assert peer.app.over_calls == [call]
+    assert call.status is None
+    assert call.closed
+    assert peer.connection.held == 0
+    call.reply(b"to nobody")
+    assert peer.received() == []
+
+
+class Source:
+    """Messages for a drained stream."""
+
+    def __init__(self, *messages):
+        self.messages = list(messages)
+        self.closed = 0
+
+    def fill(self, call, credit):
+        while self.messages and call.queued_bytes < credit:
+            call.send(framed(self.messages.pop(0)))
+
+    def close(self):
+        self.closed += 1
+
+
+def test_a_source_is_drained_and_closed_once():
+    peer = GrpcPeer()
+    call = peer.call(1, b"x")
+    source = Source(b"one", b"two")
+    call.attach(source)
+    answer = peer.answer(1)
+    assert answer.headers is not None
+    assert deframed(answer.body) == [b"one", b"two"]
+    source.messages.append(b"three")
+    peer.connection.mark(call)
+    assert deframed(peer.answer(1).body) == [b"one", b"two", b"three"]
+    call.finish(Status(StatusCode.OK))
+    assert peer.answer(1).code == 0
+    assert source.closed == 1
+
+
+def test_a_source_of_a_call_that_is_over_is_closed_at_once():
+    peer = GrpcPeer()
+    call = peer.call(1, b"x")
+    peer.send(frames.reset(1, frames.CANCEL))
+    source = Source(b"one")
+    call.attach(source)
+    assert source.closed == 1
+    assert peer.received() == []
+
+
+def test_a_source_that_ends_its_call_in_fill():
+    class Last(Source):
+        def fill(self, call, credit):
+            super().fill(call, credit)
+            if not self.messages:
+                call.finish(Status(StatusCode.UNAVAILABLE, "no more"))
+
+    peer = GrpcPeer()
+    window(peer, 10)
+    call = peer.call(1, b"x")
+    source = Last(b"hello", b"world")
+    call.attach(source)
+    answer = peer.answer(1)
+    assert (answer.ended, source.messages) == (False, [b"world"])
+    answer = peer.answer(1, frames.window_update(1, 100))
+    assert deframed(answer.body) == [b"hello", b"world"]
+    assert answer.code == StatusCode.UNAVAILABLE.value
+    assert source.closed == 1
+
+
+def test_room_is_told_when_everything_has_left_and_when_the_call_is_over():
+    told = []
+    peer = GrpcPeer()
+    window(peer, 10)
+    call = peer.call(1, b"x")
+    call.room = lambda: told.append(call.queued_bytes)
+    call.send_head()
+    call.send(bytes(15))
+    peer.received()
+    assert told == []
+    peer.send(frames.window_update(1, 100))
+    assert told == [0]
+    peer.send(frames.reset(1, frames.CANCEL))
+    assert told == [0, 0]
+
+
+def test_many_streams_are_answered_in_turn():
+    peer = GrpcPeer()
+    peer.send(settings({frames.INITIAL_WINDOW_SIZE: 2**20}), frames.window_update(0, 2**24))
+    calls = [peer.call(stream_id, b"x") for stream_id in range(1, 41, 2)]
+    for call in calls:
+        call.send_head()
+        call.send(bytes(40_000))
+        call.finish(Status(StatusCode.OK))
+    turns = [each.stream_id for each in peer.received() if type(each).__name__ == "DataFrame"]
+    assert turns == list(range(1, 41, 2)) * 3
