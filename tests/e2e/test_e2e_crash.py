@@ -17,7 +17,7 @@ from e2e_peers import PEERS, Client, Peer
 
 ROUNDS = 10
 ACKNOWLEDGED_MIN = 1_000
-ACKNOWLEDGED_MAX = 1_500
+ACKNOWLEDGED_MAX = 1_300
 """The broker is killed when a random number of publishes between these two were acknowledged."""
 SUBJECTS = [f"orders.{n}" for n in range(4)]
 CONNECTIONS = 4

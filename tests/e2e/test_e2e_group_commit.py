@@ -92,6 +92,17 @@ def test_all_that_comes_while_a_commit_is_under_way_is_the_next_commit(wires: li
     assert commits_between(before, Log(database)) == 2
 
 
+def test_what_waits_for_the_store_is_bounded(sqlite_broker: Callable[..., BrokerProcess], database: Path) -> None:
+    with sqlite_broker("--queue-messages", "10") as broker, Wire(broker.address) as wire:
+        with commits_stalled(database):
+            taken = [begin_commit(wire, "orders", b"in flight"), *wire.publish_together("orders", 10)]
+            failure = wire.failed(wire.publish("orders", b"one too many", keep=True))
+            assert failure.told == ("RESOURCE_EXHAUSTED", "OVERLOADED")
+            assert failure.retry_after_s is not None
+        assert [wire.published(exchange) for exchange in taken] == list(range(1, 12))
+        assert wire.published(wire.publish("orders", b"next")) == 12
+
+
 async def test_a_lone_publisher_waits_for_no_timer(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
     """The clock stands still: what waited for it would wait for ever."""
     token = trio.lowlevel.current_trio_token()

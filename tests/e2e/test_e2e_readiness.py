@@ -7,7 +7,19 @@ from e2e_broker import BrokerProcess, eventually
 from e2e_stall import begin_commit, commits_stalled, everything_stalled
 from e2e_wire import Wire
 
+from trio_broker._proto.grpc.health.v1.health_pb2 import HealthCheckResponse
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+
 Brokers = Callable[..., BrokerProcess]
+
+
+def health(wire: Wire) -> int:
+    """Ask the health service for the broker as a whole."""
+    check = wire.start("/grpc.health.v1.Health/Check", b"")
+    wire.finish(check)
+    (message,) = check.messages()
+    return HealthCheckResponse.FromString(message).status
 
 
 def test_a_store_that_is_away_for_too_long_makes_the_broker_unready_until_it_is_back(
@@ -18,10 +30,12 @@ def test_a_store_that_is_away_for_too_long_makes_the_broker_unready_until_it_is_
             live = wire.subscribe("orders")
             wire.stand(live)
             assert broker.get("/readyz") == (200, "ready\n")
+            eventually(lambda: health(wire), SERVING)
             with everything_stalled(database):
                 eventually(lambda: broker.get("/readyz")[0], 503)
                 assert "the store has been away" in broker.get("/readyz")[1]
                 assert broker.get("/healthz")[0] == 200
+                eventually(lambda: health(wire), NOT_SERVING)
                 failure = wire.failed(wire.subscribe("orders"))
                 assert failure.told == ("UNAVAILABLE", "STORAGE_UNAVAILABLE")
                 assert failure.retry_after_s is not None

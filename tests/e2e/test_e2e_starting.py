@@ -1,5 +1,6 @@
 """A broker that cannot start says why in one clear line, and ends with 1."""
 
+import errno
 import os
 import re
 import socket
@@ -32,7 +33,7 @@ def test_a_port_that_is_taken_is_named(flag: str, words: str) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         said = complaint("memory:", flag, address)
     assert words.format(address) in said
-    assert os.strerror(98) in said  # EADDRINUSE
+    assert os.strerror(errno.EADDRINUSE) in said
 
 
 def test_a_file_that_another_broker_has_open_is_refused(
