@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import grpc
 import pytest
-from e2e_broker import BrokerProcess
+from e2e_broker import BrokerProcess, sqlite_url
 from e2e_failure import CallFailed
 from e2e_peers import OWN_CONNECTION, GrpcioStubs, grpcio_failures
 from e2e_wire import Wire, connect_socket
@@ -37,6 +37,14 @@ BAD_SUBJECTS = {
 }
 
 Publish = Callable[..., pb.PublishResponse]
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """A durable one. What is wrong is refused before any store sees it."""
+    with BrokerProcess(sqlite_url(tmp_path_factory.mktemp("store"))) as process:
+        yield process
+        process.stop()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from trio_broker.errors import ExpiredId
 
 SUBSCRIBERS = 1_000
 CONNECTIONS = 10
-ROUNDS = 3
+ROUNDS = 2
 MEMORY_MAX_BYTES = 16 * 1024 * 1024
 """How much a process may grow over the rounds: the C library gives back what it likes."""
 
