@@ -16,7 +16,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -55,7 +55,9 @@ LAST_RESORT_S = 2.0
 log = structlog.get_logger()
 
 
-async def serve(config: Config, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> int:
+async def serve(  # noqa: ASYNC128 - `_Process.run` calls it
+    config: Config, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+) -> int:
     """Run a broker until SIGTERM or SIGINT; return the exit code. Started, with the gRPC address, when it is ready.
 
     A second signal ends the process at once, with exit code 1.
@@ -66,7 +68,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[str] = trio.TASK
     """
     gc.freeze()  # what was imported stays: nobody needs to look at it again
     gc.set_threshold(YOUNG_OBJECTS, 20, 50)
-    await _Process(config).run(task_status)
+    await _Process(config).run(task_status.started)
     return 0
 
 
@@ -89,7 +91,7 @@ class _Process:
             return Readiness(ready=False, detail=f"the store has been away for {away_s:.0f} s")
         return Readiness(ready=True, detail="ready")
 
-    async def run(self, task_status: trio.TaskStatus[str]) -> None:
+    async def run(self, started: Callable[[str], None]) -> None:
         config = self._config
         signalled = trio.Event()
         with ExitStack() as until_the_end, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -112,7 +114,7 @@ class _Process:
                             await serving.start(server.serve_on, [listener])
                             self._broker = broker
                             serving.start_soon(self._report_health)
-                            task_status.started(self._announce(store, listener, format_address(metrics_at)))
+                            started(self._announce(store, listener, format_address(metrics_at)))
                             await signalled.wait()
                             last_resort_s = config.drain_delay + config.grace + LAST_RESORT_S
                             until_the_end.enter_context(_last_resort(last_resort_s))
