@@ -144,6 +144,21 @@ def test_all_unfinished_messages_together_are_bounded():
     assert peer.connection.held == 0
 
 
+def test_whole_messages_of_requests_that_do_not_end_are_bounded_too():
+    peer = GrpcPeer(Limits(inbound_max_bytes=1000))
+    whole = framed(bytes(600))
+    for stream_id in (1, 3):
+        peer.call(stream_id, end=False)
+        assert peer.told(data(stream_id, whole[:500])) == []
+        assert peer.told(data(stream_id, whole[500:])) == []
+    assert peer.connection.held == 1000
+    peer.call(5, end=False)
+    assert peer.answer(5, data(5, whole[:500])).code == StatusCode.RESOURCE_EXHAUSTED.value
+    assert peer.told(data(1, b"", end=True)) == []
+    assert len(peer.app.ready_calls) == 1
+    assert peer.connection.held == 500
+
+
 @pytest.mark.parametrize("method", ["Echo", "Collect"])
 @pytest.mark.parametrize("cut", [1, 4, 5, 7])
 def test_a_request_that_ends_within_a_message(method, cut):

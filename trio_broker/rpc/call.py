@@ -128,7 +128,7 @@ class Call(Stream):
         self.part: bytearray | None = None
         """The beginning of a message of which the end has not arrived."""
         self.held = 0
-        """Bytes of ``part`` whose credit was given back already."""
+        """Bytes of ``part`` whose credit was given back already; then of the message, until the request ends."""
         self.initial_metadata: Metadata = ()
         self.trailing_metadata: Metadata = ()
         self.source: Source | None = None
@@ -166,7 +166,10 @@ class Call(Stream):
             if size == len(data) - PREFIX_BYTES and not compressed and size <= self.connection.limits.message_max_bytes:
                 self._on_message(data[PREFIX_BYTES:])
                 return
-        self._assemble(data)
+        if self.message is None:
+            self._assemble(data)
+        else:
+            self._finish_cardinality("more than one message")
 
     def on_end(self) -> None:
         """The request is complete."""
@@ -174,6 +177,8 @@ class Call(Stream):
             self._answer_plainly(self.request)
         elif not self.local_closed:
             self.request_ended = True
+            self.connection.held -= self.held
+            self.held = 0
             if self.part:
                 self.finish(Status(StatusCode.INTERNAL, "the request ends within a message"))
             elif self.inbox is not None:
@@ -188,9 +193,9 @@ class Call(Stream):
             self.inbox.append(message)
             self.app.received(self)
             return
-        self.take(len(message) + PREFIX_BYTES)
         if self.message is None:
             self.message = message
+            self.take(len(message) + PREFIX_BYTES - self.held)
         else:
             self._finish_cardinality("more than one message")
 
@@ -218,7 +223,8 @@ class Call(Stream):
                 break
             message = bytes(part[PREFIX_BYTES : PREFIX_BYTES + size])
             del part[: PREFIX_BYTES + size]
-            self._forget_held(PREFIX_BYTES + size)
+            if self.inbox is not None:
+                self._forget_held(PREFIX_BYTES + size)  # otherwise it is held until the request ends
             self._on_message(message)
             if self.local_closed:
                 return

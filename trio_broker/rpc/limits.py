@@ -14,7 +14,7 @@ class Limits:
     message_max_bytes: int = 4 * 1024 * 1024
     """Largest message received; a larger one ends its call before it is buffered."""
     inbound_max_bytes: int = 32 * 1024 * 1024
-    """Parts of unfinished messages held for one connection."""
+    """Parts of unfinished messages, and messages of unfinished requests, held for one connection."""
     header_list_max_bytes: int = 16 * 1024
     """Header list of one request, counted as in RFC 9113, section 6.5.2."""
     continuations_max: int = 64
