@@ -26,7 +26,7 @@ require_own("persistence")  # before the imports below, which a user's own persi
 
 import persistence  # noqa: E402
 from persistence import NO_HEADERS, Key, NewMessage, Record, Store, open_store  # noqa: E402
-from trio_broker.commit import Committer, Group  # noqa: E402
+from trio_broker.commit import Answer, Committer, Group  # noqa: E402
 from trio_broker.config import Config  # noqa: E402
 from trio_broker.errors import (  # noqa: E402
     BrokerClosed,
@@ -224,9 +224,15 @@ class Broker:
             self._check_expiration(expiration)
         return NewMessage(subject, body, expiration, _frozen_headers(headers) if headers else NO_HEADERS)
 
-    def hand_over(self, messages: Sequence[NewMessage], source: Hashable) -> Group:
+    def hand_over(
+        self,
+        messages: Sequence[NewMessage],
+        source: Hashable,
+        callers: Sequence[object] = (),
+        answer: Answer | None = None,
+    ) -> Group:
         """Publish messages that `check` returned and that came from one source. See `Committer.hand_over`."""
-        return self.committer.hand_over(messages, source)
+        return self.committer.hand_over(messages, source, callers, answer)
 
     def open_subscription(self, subject: str) -> Subscription:
         """Listen to ``subject`` from now on. The caller closes it. Raises as `subscribe` does."""

@@ -80,14 +80,24 @@ class Pending:
         return group
 
 
+Answer = Callable[[Pending], None]
+"""Told of a publish that is settled, in the committer's own stretch: it neither waits nor hands over more."""
+
+
 class Group:
-    """The publishes of one hand-over, which may complete in several flushes. One task at a time waits for it."""
+    """The publishes of one hand-over, which may complete in several flushes.
 
-    __slots__ = ("_fresh", "_unsettled", "_waiter", "pendings")
+    Either one task at a time waits for them, or an `Answer` is told of each.
+    """
 
-    def __init__(self, messages: Sequence[NewMessage]) -> None:
+    __slots__ = ("_answer", "_fresh", "_unsettled", "_waiter", "pendings")
+
+    def __init__(self, messages: Sequence[NewMessage], callers: Sequence[object], answer: Answer | None) -> None:
         self.pendings = [Pending(message, self) for message in messages]
         """In the order of the messages."""
+        for pending, caller in zip(self.pendings, callers, strict=False):
+            pending.caller = caller
+        self._answer = answer
         self._unsettled = len(self.pendings)
         self._fresh: list[Pending] = []
         self._waiter: trio.Event | None = None
@@ -110,8 +120,14 @@ class Group:
         return fresh
 
     def settle(self, pending: Pending) -> None:
-        self._fresh.append(pending)
         self._unsettled -= 1
+        if self._answer is not None:
+            try:
+                self._answer(pending)
+            except Exception:
+                log.exception("answer_failed")  # one caller's bug must not reach the others of its flush
+            return
+        self._fresh.append(pending)
         if self._waiter is not None:
             self._waiter.set()
 
@@ -163,13 +179,20 @@ class Committer:
         """Their size."""
         return sum(lane.queue.bytes for lane in self._lanes)
 
-    def hand_over(self, messages: Sequence[NewMessage], source: Hashable) -> Group:
+    def hand_over(
+        self,
+        messages: Sequence[NewMessage],
+        source: Hashable,
+        callers: Sequence[object] = (),
+        answer: Answer | None = None,
+    ) -> Group:
         """Queue messages that came from one source, such as a connection. Never waits and never raises.
 
         Those of one subject are appended in this order. What cannot be queued is settled at once: with `Overloaded`
-        beyond the bounds, with `Draining` or `BrokerClosed` when stopping.
+        beyond the bounds, with `Draining` or `BrokerClosed` when stopping. With ``answer``, nobody waits for the
+        group: ``answer`` is told of each publish that is settled, and finds its own of ``callers`` in it.
         """
-        group = Group(messages)
+        group = Group(messages, callers, answer)
         room_messages = self._max_messages - self.queued_messages
         room_bytes = self._max_bytes - self.queued_bytes
         for pending in group.pendings:

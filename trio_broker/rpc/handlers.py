@@ -7,8 +7,9 @@ Threads:   the trio thread. The ``run_`` functions are tasks in the connection's
 *Task*: any purerpc handler, unchanged. One task per call, under a cancel scope with the call's deadline.
 
 *Grouped* (`grouped`): a unary handler that gets all calls of its method that came in one read of a socket, as a
-list, and answers each with `Call.reply` or `Call.finish` when it can. It is called when the read is done; what it
-returns is awaited in a task: one task per read instead of one per call.
+list, and answers each with `Call.reply` or `Call.finish` when it can. It is called when the read is done. What it
+returns is awaited in a task: one task per read instead of one per call. If it returns nothing, somebody else
+answers: the work itself when it is done.
 
 *Drained* (`drained`): a server-streaming handler that returns a `Source`; the connection asks it for messages when
 the peer's windows and the socket have room. No task at all while the stream lives.
@@ -46,11 +47,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def grouped(abandoned: Abandoned | None = None) -> Callable[[F], F]:
-    """Mark ``handler(self, calls: list[Call], request: None = None) -> Awaitable[None]`` as grouped.
+    """Mark ``handler(self, calls: list[Call], request: None = None) -> Awaitable[None] | None`` as grouped.
 
-    An ordinary ``async def`` does. A plain ``def`` that begins the work and returns what awaits it saves a tick of
-    the scheduler. Each call's `Call.message` is the parsed request. A call may end meanwhile (`Call.local_closed`):
-    answering it then does nothing.
+    An ordinary ``async def`` does. Each call's `Call.message` is the parsed request. A call may end meanwhile
+    (`Call.local_closed`): answering it then does nothing.
     """
 
     def mark(handler: F) -> F:
@@ -156,10 +156,11 @@ def begin_group(calls: list[Call], refusals: Refusals) -> tuple[list[Call], Awai
     if not calls:
         return None
     try:
-        return calls, calls[0].method.handler(calls, request=None)
+        work: Awaitable[None] | None = calls[0].method.handler(calls, request=None)
     except Exception as error:  # noqa: BLE001 - whatever a handler raises must end its calls
         _fail_group(calls, error, refusals)
         return None
+    return None if work is None else (calls, work)
 
 
 async def finish_group(calls: list[Call], work: Awaitable[None], refusals: Refusals) -> None:

@@ -8,7 +8,6 @@ Publish and Fetch are grouped: all calls of one read of a socket go to the broke
 the connection asks the subscription's channel for batches as far as the client's windows go.
 """
 
-from collections.abc import Awaitable
 from functools import partial
 
 import trio
@@ -19,7 +18,7 @@ from trio_broker import errors
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker._proto.broker_grpc import BrokerServicer
 from trio_broker.broker import Broker
-from trio_broker.commit import Group, Pending
+from trio_broker.commit import Pending
 from trio_broker.errors import BrokerError
 from trio_broker.fanout import Subscription
 from trio_broker.rpc.call import Call, Source
@@ -68,8 +67,8 @@ class BrokerService(BrokerServicer):
         self,
         calls: list[Call],
         request: None = None,  # noqa: ARG002
-    ) -> Awaitable[None]:
-        """Hand the publishes of one read over together, at once; answer each flush as it completes."""
+    ) -> None:
+        """Hand the publishes of one read over together; the committer answers each when its flush is done."""
         messages = []
         accepted = []
         for call in calls:
@@ -84,16 +83,10 @@ class BrokerService(BrokerServicer):
                 call.finish(status_of(error))
             else:
                 accepted.append(call)
-        group = self._broker.hand_over(messages, calls[0].connection)
+        group = self._broker.hand_over(messages, calls[0].connection, accepted, _settle)
         for call, pending in zip(accepted, group.pendings, strict=True):
-            call.work = pending
-            pending.caller = call
-        return self._answer(group)
-
-    async def _answer(self, group: Group) -> None:
-        while settled := await group.settled():
-            for pending in settled:
-                _settle(pending)
+            if pending.outcome is None:
+                call.work = pending
 
     @grouped()
     async def Fetch(self, calls: list[Call], request: None = None) -> None:  # noqa: ARG002
