@@ -91,7 +91,7 @@ class CallMetrics(Collector):
         durations = SummaryMetricFamily("method_duration", DURATION_HELP, labels=["method"])
         for name, method in self._exported():
             for status, count in method.by_status.items():
-                if count or status == "OK":
+                if count or (status == "OK" and name != UNKNOWN_METHOD):
                     counts.add_metric([name, status], count)
             values = method.durations.quantiles(QUANTILES, self._clock())
             durations.samples.extend(
