@@ -139,6 +139,25 @@ def test_a_bad_line_is_told_by_its_number_and_what_was_published_stays_printed(r
 
 
 @pytest.mark.usefixtures("broker")
+def test_blank_lines_of_json_are_passed_over_and_counted(run: Run) -> None:
+    failed = run("pub", "--json", "orders", stdin=b'\n{"body": "a"}\r\n \n\n{"bdoy": "c"}\n')
+    assert (failed.code, failed.out) == (1, b"1\n")
+    assert failed.err.startswith("trio-broker: line 5: ")
+
+
+@pytest.mark.usefixtures("broker")
+def test_white_space_after_the_colon_of_a_header_is_dropped_and_no_other(run: Run) -> None:
+    run("pub", "orders", "x", "--keep", "-H", "a: 1", "-H", "b: \t x y ", "-H", "c: ", "-H", " d :2")
+    headers = json.loads(run("get", "orders", "1", "--json").out)["headers"]
+    assert headers == {"a": "1", "b": "x y ", "c": "", " d ": "2"}
+
+
+@pytest.mark.parametrize("command", ["pub", "sub", "get"])
+def test_help_names_the_variable_of_the_server(run: Run, command: str) -> None:
+    assert b"TRIO_BROKER_SERVER" in run(command, "--help").out
+
+
+@pytest.mark.usefixtures("broker")
 def test_a_line_that_the_broker_refuses_is_told_and_every_acknowledged_id_is_printed(run: Run) -> None:
     lines = [b'{"body": "x"}'] * 2 + [b'{"body": "x", "subject": "fail.DRAINING"}'] + [b'{"body": "x"}'] * 20
     failed = run("pub", "--json", "orders", stdin=b"\n".join(lines))

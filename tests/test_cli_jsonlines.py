@@ -38,13 +38,24 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8
 @given(texts, st.binary(max_size=20), st.dictionaries(texts, st.binary(max_size=9), min_size=1, max_size=3))
 def test_what_is_printed_is_read_back(subject: str, body: bytes, headers: dict[str, bytes]) -> None:
     line = to_json(Message(subject, 1, body, headers, 0))
-    assert from_json(line, DEFAULT) == Draft(subject, body, 60, headers)
+    assert from_json(line, DEFAULT._replace(headers={})) == Draft(subject, body, 60, headers)
 
 
 def test_what_a_line_does_not_say_is_as_on_the_command_line() -> None:
     assert from_json(b'{"body": "x"}', DEFAULT) == Draft("orders", b"x", 60, {"k": b"v"})
-    assert from_json(b'{"body": "x", "headers": {}}', DEFAULT).headers == {}
-    assert from_json(b'{"body": "x", "subject": "a"}', DEFAULT).subject == "a"
+    assert from_json(b'{"body": "x", "subject": "a"}', DEFAULT) == Draft("a", b"x", 60, {"k": b"v"})
+
+
+def test_a_lines_headers_are_added_and_go_before_those_of_the_command_line() -> None:
+    line = b'{"body": "x", "headers": {"other": "1"}, "headers_base64": {"k": "/w=="}}'
+    assert from_json(line, DEFAULT) == Draft("orders", b"x", 60, {"k": b"\xff", "other": b"1"})
+    assert from_json(b'{"body": "x", "headers": {}}', DEFAULT) == from_json(b'{"body": "x"}', DEFAULT)
+    assert DEFAULT.headers == {"k": b"v"}
+
+
+@pytest.mark.parametrize("line", [b"", b" ", b"\t\r"])
+def test_a_blank_line_is_no_message(line: bytes) -> None:
+    assert from_json(line, DEFAULT) is None
 
 
 @pytest.mark.parametrize(
@@ -52,13 +63,12 @@ def test_what_a_line_does_not_say_is_as_on_the_command_line() -> None:
     [('"expiration": 5', 5), ('"expiration": "1h"', 3600), ('"keep": true', None), ('"keep": false', 0)],
 )
 def test_how_long_a_line_is_kept(text: str, expiration: int | None) -> None:
-    assert from_json(f'{{"body": "x", {text}}}'.encode(), DEFAULT).expiration == expiration
+    assert from_json(f'{{"body": "x", {text}}}'.encode(), DEFAULT) == DEFAULT._replace(body=b"x", expiration=expiration)
 
 
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("", "not JSON"),
         ("{", "not JSON: .* at character 2"),
         ("[1]", "not a JSON object"),
         ('{"body": "x", "bdoy": 1}', "unknown key 'bdoy'; did you mean 'body'"),

@@ -46,12 +46,17 @@ def to_json(message: Message) -> bytes:
     return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
-def from_json(line: bytes, default: Draft) -> Draft:
-    """Read one line; what it does not say is as in ``default``, whose empty subject means that it must.
+def from_json(line: bytes, default: Draft) -> Draft | None:
+    """Read one line; None: it is blank. What it does not say is as in ``default``.
+
+    An empty subject there means that the line must name one. Headers are added to those of ``default``, and go before
+    them.
 
     Raises:
         ValueError: with what is wrong with the line.
     """
+    if not line.strip():
+        return None
     try:
         found = json.loads(line)
     except UnicodeDecodeError:
@@ -90,9 +95,7 @@ def _read_body(found: dict[str, object]) -> bytes:
 
 
 def _read_headers(found: dict[str, object], default: Draft) -> Mapping[str, bytes]:
-    if "headers" not in found and "headers_base64" not in found:
-        return default.headers
-    headers: dict[str, bytes] = {}
+    headers = dict(default.headers)
     for key, read in (("headers", _from_text), ("headers_base64", _from_base64)):
         values = found.get(key, {})
         if not isinstance(values, dict):

@@ -60,6 +60,7 @@ def server_options(command: F) -> F:
         "--server",
         type=Parsed("host:port", _server),
         envvar="TRIO_BROKER_SERVER",
+        show_envvar=True,
         default=DEFAULT_SERVER,
         show_default=True,
         help="Where the broker listens.",

@@ -8,7 +8,6 @@ Not here:  how a line is read (trio_broker/cli/jsonlines.py), the connection (tr
 import math
 import os
 from collections.abc import Callable
-from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import click
@@ -27,12 +26,14 @@ IN_FLIGHT = 256
 
 _FROM_STDIN = (None, "-")
 
+_HEADER_HELP = "A header, without the white space after its colon. May be repeated."
+
 
 def _header(text: str) -> tuple[str, bytes]:
     name, colon, value = text.partition(":")
     if not name or not colon:
         raise ValueError(f"{text!r} is not a header: write name:value")
-    return utf8(name), os.fsencode(value)
+    return utf8(name), os.fsencode(value).lstrip()  # "name: value" as curl reads it
 
 
 @click.command("pub")
@@ -45,7 +46,7 @@ def _header(text: str) -> tuple[str, bytes]:
     help="How long the message can be fetched: 60s, 1h, or seconds. Default: it only reaches those subscribed now.",
 )
 @click.option("--keep", is_flag=True, help="Keep the message until it is deleted.")
-@click.option("-H", "--header", "headers", type=Parsed("name:value", _header), multiple=True, help="A header.")
+@click.option("-H", "--header", "headers", type=Parsed("name:value", _header), multiple=True, help=_HEADER_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Read JSON objects, one a line.")
 @server_options
 def command(
@@ -64,7 +65,8 @@ def command(
     Ids are printed one a line, in the order of the lines, as soon as the messages are durable.
 
     With --json the lines are objects: subject (SUBJECT if missing), body or body_base64, headers, headers_base64,
-    expiration (seconds), keep. What "sub --json" prints can be published so.
+    expiration (seconds), keep. What "sub --json" prints can be published so. Blank lines are passed over.
+    What a line says goes before --expiration and --keep; its headers go before those of -H with the same name.
     """
     if as_json and subject == "-" and body is None:
         subject = None
@@ -130,7 +132,7 @@ class _Account:
         return Failure("; ".join(parts), code)
 
 
-async def _publish_lines(draft_of: Callable[[bytes], Draft], server: str, timeout_s: float) -> int:
+async def _publish_lines(draft_of: Callable[[bytes], Draft | None], server: str, timeout_s: float) -> int:
     account = _Account(server, timeout_s)
     send, receive = trio.open_memory_channel[tuple[int, Publishing]](IN_FLIGHT)
     window = trio.Semaphore(IN_FLIGHT)
@@ -146,30 +148,33 @@ async def _publish_lines(draft_of: Callable[[bytes], Draft], server: str, timeou
 
 async def _send_lines(
     client: Client,
-    draft_of: Callable[[bytes], Draft],
+    draft_of: Callable[[bytes], Draft | None],
     window: trio.Semaphore,
     send: trio.MemorySendChannel[tuple[int, Publishing]],
     reading: trio.CancelScope,
     account: _Account,
 ) -> None:
-    """Start one publish for each line, in order, until the end of stdin or the first line that fails."""
+    """Start one publish for each line that is a message, in order, until the end or the first line that fails."""
     number = 1
     with send, reading:
         try:
-            async with aclosing(read_lines()) as lines:
-                async for line in lines:
-                    draft = draft_of(line)
-                    await window.acquire()
-                    with trio.fail_after(account.timeout_s):
-                        publishing = await client.start_publish(
-                            draft.subject, draft.body, draft.expiration, headers=draft.headers
-                        )
-                    send.send_nowait((number, publishing))  # no checkpoint since it was sent: it is accounted for
-                    number += 1
+            async with read_lines() as some:
+                async for lines in some:
+                    for line in lines:
+                        if (draft := draft_of(line)) is not None:
+                            await window.acquire()
+                            publishing = await _start(client, draft, account.timeout_s)
+                            send.send_nowait((number, publishing))  # no checkpoint between: it is accounted for
+                        number += 1
         except (ValueError, BrokerError, trio.TooSlowError) as error:
             account.fail(number, error, sent=False)
         except trio.BrokenResourceError:
             return  # nobody prints ids any more, and says why
+
+
+async def _start(client: Client, draft: Draft, timeout_s: float) -> Publishing:
+    with trio.fail_after(timeout_s):
+        return await client.start_publish(draft.subject, draft.body, draft.expiration, headers=draft.headers)
 
 
 async def _print_ids(

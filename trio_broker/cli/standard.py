@@ -17,8 +17,9 @@ LINE_MAX_BYTES = 64 * 1024 * 1024
 _READ_BYTES = 256 * 1024
 
 
-async def read_lines() -> AsyncGenerator[bytes]:
-    """Yield the lines of stdin as they come, without their newlines; a last one may lack it.
+@trio.as_safe_channel
+async def read_lines() -> AsyncGenerator[list[bytes]]:
+    """Yield the lines of stdin as they come, those of one read together, without newlines; the last may lack its own.
 
     Raises:
         ValueError: a line is longer than `LINE_MAX_BYTES`.
@@ -27,12 +28,12 @@ async def read_lines() -> AsyncGenerator[bytes]:
     partial = b""
     while data := await trio.to_thread.run_sync(os.read, descriptor, _READ_BYTES, abandon_on_cancel=True):
         *lines, partial = (partial + data).split(b"\n")
-        for line in lines:
-            yield line
+        if lines:
+            yield lines
         if len(partial) > LINE_MAX_BYTES:
             raise ValueError(f"longer than {LINE_MAX_BYTES} bytes")
     if partial:
-        yield partial
+        yield [partial]
 
 
 async def write(data: bytes) -> None:
