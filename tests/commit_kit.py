@@ -16,7 +16,8 @@ Delivered = list[tuple[NewMessage, Appended]]
 
 def committer_on(store: TrialStore, delivered: Delivered | None = None, **settings: object) -> Committer:
     deliver = (lambda committed: None) if delivered is None else delivered.extend
-    return Committer(store, Config(**settings), deliver, Availability())
+    config = Config.model_construct(**settings)  # unchecked: limits may be smaller than a broker's
+    return Committer(store, config, deliver, Availability())
 
 
 @asynccontextmanager

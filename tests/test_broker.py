@@ -11,6 +11,8 @@ import persistence
 from persistence import Key
 from trio_broker import (
     Broker,
+    BrokerError,
+    CannotOpen,
     ExpiredId,
     InvalidExpiration,
     InvalidHeaders,
@@ -132,11 +134,19 @@ async def test_ids_go_on_after_a_restart(tmp_path: Path) -> None:
 async def test_a_second_broker_on_one_file_is_refused(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/broker.db"
     async with open_broker(url):
-        with pytest.raises(persistence.CannotOpen, match="broker"):
+        with pytest.raises(CannotOpen, match="broker"):
             async with open_broker(url):
                 raise AssertionError
     async with open_broker(url):
         pass
+
+
+async def test_a_store_that_cannot_be_opened_is_one_of_the_brokers_errors() -> None:
+    with pytest.raises(BrokerError, match="no store is called 'mysql'") as refused:
+        async with open_broker("mysql:"):
+            raise AssertionError
+    assert (refused.value.reason, refused.value.retryable) == ("CANNOT_OPEN", False)
+    assert isinstance(refused.value.__cause__, persistence.CannotOpen)
 
 
 async def test_publishes_of_many_tasks_share_an_append(broker: Broker) -> None:

@@ -14,24 +14,28 @@ import pytest
 
 SAFETY_S = 60  # a broken test fails instead of hanging
 
-COMMAND = [sys.executable, "-m", "trio_broker.cli.main"]
+COMMAND = [sys.executable, "-m", "trio_broker"]
 ANYWHERE = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--log-format", "json"]
 
 
-def start(*arguments: str, **variables: str) -> subprocess.Popen[bytes]:
+def start(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRIO_BROKER_")}
     return subprocess.Popen(
         [*COMMAND, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        cwd=cwd,
         env={**environment, **variables},
     )
 
 
-def run(*arguments: str, stdin: bytes = b"", **variables: str) -> tuple[int, bytes, str]:
-    with start(*arguments, **variables) as process:
-        out, err = process.communicate(stdin, timeout=SAFETY_S)
+def run(*arguments: str, stdin: bytes = b"", cwd: Path | None = None, **variables: str) -> tuple[int, bytes, str]:
+    with start(*arguments, cwd=cwd, **variables) as process:
+        try:
+            out, err = process.communicate(stdin, timeout=SAFETY_S)
+        finally:
+            process.kill()  # one that has not ended would be waited for without end
     return process.returncode, out, err.decode()
 
 
@@ -209,26 +213,72 @@ def test_the_metrics_address_is_announced_and_serves(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("arguments", "exit_code", "text"),
     [
-        (["--store", "no-such-store:"], "no-such-store"),
-        (["--listen", "256.0.0.1:0"], "256.0.0.1"),
-        (["--metrics-listen", "256.0.0.1:0"], "256.0.0.1"),
-        (["--listen", "0.0.0.0:0"], "--allow-anonymous"),
+        (["--store", "no-such-store:"], 1, "no-such-store"),
+        (["--listen", "256.0.0.1:0", "--allow-anonymous"], 1, "(--listen)"),
+        (["--metrics-listen", "256.0.0.1:0"], 1, "(--metrics-listen)"),
+        (["--listen", "0.0.0.0:0"], 2, "--allow-anonymous"),
     ],
 )
-def test_a_broker_that_cannot_start_says_why_in_one_line(arguments: list[str], text: str) -> None:
+def test_a_broker_that_cannot_start_says_why_in_one_line(arguments: list[str], exit_code: int, text: str) -> None:
     code, out, err = run("serve", *ANYWHERE, "--store", "memory:", *arguments)
-    assert (code, out) == (1, b"")
+    assert (code, out) == (exit_code, b"")
     assert err.startswith("trio-broker: ")
     assert err.count("\n") == 1
     assert text in err
 
 
-def test_a_taken_address_is_named(broker: Broker) -> None:
+@pytest.mark.parametrize("name", ["persistence", "metrics"])
+def test_another_package_of_the_name_is_told_in_one_line(name: str, tmp_path: Path) -> None:
+    foreign = tmp_path / f"{name}.py"
+    foreign.write_text("raise AssertionError('it must not even be imported')")
+    code, out, err = run("serve", *ANYWHERE, "--store", "memory:", cwd=tmp_path)
+    assert (code, out) == (1, b"")
+    assert err.startswith(f"trio-broker: the broker needs its own package {name!r}")
+    assert str(foreign) in err
+    assert err.count("\n") == 1
+
+
+def test_a_taken_address_is_named_with_its_flag(broker: Broker) -> None:
     code, _, err = run("serve", *ANYWHERE, "--store", "memory:", "--listen", broker.server)
     assert code == 1
     assert err.startswith(f"trio-broker: cannot listen on {broker.server}: ")
+    assert err.endswith("(--listen)\n")
     code, _, err = run("serve", *ANYWHERE, "--store", "memory:", "--metrics-listen", broker.metrics)
     assert code == 1
     assert broker.metrics in err
+    assert err.endswith("(--metrics-listen)\n")
+
+
+def test_programs_read_all_about_a_broker_in_one_event(tmp_path: Path) -> None:
+    store = url(tmp_path / "broker.db")
+    with serving("--store", store) as broker:
+        assert broker.stop() == 0
+    (ready,) = broker.logged
+    assert (ready["event"], ready["store"], ready["durable"]) == ("ready", store, True)
+
+
+def test_a_broker_that_loses_messages_or_that_strangers_can_call_warns(broker: Broker) -> None:
+    assert [line["event"] for line in broker.logged] == ["not_durable", "ready"]
+    with serving("--store", "memory:", "--listen", "0.0.0.0:0", "--allow-anonymous") as open_to_all:
+        warnings = [line["event"] for line in open_to_all.logged if line["level"] == "warning"]
+    assert warnings == ["not_durable", "strangers_may_call"]
+
+
+def test_people_read_lines_of_which_the_last_says_ready(tmp_path: Path) -> None:
+    with start("serve", *ANYWHERE, "--log-format", "console", "--store", url(tmp_path / "broker.db")) as process:
+        try:
+            assert process.stderr is not None
+            lines = []
+            for line in process.stderr:
+                lines.append(line.decode())
+                if "ready in" in lines[-1]:
+                    break
+            process.terminate()
+            _, after = process.communicate(timeout=SAFETY_S)
+        finally:
+            process.kill()
+    assert "trio-broker " in lines[0]
+    assert "durability  durable (journal_mode=wal synchronous=full)" in "".join(lines)
+    assert "ready" not in after.decode()

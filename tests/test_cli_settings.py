@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+import trio
 
 from trio_broker.cli.main import run_command_line
-from trio_broker.cli.settings import ConfigError, flag, load, unknown_variables
+from trio_broker.cli.settings import ConfigError, Settings, flag, load, unknown_variables
 from trio_broker.config import Config
 
 
@@ -27,12 +28,12 @@ def told(flags: dict[str, object], file: Path | None = None) -> str:
 
 
 def test_flags_go_before_variables_before_the_file_before_defaults(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file.write_text('grace = "1s"\ncommit_timeout = 2.5\nstore_grace = "3s"\nmigrate = false\n')
+    file.write_text('grace = "1s"\ncommit_timeout = 2.5\nstore_grace = "3s"\nno_migrate = true\n')
     monkeypatch.setenv("TRIO_BROKER_COMMIT_TIMEOUT", "20s")
     monkeypatch.setenv("TRIO_BROKER_STORE_GRACE", "30s")
     config = load({"store_grace": "300s"}, file).config
     assert (config.grace, config.commit_timeout, config.store_grace) == (1, 20, 300)
-    assert config.migrate is False
+    assert config.no_migrate is True
     assert config.listen == Config().listen
 
 
@@ -57,7 +58,7 @@ def test_an_exposed_listener_is_refused_with_the_flag_that_allows_it() -> None:
 
 
 def test_everything_that_is_wrong_is_told_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file.write_text("flush_messages = -1\nmigrate = 7\n")
+    file.write_text("flush_messages = -1\nno_migrate = 7\n")
     monkeypatch.setenv("TRIO_BROKER_GRACE", "x")
     lines = told({"listen": "nowhere"}, file).splitlines()
     assert lines[0] == "4 settings are wrong:"
@@ -65,7 +66,7 @@ def test_everything_that_is_wrong_is_told_at_once(file: Path, monkeypatch: pytes
         "--listen",
         "TRIO_BROKER_GRACE",
         f"flush_messages in {file}",
-        f"migrate in {file}",
+        f"no_migrate in {file}",
     }
 
 
@@ -111,6 +112,42 @@ def test_what_kubernetes_injects_for_its_services_is_passed_over() -> None:
     assert unknown_variables({"TRIO_BROKER_METRICS_PORT": "9464"}).keys() == {"TRIO_BROKER_METRICS_PORT"}
 
 
+def test_the_rule_of_names_holds_for_every_setting(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in Config().model_dump().items():
+        written = str(value).lower() if isinstance(value, bool) else str(value)
+        monkeypatch.setenv(f"TRIO_BROKER_{name.upper()}", written)
+        assert flag(name) == f"--{name}".replace("_", "-")
+    file.write_text("no_migrate = true\nallow_anonymous = true")
+    assert load({}, file).config == Config()
+    assert unknown_variables({"TRIO_BROKER_MIGRATE": "no"}) == {"TRIO_BROKER_MIGRATE": "TRIO_BROKER_NO_MIGRATE"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "no_migrate", "allow_anonymous"),
+    [
+        ([], True, True),
+        (["--migrate", "--no-allow-anonymous"], False, False),
+        (["--no-migrate", "--allow-anonymous"], True, True),
+        (["--no-migrate", "--migrate"], False, True),
+    ],
+)
+def test_a_flag_can_undo_a_switch_of_the_environment(
+    arguments: list[str], no_migrate: bool, allow_anonymous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Config] = []
+
+    async def served(settings: Settings, file: Path | None) -> int:
+        await trio.lowlevel.checkpoint()
+        seen.append(settings.config)
+        return 0
+
+    monkeypatch.setattr("trio_broker.cli.serve._serve", served)
+    monkeypatch.setenv("TRIO_BROKER_NO_MIGRATE", "true")
+    monkeypatch.setenv("TRIO_BROKER_ALLOW_ANONYMOUS", "yes")
+    assert run_command_line(["serve", *arguments]) == 0
+    assert [(config.no_migrate, config.allow_anonymous) for config in seen] == [(no_migrate, allow_anonymous)]
+
+
 def test_every_setting_has_a_flag_and_help_shows_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["serve", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -118,7 +155,8 @@ def test_every_setting_has_a_flag_and_help_shows_its_default(capsys: pytest.Capt
         assert flag(name) in text
     for default in ("127.0.0.1:50051", "sqlite:///trio- broker.db", "64MiB", "4032KiB", "10s", "50000"):
         assert f"[default: {default}]" in text
-    assert "--no-migrate do not create or upgrade" in text
+    assert "--no-migrate / --migrate do not create or upgrade" in text
+    assert "--allow-anonymous / --no-allow-anonymous let anybody call" in text
     assert "auto|console|json" in text
 
 
@@ -127,9 +165,9 @@ def test_every_setting_has_a_flag_and_help_shows_its_default(capsys: pytest.Capt
     [
         (["--lisen", "x"], 2, "'--listen'"),
         (["--grace"], 2, "requires an argument"),
-        (["--listen", "0.0.0.0:1"], 1, "--allow-anonymous"),
-        (["--config", "no-such-file.toml"], 1, "no such file"),
-        (["--grace", "x", "--queue-bytes", "y"], 1, "2 settings are wrong"),
+        (["--listen", "0.0.0.0:1"], 2, "--allow-anonymous"),
+        (["--config", "no-such-file.toml"], 2, "no such file"),
+        (["--grace", "x", "--queue-bytes", "y"], 2, "2 settings are wrong"),
     ],
 )
 def test_what_keeps_serve_from_starting_is_told_on_stderr(

@@ -141,6 +141,13 @@ def test_a_wrong_value_is_refused_and_named(name: str, value: object) -> None:
     assert [error["loc"] for error in refused.value.errors()] == [(name,)]
 
 
+def test_a_queue_without_room_for_the_largest_message_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ValidationError, match=r"--queue-bytes 4095KiB .* --body-max-bytes 4032KiB .* at least 4MiB"):
+        Config(queue_bytes="4095KiB")
+    assert Config(queue_bytes="4MiB").queue_bytes == 4 << 20
+    assert Config(queue_bytes="65KiB", body_max_bytes="1KiB").body_max_bytes == 1024
+
+
 def test_settings_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Config().grace = 1.0  # type: ignore[misc]

@@ -3,15 +3,18 @@
 import io
 import json
 import logging
+import platform
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 import pytest
 import structlog
+import trio
 
-from trio_broker.config import Config
-from trio_broker.logs import configure_logging, redact_url, startup_banner
+from trio_broker._version import __version__
+from trio_broker.config import BODY_MAX_BYTES, Config
+from trio_broker.logs import Started, configure_logging, redact_url
 
 
 @pytest.fixture
@@ -136,18 +139,12 @@ class Durability(NamedTuple):
     durable: bool = True
 
 
-def banner(config: Config, durability: Durability) -> list[str]:
-    return startup_banner(
-        config,
-        durability=durability,
-        grpc_address="127.0.0.1:50051",
-        metrics_address="127.0.0.1:9464",
-        ready_after_s=0.4123,
-    )
+def started(config: Config, durability: Durability) -> Started:
+    return Started(config, durability, "127.0.0.1:50051", "127.0.0.1:9464", ready_after_s=0.4123)
 
 
 def test_the_banner_says_what_started_in_few_lines() -> None:
-    lines = banner(Config(), Durability())
+    lines = started(Config(), Durability()).banner()
     text = "\n".join(lines)
     assert len(lines) <= 14
     assert lines[-1] == "ready in 412 ms"
@@ -160,7 +157,64 @@ def test_the_banner_says_what_started_in_few_lines() -> None:
 
 def test_the_banner_warns_of_what_is_not_durable_and_of_strangers_and_hides_passwords() -> None:
     config = Config(listen="0.0.0.0:1", allow_anonymous=True, store="postgresql://me:secret@db/x")
-    text = "\n".join(banner(config, Durability("memory", "none", durable=False)))
+    text = "\n".join(started(config, Durability("memory", "none", durable=False)).banner())
     assert "NOT DURABLE" in text
     assert "from other machines" in text
     assert "secret" not in text
+
+
+def announced(stream: io.StringIO, config: Config, durability: Durability) -> list[dict[str, object]]:
+    configure_logging("json", "info", stream)
+    started(config, durability).announce()
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_programs_get_one_event_with_all_that_the_banner_says(stream: io.StringIO) -> None:
+    (ready,) = announced(stream, Config(log_format="json"), Durability())
+    assert ready.pop("timestamp")
+    assert {ready.pop(name) for name in ("version", "python", "trio")} == {
+        *(__version__, platform.python_version(), trio.__version__)
+    }
+    assert ready == {
+        "event": "ready",
+        "level": "info",
+        "logger": "trio_broker.logs",
+        "grpc": "127.0.0.1:50051",
+        "metrics": "127.0.0.1:9464",
+        "store": "sqlite:///trio-broker.db",
+        "store_kind": "SQLite 3.45.1",
+        "durability": "journal_mode=wal synchronous=full",
+        "durable": True,
+        "tls": False,
+        "client_certificates": False,
+        "open_to_strangers": False,
+        "commit_timeout_s": 10.0,
+        "drain_delay_s": 0.0,
+        "grace_s": 10.0,
+        "queue_messages": 50_000,
+        "queue_bytes": 64 << 20,
+        "flush_messages": 1024,
+        "flush_bytes": 4 << 20,
+        "subscriber_messages": 1024,
+        "subscriber_bytes": 4 << 20,
+        "streams_per_connection": 1000,
+        "body_max_bytes": BODY_MAX_BYTES,
+        "ready_after_s": 0.412,
+    }
+
+
+def test_what_may_not_be_meant_is_warned_of_without_passwords(stream: io.StringIO) -> None:
+    config = Config(listen="0.0.0.0:1", allow_anonymous=True, store="postgresql://me:secret@db/x", log_format="json")
+    lines = announced(stream, config, Durability("memory", "none", durable=False))
+    assert [(line["level"], line["event"]) for line in lines] == [
+        ("warning", "not_durable"),
+        ("warning", "strangers_may_call"),
+        ("info", "ready"),
+    ]
+    assert {line["store"] for line in lines if "store" in line} == {"postgresql://me:***@db/x"}
+
+
+def test_who_needs_a_certificate_is_no_stranger(stream: io.StringIO) -> None:
+    config = Config(listen="0.0.0.0:1", tls_cert="c", tls_key="k", tls_client_ca="a", log_format="json")
+    (ready,) = announced(stream, config, Durability())
+    assert (ready["tls"], ready["client_certificates"], ready["open_to_strangers"]) == (True, True, False)

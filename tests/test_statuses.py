@@ -14,7 +14,8 @@ def subclasses(kind: type) -> list[type]:
     return [each for child in kind.__subclasses__() for each in (child, *subclasses(child))]
 
 
-SERVED = [kind for kind in subclasses(errors.BrokerError) if kind is not errors.ConnectionLost]  # only clients have it
+NEVER_SERVED = (errors.ConnectionLost, errors.CannotOpen)  # no server, or none yet
+SERVED = [kind for kind in subclasses(errors.BrokerError) if kind not in NEVER_SERVED]
 
 
 def details(status: object) -> dict[type, object]:

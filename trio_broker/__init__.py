@@ -1,4 +1,4 @@
-"""trio-broker: a message broker that any gRPC client can use, whose log is the database you already run.
+"""A message broker that any gRPC client can use without an SDK.
 
 `connect`, `open_broker` and `Broker` are imported on first use, so that a client's process never imports the
 server's packages (``persistence`` and ``metrics``, names that its own modules may have).
@@ -10,6 +10,7 @@ from trio_broker._version import __version__
 from trio_broker.errors import (
     BrokerClosed,
     BrokerError,
+    CannotOpen,
     ConnectionLost,
     Draining,
     ExpiredId,
@@ -38,6 +39,7 @@ __all__ = [
     "Broker",
     "BrokerClosed",
     "BrokerError",
+    "CannotOpen",
     "ConnectionLost",
     "Draining",
     "ExpiredId",

@@ -14,7 +14,7 @@ Threads:   the trio thread only.
 """
 
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -31,6 +31,7 @@ from trio_broker.config import Config  # noqa: E402
 from trio_broker.errors import (  # noqa: E402
     BrokerClosed,
     BrokerError,
+    CannotOpen,
     Draining,
     ExpiredId,
     InvalidExpiration,
@@ -58,14 +59,17 @@ async def open_broker(url: str = "sqlite:///trio-broker.db", config: Config | No
     ``config`` gives everything else; its ``store`` is not read.
 
     Raises:
-        persistence.CannotOpen: with what is wrong and what to do; also when another broker has the file open.
+        CannotOpen: with what is wrong and what to do; also when another broker has the file open.
     """
     config = config or Config()
-    async with (
-        open_store(url, exclusive=True, migrate=config.migrate, commit_timeout_s=config.commit_timeout) as store,
-        run_broker(store, config) as broker,
-    ):
-        yield broker
+    opening = open_store(url, exclusive=True, migrate=not config.no_migrate, commit_timeout_s=config.commit_timeout)
+    async with AsyncExitStack() as opened:
+        try:
+            store = await opened.enter_async_context(opening)
+        except persistence.CannotOpen as error:
+            raise CannotOpen(str(error)) from error
+        async with run_broker(store, config) as broker:
+            yield broker
 
 
 @asynccontextmanager

@@ -11,9 +11,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from trio_broker.notation import Address, TcpAddress, UnixAddress, is_loopback, parse_listen, seconds, size
+from trio_broker.notation import Address, TcpAddress, UnixAddress, is_loopback, parse_listen, seconds, size, write_size
 
-__all__ = ["BODY_MAX_BYTES", "Address", "Config", "TcpAddress", "UnixAddress", "open_to_strangers", "parse_listen"]
+__all__ = [
+    "BODY_MAX_BYTES",
+    "MESSAGE_OVERHEAD_BYTES",
+    "Address",
+    "Config",
+    "TcpAddress",
+    "UnixAddress",
+    "open_to_strangers",
+    "parse_listen",
+]
 
 
 def _number(value: object) -> object:
@@ -30,6 +39,9 @@ Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
 BODY_MAX_BYTES = 4 * 1024 * 1024 - 64 * 1024
 """So that every encoded response fits gRPC clients' default limit of 4 MiB on what they receive."""
 
+MESSAGE_OVERHEAD_BYTES = 64 * 1024
+"""What a message may have besides its body: subject, headers, framing."""
+
 
 class Config(BaseModel):
     """The settings of one broker process. Immutable; checked when made."""
@@ -43,7 +55,7 @@ class Config(BaseModel):
     tls_cert: str = Field("", description="PEM file: the certificate of the gRPC listener and its chain; serve TLS")
     tls_key: str = Field("", description="PEM file: the key of the certificate")
     tls_client_ca: str = Field("", description="PEM file: only clients with a certificate of this authority may call")
-    migrate: bool = Field(default=True, description="create or upgrade the store's schema at start")
+    no_migrate: bool = Field(default=False, description="do not create or upgrade the store's schema at start")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
 
@@ -89,6 +101,13 @@ class Config(BaseModel):
                 f"{self.listen} can be reached from other machines, and nothing authenticates clients: anybody could "
                 "publish and read. If that is meant, pass --allow-anonymous (TRIO_BROKER_ALLOW_ANONYMOUS=true); "
                 "otherwise listen on 127.0.0.1"
+            )
+        largest = self.body_max_bytes + MESSAGE_OVERHEAD_BYTES
+        if self.queue_bytes < largest:  # such a message would be told for ever that the queue is full: try again
+            raise ValueError(
+                f"--queue-bytes {write_size(self.queue_bytes)} has no room for a message of --body-max-bytes "
+                f"{write_size(self.body_max_bytes)} with its headers: make --queue-bytes at least "
+                f"{write_size(largest)}, or --body-max-bytes smaller"
             )
         return self
 

@@ -81,6 +81,15 @@ class ConnectionLost(BrokerError):
     reason = "CONNECTION_LOST"
 
 
+class CannotOpen(BrokerError):
+    """The store cannot be opened as asked: a bad URL, a newer schema, a second broker on one file, no rights.
+
+    Raised by `trio_broker.open_broker`, and never by a call. Trying again does not help; the text says what does.
+    """
+
+    reason = "CANNOT_OPEN"
+
+
 class SlowConsumer(BrokerError):
     """The subscriber did not read fast enough; ``metadata["last_delivered_id"]`` says how far it came."""
 

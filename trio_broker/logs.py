@@ -1,4 +1,4 @@
-"""Logging of a broker process: one event a line with its values, and the lines it starts with.
+"""Logging of a broker process: one event a line with its values, and what is said when it is ready.
 
 Owns:      structlog's and logging's set-up, what must not reach a log, the start banner.
 Not here:  what is logged (each module: INFO is life-cycle; never bodies, never a DSN).
@@ -9,7 +9,7 @@ import logging
 import platform
 import re
 import sys
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
 
 import structlog
 import trio
@@ -24,8 +24,15 @@ if TYPE_CHECKING:
 
 _OURS = ("trio_broker", "persistence", "metrics")
 
+_LIMITS = {
+    *("queue_messages", "queue_bytes", "flush_messages", "flush_bytes", "subscriber_messages", "subscriber_bytes"),
+    *("streams_per_connection", "body_max_bytes"),
+}
+
 _PASSWORD_IN_AUTHORITY = re.compile(r"""(\b[a-zA-Z][\w+.-]*://[^\s:/@"']*):[^\s"']*@""")
 _PASSWORD_IN_QUERY = re.compile(r"""([?&](?:ssl)?password=)[^&\s"']*""", re.IGNORECASE)
+
+log = structlog.get_logger(__name__)
 
 
 def configure_logging(
@@ -39,9 +46,6 @@ def configure_logging(
     clients sent.
     """
     stream = stream or sys.stderr
-    on_terminal = stream.isatty()
-    if log_format == "auto":
-        log_format = "console" if on_terminal else "json"
     before: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -53,7 +57,7 @@ def configure_logging(
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
     formatter = _RedactingFormatter(
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(log_format, on_terminal)],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(log_format, stream)],
         foreign_pre_chain=before,
     )
     handler = logging.StreamHandler(stream)
@@ -65,10 +69,14 @@ def configure_logging(
         logging.getLogger(name).setLevel(level.upper())
 
 
-def _renderers(log_format: Literal["console", "json"], colors: bool) -> list[Processor]:  # noqa: FBT001
-    if log_format == "console":
+def _for_people(log_format: Literal["auto", "console", "json"], stream: TextIO) -> bool:
+    return stream.isatty() if log_format == "auto" else log_format == "console"
+
+
+def _renderers(log_format: Literal["auto", "console", "json"], stream: TextIO) -> list[Processor]:
+    if _for_people(log_format, stream):
         plain = structlog.dev.plain_traceback  # the default shows local variables, and those hold bodies
-        return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+        return [structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain)]
     tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
     return [
         structlog.processors.ExceptionRenderer(tracebacks),
@@ -88,26 +96,75 @@ def redact_url(text: str) -> str:
     return _PASSWORD_IN_QUERY.sub(r"\1***", _PASSWORD_IN_AUTHORITY.sub(r"\1:***@", text))
 
 
-def startup_banner(
-    config: Config, *, durability: "Durability", grpc_address: str, metrics_address: str, ready_after_s: float
-) -> list[str]:
-    """Return the lines that say what has started: where, on what, how durable, within which limits."""
-    acknowledged = "durable" if durability.durable else "NOT DURABLE: acknowledged messages do not outlive the process"
-    tls = "TLS" if config.tls_cert else "no TLS"
-    strangers = "anybody may call" + (" from other machines" if open_to_strangers(config) else "")
-    clients = "clients need a certificate" if config.tls_client_ca else strangers
-    queue = f"{config.queue_messages} messages or {write_size(config.queue_bytes)} wait"
-    flush = f"{config.flush_messages} or {write_size(config.flush_bytes)} a flush"
-    subscriber = f"{config.subscriber_messages} messages or {write_size(config.subscriber_bytes)} each"
-    return [
-        f"trio-broker {__version__}, Python {platform.python_version()}, trio {trio.__version__}",
-        f"store       {redact_url(config.store)}, {durability.kind}",
-        f"durability  {acknowledged} ({durability.setting})",
-        f"grpc        {grpc_address}, {tls}, {clients}",
-        f"metrics     http://{metrics_address}/metrics, /healthz, /readyz",
-        f"publishes   {queue}, {flush}, each within {write_seconds(config.commit_timeout)}",
-        f"subscribers {subscriber}, {config.streams_per_connection} calls a connection",
-        f"bodies      {write_size(config.body_max_bytes)} at most",
-        f"stopping    after {write_seconds(config.drain_delay)}, within {write_seconds(config.grace)}",
-        f"ready in {ready_after_s * 1000:.0f} ms",
-    ]
+class Started(NamedTuple):
+    """What has started, where, and how durable it is."""
+
+    config: Config
+    durability: "Durability"
+    grpc: str
+    """The address that was bound."""
+    metrics: str
+    """As well."""
+    ready_after_s: float
+
+    def announce(self) -> None:
+        """Log it: lines for people, or one event ``ready`` for programs; before, warn of what may not be meant.
+
+        Programs read the keys ``grpc`` and ``metrics`` of that event: they stay.
+        """
+        if not self.durability.durable:
+            log.warning("not_durable", store=redact_url(self.config.store), setting=self.durability.setting)
+        if open_to_strangers(self.config):
+            log.warning("strangers_may_call", grpc=self.grpc)
+        if _for_people(self.config.log_format, sys.stderr):
+            for line in self.banner():
+                log.info(line)
+        else:
+            log.info("ready", **self.facts())
+
+    def banner(self) -> list[str]:
+        """Return the lines for people: what, where, how durable, within which limits."""
+        config, durability = self.config, self.durability
+        not_durable = "NOT DURABLE: acknowledged messages do not outlive the process"
+        acknowledged = "durable" if durability.durable else not_durable
+        tls = "TLS" if config.tls_cert else "no TLS"
+        strangers = "anybody may call" + (" from other machines" if open_to_strangers(config) else "")
+        clients = "clients need a certificate" if config.tls_client_ca else strangers
+        queue = f"{config.queue_messages} messages or {write_size(config.queue_bytes)} wait"
+        flush = f"{config.flush_messages} or {write_size(config.flush_bytes)} a flush"
+        subscriber = f"{config.subscriber_messages} messages or {write_size(config.subscriber_bytes)} each"
+        return [
+            f"trio-broker {__version__}, Python {platform.python_version()}, trio {trio.__version__}",
+            f"store       {redact_url(config.store)}, {durability.kind}",
+            f"durability  {acknowledged} ({durability.setting})",
+            f"grpc        {self.grpc}, {tls}, {clients}",
+            f"metrics     http://{self.metrics}/metrics, /healthz, /readyz",
+            f"publishes   {queue}, {flush}, each within {write_seconds(config.commit_timeout)}",
+            f"subscribers {subscriber}, {config.streams_per_connection} calls a connection",
+            f"bodies      {write_size(config.body_max_bytes)} at most",
+            f"stopping    after {write_seconds(config.drain_delay)}, within {write_seconds(config.grace)}",
+            f"ready in {self.ready_after_s * 1000:.0f} ms",
+        ]
+
+    def facts(self) -> dict[str, object]:
+        """Return the same for programs."""
+        config, durability = self.config, self.durability
+        return {
+            "version": __version__,
+            "python": platform.python_version(),
+            "trio": trio.__version__,
+            "grpc": self.grpc,
+            "metrics": self.metrics,
+            "store": redact_url(config.store),
+            "store_kind": durability.kind,
+            "durability": durability.setting,
+            "durable": durability.durable,
+            "tls": bool(config.tls_cert),
+            "client_certificates": bool(config.tls_client_ca),
+            "open_to_strangers": open_to_strangers(config),
+            "commit_timeout_s": config.commit_timeout,
+            "drain_delay_s": config.drain_delay,
+            "grace_s": config.grace,
+            **config.model_dump(include=_LIMITS),
+            "ready_after_s": round(self.ready_after_s, 3),
+        }

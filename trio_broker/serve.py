@@ -27,8 +27,8 @@ from metrics import CallMetrics, Readiness, build_registry, serve_http
 from persistence import Store, open_store
 from trio_broker._proto.pool import POOL
 from trio_broker.broker import Broker, run_broker
-from trio_broker.config import Config
-from trio_broker.logs import startup_banner
+from trio_broker.config import MESSAGE_OVERHEAD_BYTES, Config
+from trio_broker.logs import Started
 from trio_broker.notation import TcpAddress, UnixAddress, parse_listen
 from trio_broker.rpc.health import Health
 from trio_broker.rpc.limits import Limits
@@ -42,8 +42,6 @@ from trio_broker.service.statuses import BrokerRefusals
 
 METHODS = ("Publish", "Subscribe", "Fetch", "Check", "List", "Watch", "ServerReflectionInfo")
 """The calls that have a label of their own in the metrics."""
-MESSAGE_OVERHEAD_BYTES = 64 * 1024
-"""What a request may have besides its body: subject, headers, framing."""
 YOUNG_OBJECTS = 20_000
 """Objects between two looks of the garbage collector at the young ones. Calls leave no cycles behind, so its looks
 find little; at Python's default of 700 they took a fifth of the CPU (docs/BENCHMARKS.md)."""
@@ -63,7 +61,7 @@ async def serve(  # noqa: ASYNC128 - `_Process.run` calls it
     A second signal ends the process at once, with exit code 1.
 
     Raises:
-        OSError: an address is taken or cannot be resolved; the text names it.
+        OSError: an address is taken or cannot be resolved; the text names it and its flag.
         persistence.CannotOpen: the store cannot be opened as asked.
     """
     gc.freeze()  # what was imported stays: nobody needs to look at it again
@@ -99,12 +97,16 @@ class _Process:
                 nursery.start_soon(_await_signals, signals, signalled)
                 metrics_listen = parse_listen(config.metrics_listen)
                 assert isinstance(metrics_listen, TcpAddress), "the settings see to that"
-                metrics_at = await nursery.start(
-                    serve_http, *metrics_listen, build_registry(self._metrics), self.readiness
-                )
+                with _telling("--metrics-listen"):
+                    metrics_at = await nursery.start(
+                        serve_http, *metrics_listen, build_registry(self._metrics), self.readiness
+                    )
                 async with (
                     open_store(
-                        config.store, exclusive=True, migrate=config.migrate, commit_timeout_s=config.commit_timeout
+                        config.store,
+                        exclusive=True,
+                        migrate=not config.no_migrate,
+                        commit_timeout_s=config.commit_timeout,
                     ) as store,
                     run_broker(store, config) as broker,
                 ):
@@ -151,18 +153,10 @@ class _Process:
         self._metrics.ended(method, "CANCELLED" if code is None else CODE_NAMES[code], seconds)
 
     def _announce(self, store: Store, listener: socket.socket, metrics_address: str) -> str:
-        """Log the banner and the addresses; return that of gRPC."""
+        """Say what has started; return the address of gRPC."""
         address = format_address(listener.getsockname())
         ready_after_s = time.perf_counter() - self._began
-        for line in startup_banner(
-            self._config,
-            durability=store.durability(),
-            grpc_address=address,
-            metrics_address=metrics_address,
-            ready_after_s=ready_after_s,
-        ):
-            log.info(line)
-        log.info("ready", grpc=address, metrics=metrics_address, ready_after_s=round(ready_after_s, 3))
+        Started(self._config, store.durability(), address, metrics_address, ready_after_s).announce()
         return address
 
     async def _report_health(self) -> None:
@@ -212,13 +206,21 @@ def _last_resort(seconds: float) -> Iterator[None]:
 @contextmanager
 def _listen(address: str) -> Iterator[socket.socket]:
     """Listen where the settings say; remove a unix socket's file afterwards."""
-    match parse_listen(address):
-        case TcpAddress(host, port):
-            with listen_tcp(host, port) as listener:
-                yield listener
-        case UnixAddress(path):
-            with listen_unix(path) as listener:
-                try:
-                    yield listener
-                finally:
-                    Path(path).unlink(missing_ok=True)
+    where = parse_listen(address)
+    with _telling("--listen"):
+        listener = listen_tcp(*where) if isinstance(where, TcpAddress) else listen_unix(where.path)
+    with listener:
+        try:
+            yield listener
+        finally:
+            if isinstance(where, UnixAddress):
+                Path(where.path).unlink(missing_ok=True)
+
+
+@contextmanager
+def _telling(flag: str) -> Iterator[None]:
+    """Add to an address that cannot be listened on the flag that says it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror or error} ({flag})") from error

@@ -12,11 +12,9 @@ from importlib import import_module
 import click
 
 from trio_broker._version import __version__
-from trio_broker.cli.running import ERROR, INTERRUPTED, say
+from trio_broker.cli.running import ERROR, INTERRUPTED, USAGE, say
 
 _COMMANDS = ("serve", "pub", "sub", "get", "version")
-
-_USAGE = 2
 
 
 class _Commands(click.Group):
@@ -37,7 +35,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, message="trio-broker %(version)s")
 def cli() -> None:
-    """A message broker that any gRPC client can use, whose log is the database you already run."""
+    """A message broker that any gRPC client can use without an SDK."""
 
 
 def main() -> None:
@@ -51,18 +49,14 @@ def run_command_line(arguments: Sequence[str]) -> int:
         return int(cli.main(arguments, prog_name="trio-broker", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
-        return _USAGE
+        return USAGE
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "trio-broker"
         text = error.format_message()
         say(text + ("" if text.endswith((".", "?", ")")) else ".") + f" Try '{command} --help'.")
-        return _USAGE
+        return USAGE
     except click.ClickException as error:
         say(error.format_message())
         return ERROR
     except click.Abort:
         return INTERRUPTED
-
-
-if __name__ == "__main__":
-    main()

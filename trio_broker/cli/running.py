@@ -15,7 +15,7 @@ import trio
 
 from trio_broker.errors import BrokerError, ConnectionLost, ExpiredId, InvalidId, NotApplied, OutcomeUnknown
 
-ERROR, NOT_FOUND, UNAVAILABLE, TIMEOUT, INTERRUPTED, PIPE_CLOSED = 1, 3, 4, 124, 130, 141
+ERROR, USAGE, NOT_FOUND, UNAVAILABLE, TIMEOUT, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 4, 124, 130, 141
 
 Ts = TypeVarTuple("Ts")
 

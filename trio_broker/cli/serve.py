@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from trio_broker.cli.running import ERROR, Failure, run, say
+from trio_broker.cli.running import USAGE, Failure, run, say
 from trio_broker.cli.settings import ConfigError, Settings, flag, load
 from trio_broker.config import Config
 from trio_broker.logs import configure_logging
@@ -28,8 +28,8 @@ def _option(name: str, field: FieldInfo) -> click.Option:
     """Make the flag of a setting. Values stay text: all sources are checked together, in settings.py."""
     about = field.description or ""
     if field.annotation is bool:
-        about = f"do not {about}" if field.default else about
-        return click.Option([flag(name), name], is_flag=True, flag_value=not field.default, default=None, help=about)
+        undo = flag(name.removeprefix("no_") if name.startswith("no_") else f"no_{name}")  # of a variable, or the file
+        return click.Option([f"{flag(name)}/{undo}", name], default=None, help=about)
     read = [validator.func for validator in field.metadata if isinstance(validator, BeforeValidator)]
     if seconds in read:
         metavar, default = "DURATION", write_seconds(field.default)
@@ -65,7 +65,7 @@ def command(context: click.Context, /, *, file: Path | None, **values: object) -
         settings = load(given, file)
     except ConfigError as error:
         say(str(error))
-        return ERROR
+        return USAGE
     return run(_serve, settings, file)
 
 
@@ -74,7 +74,11 @@ command.params += [_option(name, field) for name, field in Config.model_fields.i
 
 async def _serve(settings: Settings, file: Path | None) -> int:
     # The server's packages are imported here: a wrong flag is told at once.
-    require_own("metrics")
+    try:
+        require_own("persistence")
+        require_own("metrics")
+    except ImportError as error:
+        raise Failure(str(error)) from error
     from persistence import CannotOpen
     from trio_broker.serve import serve
 

@@ -82,9 +82,8 @@ def load(flags: Mapping[str, object], file: Path | None) -> Settings:
 
 
 def flag(name: str) -> str:
-    """Return the flag of a setting: switches that are on by default become ``--no-...``."""
-    negated = Config.model_fields[name].default is True
-    return ("--no-" if negated else "--") + name.replace("_", "-")
+    """Return the flag of a setting."""
+    return "--" + name.replace("_", "-")
 
 
 def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
