@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 .PHONY: serve test lint types wheel-check bench demo proto clean
 .DEFAULT_GOAL := test
 
-# the broker and its run-time dependencies
+# the broker and its run-time dependencies; from nothing, whatever an attempt with another Python left behind
 $(VENV)/.installed: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
