@@ -65,7 +65,7 @@ async def serve(  # noqa: ASYNC128 - `_Process.run` calls it
         persistence.CannotOpen: the store cannot be opened as asked.
     """
     gc.freeze()  # what was imported stays: nobody needs to look at it again
-    gc.set_threshold(YOUNG_OBJECTS, 20, 50)
+    gc.set_threshold(YOUNG_OBJECTS, 10, 10)
     await _Process(config).run(task_status.started)
     return 0
 

@@ -7,6 +7,7 @@ from purerpc import Status, StatusCode
 
 from trio_broker.rpc import frames
 from trio_broker.rpc.call import framed
+from trio_broker.rpc.limits import Limits
 
 
 def test_a_reply_leaves_in_one_piece():
@@ -26,6 +27,26 @@ def test_a_reply_of_any_size(size):
     assert answer.headers == {b":status": b"200", b"content-type": b"application/grpc"}
     assert answer.trailers == {b"grpc-status": b"0"}
     assert not peer.connection.streams
+
+
+def test_replies_that_wait_for_windows_are_bounded_together():
+    peer = GrpcPeer(Limits(outbound_max_bytes=1_000_000))
+    calls = [peer.call(stream_id, b"x") for stream_id in (1, 3, 5, 7)]
+    for call in calls[:3]:
+        call.reply(bytes(400_000))
+    refused = peer.answer(5)
+    assert refused.code == StatusCode.RESOURCE_EXHAUSTED.value
+    assert "wait for this connection's windows" in refused.text
+    peer.told(frames.reset(1, frames.CANCEL))
+    calls[3].reply(bytes(400_000))
+    assert not peer.answer(7).ended, "there was room again"
+    assert peer.connection.queued_bytes == sum(stream.queued_bytes for stream in peer.connection.streams.values())
+
+
+def test_one_reply_may_be_larger_than_all_may_be_together():
+    peer = GrpcPeer(Limits(outbound_max_bytes=1))
+    peer.call(1, b"x").reply(bytes(200_000))
+    assert not peer.answer(1).ended
 
 
 def test_a_reply_at_the_connections_window():

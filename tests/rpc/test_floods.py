@@ -30,7 +30,6 @@ FLOODS = {
     "PING": lambda _: ping(),
     "SETTINGS": lambda _: settings(),
     "PRIORITY": lambda _: PRIORITY,
-    "RST_STREAM of a closed stream": lambda _: frames.reset(1, frames.CANCEL),
     "empty DATA": lambda _: data(3),
     "empty DATA of a stream that we reset": lambda _: data(5),
     "WINDOW_UPDATE by 0": zero_window,
@@ -92,6 +91,32 @@ def test_rapid_reset_is_cut():
     following = rapid_reset(peer, 1, BURST, answer=False)
     peer.open(following)
     assert peer.told(frames.reset(following, frames.CANCEL)) == [f"GOAWAY {following} ENHANCE_YOUR_CALM"]
+
+
+def test_a_call_that_its_client_gave_up_after_a_while_is_no_rapid_reset():
+    """Clients whose deadlines pass while the server is stuck: they come in numbers, just when it answers nobody."""
+    peer = calm_peer(Limits(control_burst=BURST, control_per_s=1, rapid_reset_s=0.02))
+    for stream_id in range(1, 20 * BURST, 2):
+        peer.open(stream_id, end=True)
+        peer.connection.forgive(0.02)
+        assert peer.told(frames.reset(stream_id, frames.CANCEL)) == []
+
+
+def test_a_reset_that_crosses_our_end_is_free():
+    peer = calm_peer()
+    peer.open(1, end=True).end(HEADERS)
+    peer.received()
+    assert peer.told(frames.reset(1, frames.CANCEL) * 50) == []
+
+
+def test_a_ping_for_each_write_of_data_is_free():
+    """What grpc-go does with its default options while it receives a stream."""
+    peer = calm_peer()
+    stream = peer.open(1, end=True)
+    for _ in range(20 * BURST):
+        stream.send(b"message")
+        peer.received()
+        assert peer.told(ping(), frames.window_update(1, 7), frames.window_update(0, 7)) == ["PING ACK"]
 
 
 def test_our_own_resets_are_counted():

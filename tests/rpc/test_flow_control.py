@@ -1,5 +1,7 @@
 """Flow control both ways, exactly at the windows (RFC 9113, sections 5.2 and 6.9)."""
 
+import struct
+
 import pytest
 from h2_peer import Peer, data, settings, words
 from hyperframe.frame import DataFrame, HeadersFrame
@@ -313,3 +315,19 @@ def test_output_is_announced_once_until_it_is_taken():
     peer.received()
     peer.open(3, end=True).send_headers(HEADERS)
     assert peer.announced == before + 2
+
+
+def test_a_frame_of_many_windows_touches_each_stream_once():
+    """Each entry would otherwise cost as much as there are streams: 2,730 entries fit in a frame."""
+    peer = Peer()
+    streams = [peer.open(stream_id) for stream_id in (1, 3)]
+    changes = []
+    for stream in streams:
+        stream.send(bytes(70_000))
+    peer.received()
+    peer.connection._change_peer_window, change = changes.append, peer.connection._change_peer_window
+    entries = b"".join(struct.pack(">HI", frames.INITIAL_WINDOW_SIZE, size) for size in range(1, 2731))
+    peer.send(frames.frame(frames.SETTINGS, 0, 0, entries))
+    assert changes == [2730]
+    change(2730)
+    assert peer.connection.peer_window == 2730

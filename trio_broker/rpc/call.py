@@ -231,7 +231,7 @@ class Call(Stream):
         if not part:
             self.part = None
         elif not self._hold(len(part)):
-            self.finish(Status(StatusCode.RESOURCE_EXHAUSTED, "too many unfinished messages on this connection"))
+            self.finish(self.app.refusals.overloaded("too many unfinished messages on this connection"))
 
     def _hold(self, size: int) -> bool:
         """Give credit for an unfinished message, or it may never be finished: it is bounded by its size, not by
@@ -279,9 +279,7 @@ class Call(Stream):
             or self.initial_metadata
             or self.trailing_metadata
         ):
-            self.send_head()
-            self.send(framed(message))
-            self.finish(OK)
+            self._reply_in_parts(message)
             return
         self.local_closed = self.responded = True
         self.status = OK
@@ -293,6 +291,15 @@ class Call(Stream):
             b"".join((_HEAD_START, stream_id, RESPONSE_HEAD, prefix, message, _TRAILERS_START, stream_id, OK_TRAILERS))
         )
         connection.ended(self)
+
+    def _reply_in_parts(self, message: bytes) -> None:
+        waiting = self.connection.queued_bytes
+        if waiting and waiting + len(message) > self.connection.limits.outbound_max_bytes:
+            self.finish(self.app.refusals.overloaded(f"{waiting} bytes of replies wait for this connection's windows"))
+            return
+        self.send_head()
+        self.send(framed(message))
+        self.finish(OK)
 
     def send_head(self) -> None:
         """Send the response's headers now, with `initial_metadata`; otherwise they leave with the first message."""

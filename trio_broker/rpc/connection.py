@@ -82,6 +82,15 @@ class Connection(Control):
         except ConnectionFailed as error:
             self.fail(error.code, str(error))
 
+    def release(self) -> None:
+        """The socket is closed: give back what is held, and know the owner no longer. Nothing may follow."""
+        self.failed = True
+        self._buffer = b""
+        self._block = None
+        self._heads.clear()
+        self._on_control.clear()
+        self.forget_all()
+
     # -- frames -----------------------------------------------------------------------------------------------
 
     def _receive(self, data: bytes) -> None:

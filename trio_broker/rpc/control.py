@@ -40,6 +40,8 @@ class Control(Outbound):
         self._resets: deque[int] = deque()
         self._reset_ids: set[int] = set()
         self._calm: float = limits.control_burst
+        self.age_s = 0.0
+        """Seconds that the owner has told to `forgive`."""
 
     # -- the connection's end ---------------------------------------------------------------------------------
 
@@ -81,14 +83,26 @@ class Control(Outbound):
 
     def forgive(self, seconds: float) -> None:
         """Time has passed: the peer may send some more control frames."""
+        self.age_s += seconds
         self._calm = min(self.limits.control_burst, self._calm + seconds * self.limits.control_per_s)
 
     # -- a stream's end ---------------------------------------------------------------------------------------
 
     def answered(self) -> None:
-        """A response began: a peer that gets answers may also cancel, ping and change its settings."""
+        """A peer that gets answers may also cancel, ping and change its settings.
+
+        grpc-go sends a PING for nearly each write of DATA that it gets, to learn how much it should ask for.
+        """
         if self._calm < self.limits.control_burst:
             self._calm += 1
+
+    def take(self) -> bytes:
+        """Return what is to be written now; empty when there is nothing, or no window for it."""
+        window = self.send_window
+        data = super().take()
+        if self.send_window < window:
+            self.answered()
+        return data
 
     def end_stream(self, stream: Stream) -> None:
         """Send the end of a stream whose queue is empty; empty trailers: its last DATA frame carried END_STREAM."""
@@ -107,6 +121,7 @@ class Control(Outbound):
         """End a stream without sending anything. What waited for it is dropped."""
         stream.local_closed = True
         stream.queue.clear()
+        self.queued_bytes -= stream.queued_bytes
         stream.queued_bytes = 0
         self._remember(stream.id)
         self._close(stream)
@@ -155,19 +170,18 @@ class Control(Outbound):
         self._spend()
 
     def _on_reset(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
-        """Section 6.4. A reset before we answered is what "rapid reset" is made of: those are counted."""
+        """Section 6.4. A reset at once, before we answered, is what "rapid reset" is made of: those are counted."""
         if len(payload) != 4:
             raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "RST_STREAM must be 4 bytes")
         if not stream_id or stream_id > self.last_stream_id or not stream_id & 1:
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
         stream = self.streams.get(stream_id)
         if stream is None:
-            self._spend()
-            return
-        responded = stream.responded
+            return  # we were quicker, and it costs us nothing
+        rapid = not stream.responded and self.age_s - stream.born_s < self.limits.rapid_reset_s
         self.drop(stream)
         self._reset_ids.discard(stream_id)  # after its own reset the peer may send nothing (section 5.1)
-        if not responded:
+        if rapid:
             self._spend()
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -181,22 +195,25 @@ class Control(Outbound):
         if len(payload) % 6:
             raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "SETTINGS must be multiples of 6 bytes")
         self._spend()
+        window = self.peer_window
         for name, value in frames.iter_settings(payload):
             if name == frames.INITIAL_WINDOW_SIZE:
-                self._change_peer_window(value)
+                if value > frames.WINDOW_MAX:
+                    raise ConnectionFailed(frames.FLOW_CONTROL_ERROR, f"SETTINGS_INITIAL_WINDOW_SIZE {value}")
+                window = value
             elif name == frames.MAX_FRAME_SIZE:
                 if not frames.FRAME_MAX_BYTES <= value < 1 << 24:
                     raise ConnectionFailed(frames.PROTOCOL_ERROR, f"SETTINGS_MAX_FRAME_SIZE {value}")
                 self.peer_frame_max = min(value, self.limits.frame_max_bytes)
             elif name == frames.ENABLE_PUSH and value > 1:
                 raise ConnectionFailed(frames.PROTOCOL_ERROR, f"SETTINGS_ENABLE_PUSH {value}")
+        if window != self.peer_window:
+            self._change_peer_window(window)  # once for the frame: it touches every stream
         self._settled = True
         self.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
 
     def _change_peer_window(self, size: int) -> None:
         """Section 6.9.2: applies to the open streams too, whose windows may become negative."""
-        if size > frames.WINDOW_MAX:
-            raise ConnectionFailed(frames.FLOW_CONTROL_ERROR, f"SETTINGS_INITIAL_WINDOW_SIZE {size}")
         change = size - self.peer_window
         self.peer_window = size
         for stream in self.streams.values():

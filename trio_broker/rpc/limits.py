@@ -13,7 +13,7 @@ class Limits:
     """Calls open at once on one connection; more are answered REFUSED_STREAM."""
     message_max_bytes: int = 4 * 1024 * 1024
     """Largest message received; a larger one ends its call before it is buffered."""
-    inbound_max_bytes: int = 32 * 1024 * 1024
+    inbound_max_bytes: int = 64 * 1024 * 1024
     """Parts of unfinished messages, and messages of unfinished requests, held for one connection."""
     header_list_max_bytes: int = 16 * 1024
     """Header list of one request, counted as in RFC 9113, section 6.5.2."""
@@ -29,12 +29,16 @@ class Limits:
     """Largest DATA frame we send, where the peer allows it."""
     send_high_bytes: int = 128 * 1024
     """A handler that streams waits while more than this is queued for its call."""
+    outbound_max_bytes: int = 64 * 1024 * 1024
+    """Replies that wait for the windows of one connection; beyond, calls are refused instead of answered."""
     unsent_max_bytes: int = 1024 * 1024
     """Nothing more is read from a peer that leaves this much unread."""
     control_burst: int = 2000
     """Control frames and unanswered resets in a row before the peer is told to calm down."""
     control_per_s: int = 200
-    """How many of them are forgiven each second; each answer that is sent forgives one as well."""
+    """How many of them are forgiven each second; each answer, and each write of DATA, forgives one as well."""
+    rapid_reset_s: float = 0.02
+    """A call that the peer resets unanswered counts only if it was this young: a deadline that passed is no attack."""
     remembered_resets_max: int = 4000
     """Streams we reset whose late frames are still ignored."""
 

@@ -29,6 +29,8 @@ class Outbound:
         """What each new stream may send: the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
         self.send_window = frames.WINDOW_INITIAL
         """What all streams together may send."""
+        self.queued_bytes = 0
+        """What waits for windows, over all streams."""
         self.peer_frame_max = min(frames.FRAME_MAX_BYTES, limits.frame_max_bytes)
         self._on_output = on_output
         self._announced = False
@@ -112,6 +114,7 @@ class Outbound:
         self._frames.extend(stream.queue)
         stream.queue.clear()
         stream.queued_bytes = 0
+        self.queued_bytes -= size
         stream.send_window -= size
         self.send_window -= size
         return size
@@ -124,6 +127,7 @@ class Outbound:
         self._frames.append(view[:size])
         stream.queue = [view[size:]]
         stream.queued_bytes -= size
+        self.queued_bytes -= size
         stream.send_window -= size
         self.send_window -= size
         return size
@@ -137,6 +141,13 @@ class Outbound:
         if stream.dirty and self._blocked.pop(stream.id, None) is None and self.send_window <= 0:
             with suppress(ValueError):  # it is just having its turn
                 self._dirty.remove(stream)
+
+    def forget_all(self) -> None:
+        """Drop what was never sent."""
+        self._frames.clear()
+        self._dirty.clear()
+        self._blocked.clear()
+        self._on_output = _nobody_listens
 
     def unblock(self, stream: Stream) -> None:
         """The peer opened the window of one stream."""
@@ -154,3 +165,7 @@ class Outbound:
         if self._dirty and not self._announced:
             self._announced = True
             self._on_output()
+
+
+def _nobody_listens() -> None:
+    """Stand in for the owner of a connection that is closed."""

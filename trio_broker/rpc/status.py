@@ -69,6 +69,10 @@ class Refusals:
         """A message larger than the limit; it was not received."""
         return Status(StatusCode.RESOURCE_EXHAUSTED, f"the message has {size} bytes; at most {limit} are accepted")
 
+    def overloaded(self, text: str) -> Status:
+        """More than is held for one connection; the same call may succeed later."""
+        return Status(StatusCode.RESOURCE_EXHAUSTED, text)
+
     def malformed(self, expected: str) -> Status:
         """A message that does not parse as its type."""
         return Status(StatusCode.INVALID_ARGUMENT, f"the request is not a {expected}")

@@ -28,6 +28,7 @@ class Stream:
 
     __slots__ = (
         "body_left",
+        "born_s",
         "closed",
         "connection",
         "dirty",
@@ -46,6 +47,7 @@ class Stream:
     def __init__(self, connection: Connection, stream_id: int) -> None:
         self.connection = connection
         self.id = stream_id
+        self.born_s = connection.age_s
         self.send_window = connection.peer_window
         self.receive_window = connection.limits.stream_window_bytes
         self.unreturned = 0
@@ -102,6 +104,7 @@ class Stream:
             return
         self.queue.append(data)
         self.queued_bytes += len(data)
+        self.connection.queued_bytes += len(data)
         if not self.dirty:
             self.connection.mark(self)
 

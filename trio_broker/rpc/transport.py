@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READ_BYTES = 64 * 1024
+KEEPALIVE = {
+    socket.TCP_KEEPIDLE: 30,
+    socket.TCP_KEEPINTVL: 10,
+    socket.TCP_KEEPCNT: 3,
+    socket.TCP_USER_TIMEOUT: 60_000,  # ms
+}
+"""A peer that vanishes without a word is noticed within a minute, by the kernel (RFC 1122, 4.2.3.6; RFC 5482)."""
 LINGER_S = 1.0
 LINGER_READS = 100
 """How long, and how much, a connection that we end is read and ignored, so that our last words arrive."""
@@ -62,6 +69,9 @@ class Transport:
         try:
             if self._socket.family != socket.AF_UNIX:
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in KEEPALIVE.items():
+                    self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
             async with trio.open_nursery() as self._nursery:
                 self._reading = False
                 self.flush()
@@ -82,6 +92,7 @@ class Transport:
         finally:
             self._broken = True
             self._socket.close()
+            self.connection.release()
 
     def _end_calls(self) -> None:
         """End every call. One whose end fails, which is a bug, does not keep the others."""

@@ -27,6 +27,8 @@ from trio_broker.service.encoding import batch_wire, message_response, publish_r
 from trio_broker.service.statuses import status_of
 
 NAME = "broker.Broker"
+FETCHED_AT_ONCE = 32
+"""Messages in one trip to the store: at 4 MiB each, they are in memory together."""
 
 
 def _publish_abandoned(call: Call) -> Status | None:
@@ -90,7 +92,11 @@ class BrokerService(BrokerServicer):
 
     @grouped()
     async def Fetch(self, calls: list[Call], request: None = None) -> None:  # noqa: ARG002
-        """Look all fetches of one read up in one trip to the store."""
+        """Look the fetches of one read up in as few trips to the store as memory allows."""
+        for start in range(0, len(calls), FETCHED_AT_ONCE):
+            await self._fetch(calls[start : start + FETCHED_AT_ONCE])
+
+    async def _fetch(self, calls: list[Call]) -> None:
         try:
             found = await self._broker.fetch_many([Key(call.message.subject, call.message.id) for call in calls])
         except BrokerError as error:

@@ -53,6 +53,10 @@ class BrokerRefusals(Refusals):
         text = f"the request has {size} bytes; at most {limit} are accepted"
         return status_of(errors.MessageTooLarge(text, size=size, limit=limit))
 
+    def overloaded(self, text: str) -> Status:
+        """More than is held for one connection."""
+        return status_of(errors.Overloaded(text))
+
     def malformed(self, expected: str) -> Status:
         """A message that does not parse."""
         return status_of(errors.Malformed(f"the request is not a {expected}"))
