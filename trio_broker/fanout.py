@@ -89,6 +89,7 @@ class Subscription:
         "_send",
         "buffered_bytes",
         "buffered_messages",
+        "ended",
         "error",
         "last_delivered_id",
         "last_taken_id",
@@ -102,6 +103,8 @@ class Subscription:
         self.subject = subject
         self.wake: Callable[[], None] = _nobody_waits
         """Called after each batch and after the end. It runs between the commit and the reply: it does little."""
+        self.ended: Callable[[], None] = _nobody_waits
+        """Called once, before `wake`, when it ends from the publishers' side."""
         self.error: BrokerError | None = None
         """Why it ended; None while it lives, and when its own side closed it."""
         self.last_delivered_id = 0
@@ -132,7 +135,7 @@ class Subscription:
         self.buffered_bytes += batch.size_bytes
         self.last_taken_id = batch.last_id
         self._send.send_nowait(batch)
-        self._tell()
+        self._tell(self.wake)
         return True
 
     def end(self, error: BrokerError) -> None:
@@ -140,7 +143,8 @@ class Subscription:
         if self._live:
             self.error = error
             self._leave()
-            self._tell()
+            self._tell(self.ended)
+            self._tell(self.wake)
 
     def receive_nowait(self) -> Batch:
         """Return the next batch.
@@ -170,9 +174,9 @@ class Subscription:
     ) -> None:
         self.close()
 
-    def _tell(self) -> None:
+    def _tell(self, whom: Callable[[], None]) -> None:
         try:
-            self.wake()
+            whom()
         except Exception:
             log.exception("wake_failed", subject=self.subject)  # one reader's bug must not reach the others
 

@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
+import trio
 from e2e_broker import SAFETY_S, BrokerProcess, eventually
 from e2e_peers import OWN_CONNECTION, GrpcioStubs
+from e2e_served import served
 from e2e_wire import Exchange, Wire
 
 from trio_broker._proto import broker_pb2 as pb
+from trio_broker.service import servicer
 
 BUFFER_MESSAGES = 1024
 BUFFER_BYTES = 4 * 1024 * 1024
@@ -121,3 +124,23 @@ def test_who_never_reads_costs_no_memory(broker: BrokerProcess, publisher: Publi
         eventually(broker.subscribers, 1)
         assert broker.system().memory_info().rss - before < 32 * 1024 * 1024
         check_cut(deaf, stalled)
+
+
+async def test_who_still_reads_nothing_is_told_without_a_window(monkeypatch: pytest.MonkeyPatch, subject: str) -> None:
+    """What waited is dropped after a while, and the status says what was really delivered."""
+    monkeypatch.setattr(servicer, "LAST_WORDS_S", 0.05)
+    async with served("memory:") as (broker, address):
+
+        def stall() -> None:
+            with Wire(address, window=0) as slow:
+                stalled = slow.subscribe(subject)
+                slow.stand(stalled)
+                for _ in range(BUFFER_MESSAGES + 1):
+                    trio.from_thread.run(broker.publish, subject, b"")
+                failure = slow.failed(stalled)
+                assert failure.told == ("RESOURCE_EXHAUSTED", "SLOW_CONSUMER")
+                assert failure.metadata == {"last_delivered_id": "0"}
+                assert stalled.received() == []
+
+        await trio.to_thread.run_sync(stall)
+        assert broker.subscribers == 0

@@ -140,7 +140,7 @@ class Toy:
         self.note("abandoned Group")
         return self.abandon_status
 
-    @drained
+    @drained()
     async def drain(self, message: BytesValue, request: Context) -> "Source":
         await self.act("Drain", message.value)
         source = Source(self, request.call)

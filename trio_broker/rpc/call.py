@@ -81,6 +81,9 @@ class Application(Protocol):
     def expire(self, call: Call) -> None:
         """The call's deadline has passed."""
 
+    def hurry(self, call: Call, seconds: float) -> None:
+        """Give the call this much time at most."""
+
 
 class Call(Stream):
     """A gRPC call."""
@@ -301,6 +304,11 @@ class Call(Stream):
         self.send(framed(message))
         self.finish(OK)
 
+    def hurry(self, seconds: float) -> None:
+        """End the call after this much time, if it has not ended by itself, as if its deadline had passed."""
+        if not self.closed:
+            self.app.hurry(self, seconds)
+
     def send_head(self) -> None:
         """Send the response's headers now, with `initial_metadata`; otherwise they leave with the first message."""
         if not self.responded:
@@ -347,6 +355,7 @@ class Call(Stream):
             self.room()
         if isinstance(self.request, Request):
             self.app.over(self)
+        self.work = None
 
     def _answer_plainly(self, problem: NotGrpc) -> None:
         """Answer what is not gRPC as HTTP, with a text that a person can read."""

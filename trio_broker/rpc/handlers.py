@@ -61,13 +61,18 @@ def grouped(abandoned: Abandoned | None = None) -> Callable[[F], F]:
     return mark
 
 
-def drained(handler: F) -> F:
+def drained(abandoned: Abandoned | None = None) -> Callable[[F], F]:
     """Mark ``async def handler(self, message, request: Context) -> Source`` as drained.
 
     The response's headers leave when it returns.
     """
-    handler.rpc_kind = "drained"  # type: ignore[attr-defined]
-    return handler
+
+    def mark(handler: F) -> F:
+        handler.rpc_kind = "drained"  # type: ignore[attr-defined]
+        handler.rpc_abandoned = abandoned  # type: ignore[attr-defined]
+        return handler
+
+    return mark
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -193,8 +193,12 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
                 transport.flush()
 
     def watch(self, call: Call, timeout_s: float) -> None:
-        """End a call when its time is over."""
+        """End a call when its time is over; the earliest of several times counts."""
         deadline = trio.current_time() + min(timeout_s, LONGEST_S)
+        if call.deadline is not None:
+            if call.deadline <= deadline:
+                return
+            self.deadlines.discard(call)
         ends = self.deadlines.add(call, deadline)
         if self._sweep is not None and ends < self._sweep.deadline:
             self._sweep.deadline = ends

@@ -179,6 +179,10 @@ class Transport:
             run = handlers.run_drained if method.kind == "drained" else handlers.run_task
             self._nursery.start_soon(run, call, self.refusals)
 
+    def hurry(self, call: Call, seconds: float) -> None:
+        """Bring the deadline of a call forward."""
+        self.server.watch(call, seconds)
+
     def received(self, call: Call) -> None:
         """Wake the handler of a call that streams."""
         if call.wake is not None:

@@ -27,6 +27,8 @@ from trio_broker.service.encoding import batch_wire, message_response, publish_r
 from trio_broker.service.statuses import status_of
 
 NAME = "broker.Broker"
+LAST_WORDS_S = 10.0
+"""How long a client may take to read what a subscription still has after it was cut."""
 FETCHED_AT_ONCE = 32
 """Messages in one trip to the store: at 4 MiB each, they are in memory together."""
 
@@ -43,6 +45,18 @@ def _publish_abandoned(call: Call) -> Status | None:
     return status_of(
         errors.OutcomeUnknown("out of time while the store was committing: the message may have been appended")
     )
+
+
+def _subscribe_abandoned(call: Call) -> Status | None:
+    """Say why a subscription ended, to a client that does not read what it still has: that is dropped."""
+    subscription: Subscription | None = call.work
+    if subscription is None or subscription.error is None:
+        return None
+    if not isinstance(subscription.error, errors.SlowConsumer):
+        return status_of(subscription.error)
+    last_id = subscription.last_delivered_id
+    text = f"the subscriber of {subscription.subject!r} does not read; the last one delivered is {last_id}"
+    return status_of(errors.SlowConsumer(text, last_delivered_id=last_id))
 
 
 def _settle(pending: Pending) -> None:
@@ -110,7 +124,7 @@ class BrokerService(BrokerServicer):
             else:
                 call.reply(message_response(result))
 
-    @drained
+    @drained(_subscribe_abandoned)
     async def Subscribe(  # type: ignore[override] # purerpc's generated signature lacks the context
         self, message: pb.SubscribeRequest, request: Context
     ) -> Source:
@@ -120,7 +134,10 @@ class BrokerService(BrokerServicer):
             subscription = self._broker.open_subscription(message.subject)
         except BrokerError as error:
             raise RpcFailedError(status_of(error)) from None
-        subscription.wake = partial(request.call.connection.mark, request.call)
+        call = request.call
+        call.work = subscription
+        subscription.wake = partial(call.connection.mark, call)
+        subscription.ended = partial(call.hurry, LAST_WORDS_S)
         return SubscriptionSource(subscription)
 
 
