@@ -1,9 +1,12 @@
 import sqlite3
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trio
 from broker_kit import broker_on
+from structlog.testing import capture_logs
 from trial_store import POISON, TrialStore, message
 from trio.testing import MockClock
 
@@ -95,6 +98,42 @@ async def test_the_probe_notices_what_nobody_called(store: TrialStore, autojump_
         del store.now
         await trio.sleep(3)
         assert broker.store_away_s() == 0.0
+
+
+class LockedStore(TrialStore):
+    """Answers reads, and refuses appends after a while, as a file that another process has locked does."""
+
+    locked = False
+
+    async def append(self, batch: Sequence[persistence.NewMessage]) -> list[persistence.Outcome]:
+        if self.locked:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5)
+            raise persistence.StoreUnavailable("database is locked")
+        return await super().append(batch)
+
+
+async def test_a_store_that_refuses_each_append_slowly_is_away_until_it_takes_one(autojump_clock: MockClock) -> None:
+    store = LockedStore()
+
+    async def keep_publishing() -> None:
+        while True:
+            with suppress(StorageUnavailable):
+                await broker.publish("a", b"")
+            await trio.sleep(0.3)
+
+    async with broker_on(store) as broker, trio.open_nursery() as nursery:
+        nursery.start_soon(keep_publishing)
+        await trio.sleep(10)
+        store.locked = True
+        with capture_logs() as logs:
+            await trio.sleep(60)
+            assert broker.store_away_s() > 54
+            store.locked = False
+            await trio.sleep(6)
+            assert broker.store_away_s() == 0.0
+        assert [entry["event"] for entry in logs] == ["store_away", "store_back"]
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_broker_sweeps(store: TrialStore, autojump_clock: MockClock) -> None:

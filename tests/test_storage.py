@@ -80,6 +80,29 @@ async def test_an_answer_brings_the_store_back_unless_something_failed_since_the
     assert not availability.away
 
 
+async def test_an_answer_does_not_bring_the_store_back_while_an_append_is_under_way() -> None:
+    availability = Availability()
+    availability.failed(UNAVAILABLE)
+    with availability.trying():
+        with availability.trying():
+            pass
+        for _ in range(3):
+            availability.answered()
+            assert availability.away
+    availability.answered()
+    assert availability.away
+    availability.answered()
+    assert not availability.away
+
+
+async def test_an_append_that_is_taken_brings_the_store_back_while_another_is_under_way() -> None:
+    availability = Availability()
+    availability.failed(UNAVAILABLE)
+    with availability.trying():
+        availability.appended()
+        assert not availability.away
+
+
 # the probe
 
 

@@ -251,7 +251,8 @@ class Committer:
             await lane.work.wait()  # this task runs in the tick after `wake`: all that one tick reads goes together
             while part := lane.next_part(self._flush_messages, self._flush_bytes):
                 try:
-                    outcomes = await self._store.append([pending.message for pending in part])
+                    with self._availability.trying():
+                        outcomes = await self._store.append([pending.message for pending in part])
                     assert len(outcomes) == len(part), "one outcome per message"
                 except persistence.BadContent as error:
                     if len(part) > 1:

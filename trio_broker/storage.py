@@ -6,6 +6,8 @@ Threads:   the trio thread only.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 import trio
@@ -47,6 +49,7 @@ class Availability:
     def __init__(self) -> None:
         self._away_since = math.inf
         self._doubted = False
+        self._trying = 0
 
     @property
     def away(self) -> bool:
@@ -56,17 +59,28 @@ class Availability:
         """How long the store has been away; 0.0 when it is there."""
         return max(0.0, trio.current_time() - self._away_since)
 
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """Note that an append is under way for the length of the block."""
+        self._trying += 1
+        try:
+            yield
+        finally:
+            self._trying -= 1
+
     def appended(self) -> None:
         """Note that the store took a flush."""
-        self._doubted = False
         self._found()
 
     def answered(self) -> None:
         """Note that the store answered the probe.
 
-        That alone does not bring back a store that failed since the probe before: one that answers reads and
-        refuses appends is away for as long as appends are tried.
+        That alone does not bring back a store that failed since the probe before, nor one while an append is under
+        way: a store that answers reads may still refuse that one, as slowly as it likes. So one that refuses appends
+        is away until it takes one, or until two probes in a row find nobody trying.
         """
+        if self._trying:
+            return
         if self._doubted:
             self._doubted = False
         else:
@@ -84,6 +98,7 @@ class Availability:
             log.warning("store_away", why=why)
 
     def _found(self) -> None:
+        self._doubted = False
         if self.away:
             log.info("store_back", away_s=round(self.away_s(), 3))
             self._away_since = math.inf
