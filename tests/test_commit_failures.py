@@ -84,6 +84,20 @@ async def test_a_store_that_fails_fails_the_whole_flush_and_the_next_one_is_trie
     assert bodies(delivered) == [b"3"]
 
 
+async def test_a_full_disk_is_logged_when_it_begins_and_when_it_ends() -> None:
+    store = TrialStore()
+    async with committing(store) as committer:
+        with capture_logs() as logs:
+            for plan in (None, persistence.StoreFull("disk full"), persistence.StoreFull("disk full"), None):
+                if plan is not None:
+                    store.plan.append(plan)
+                await settled_one(committer)
+    assert [(entry["event"], entry.get("why")) for entry in logs] == [
+        ("store_full", "disk full"),
+        ("store_has_space", None),
+    ]
+
+
 @pytest.mark.parametrize("step", [ZeroDivisionError("a bug"), lambda found: found[:-1]])
 async def test_a_bug_in_the_store_is_logged_once_and_the_lane_goes_on(step: Exception | Callable) -> None:
     store = TrialStore()

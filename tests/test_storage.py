@@ -68,6 +68,29 @@ async def test_other_failures_do_not_make_a_store_away() -> None:
         assert not availability.away
 
 
+async def test_a_full_store_is_logged_once_and_so_is_the_space_that_returns() -> None:
+    availability = Availability()
+    with capture_logs() as logs:
+        availability.appended()
+        availability.failed(persistence.StoreFull("disk full"))
+        availability.failed(persistence.StoreFull("disk full"))
+        availability.answered()
+        availability.appended()
+        availability.appended()
+    assert logs == [
+        {"event": "store_full", "why": "disk full", "log_level": "warning"},
+        {"event": "store_has_space", "log_level": "info"},
+    ]
+
+
+async def test_a_full_store_was_reached_and_so_is_back() -> None:
+    availability = Availability()
+    availability.failed(UNAVAILABLE)
+    with availability.trying():
+        availability.failed(persistence.StoreFull("full"))
+        assert not availability.away
+
+
 async def test_an_answer_brings_the_store_back_unless_something_failed_since_the_one_before() -> None:
     availability = Availability()
     availability.failed(UNAVAILABLE)

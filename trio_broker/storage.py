@@ -44,12 +44,13 @@ def broker_error(error: Exception) -> BrokerError:
 
 
 class Availability:
-    """Whether the store is there, from what appends, reads and the probe found."""
+    """Whether the store is there, and whether it is full, from what appends, reads and the probe found."""
 
     def __init__(self) -> None:
         self._away_since = math.inf
         self._doubted = False
         self._trying = 0
+        self._full = False
 
     @property
     def away(self) -> bool:
@@ -71,6 +72,9 @@ class Availability:
     def appended(self) -> None:
         """Note that the store took a flush."""
         self._found()
+        if self._full:
+            self._full = False
+            log.info("store_has_space")
 
     def answered(self) -> None:
         """Note that the store answered the probe.
@@ -87,9 +91,15 @@ class Availability:
             self._found()
 
     def failed(self, error: Exception) -> None:
-        """Note how the store failed: only errors that mean that it is out of reach count."""
-        if isinstance(error, persistence.StoreUnavailable | persistence.OutcomeUnknown):
-            self.lost(str(error))
+        """Note how the store failed. Only being out of reach makes it away; a full one is there."""
+        match error:
+            case persistence.StoreUnavailable() | persistence.OutcomeUnknown():
+                self.lost(str(error))
+            case persistence.StoreFull():
+                self._found()
+                if not self._full:
+                    self._full = True
+                    log.warning("store_full", why=str(error))
 
     def lost(self, why: str) -> None:
         self._doubted = True
