@@ -24,15 +24,19 @@ from persistence import (
     StoreUnavailable,
     open_store,
 )
-from persistence.sqlite import connection, opening
+from persistence.sqlite import connection, opening, sweeping
 
 
 class Faulty(sqlite3.Connection):
     """A connection on which chosen statements fail."""
 
     faults: ClassVar[dict[str, int]] = {}
+    lock_waits_ms: ClassVar[list[int]] = []
+    """How long each transaction that writes would wait for a lock."""
 
     def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        if sql == "BEGIN IMMEDIATE":
+            self.lock_waits_ms += super().execute("PRAGMA busy_timeout").fetchone()
         if sql in self.faults:
             raise error_of(self.faults[sql])
         return super().execute(sql, *parameters)
@@ -70,6 +74,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     planted: dict[str, int] = {}
     real_connect = sqlite3.connect
     monkeypatch.setattr(Faulty, "faults", planted)
+    monkeypatch.setattr(Faulty, "lock_waits_ms", [])
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **kwargs: real_connect(*args, **kwargs, factory=Faulty))
     return planted
 
@@ -90,7 +95,6 @@ async def refused(store: Store, kind: type[StoreError], *batch: NewMessage) -> s
     """Append a batch that must fail, and check that nothing of it was applied."""
     with pytest.raises(kind) as raised:
         await store.append(batch)
-    assert type(raised.value) is kind
     assert await store.head("orders") == Head(1, 1)
     assert await store.head("other") == Head(1, 0)
     assert [type(found) for found in await store.get([Key("orders", 1)])] == [Record]
@@ -152,6 +156,39 @@ async def test_a_lock_held_for_longer_than_the_commit_timeout(store: Store, path
     outside.execute("ROLLBACK")
     outside.close()
     await works_again(store)
+
+
+async def test_a_sweep_waits_for_no_lock_and_appends_still_do(path: Path, faults: dict[str, int]) -> None:
+    now_us = [0]
+    async with open_store(f"sqlite:///{path}", commit_timeout_s=60, clock=lambda: now_us[0]) as store:
+        await store.append([NewMessage("orders", b"x", 1)])
+        now_us[0] = 2_000_000
+        outside = sqlite3.connect(path, isolation_level=None)
+        outside.execute("BEGIN IMMEDIATE")
+        Faulty.lock_waits_ms.clear()
+        assert await store.sweep() == (0, False)
+        assert Faulty.lock_waits_ms == [sweeping.LOCK_WAIT_MS]
+        outside.execute("ROLLBACK")
+        outside.close()
+        assert await store.sweep() == (1, False)
+        await store.append([message()])
+        assert Faulty.lock_waits_ms == [sweeping.LOCK_WAIT_MS, sweeping.LOCK_WAIT_MS, 30_000]
+
+
+async def test_a_sweep_on_a_connection_that_breaks_leaves_one_that_waits_for_locks(
+    path: Path, faults: dict[str, int]
+) -> None:
+    now_us = [0]
+    async with open_store(f"sqlite:///{path}", commit_timeout_s=60, clock=lambda: now_us[0]) as store:
+        await store.append([NewMessage("orders", b"x", 1)])
+        now_us[0] = 2_000_000
+        faults.update({"COMMIT": sqlite3.SQLITE_IOERR_FSYNC, "ROLLBACK": sqlite3.SQLITE_IOERR})
+        with pytest.raises(OutcomeUnknown):
+            await store.sweep()
+        faults.clear()
+        Faulty.lock_waits_ms.clear()
+        await store.append([message()])
+        assert Faulty.lock_waits_ms == [30_000]
 
 
 async def test_a_store_that_became_read_only(store: Store, writers: list[sqlite3.Connection]) -> None:

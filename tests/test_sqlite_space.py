@@ -138,7 +138,7 @@ async def test_a_log_file_that_a_long_reader_kept_growing_is_started_again(
     path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeping, "WAL_KEPT_BYTES", MIB)
-    monkeypatch.setattr(sweeping, "CHECKPOINT_WAIT_MS", 0)
+    monkeypatch.setattr(sweeping, "LOCK_WAIT_MS", 0)
     async with open_store(f"sqlite:///{path}", clock=clock) as store:
         await store.append([NewMessage("s", b"x", None)])
         outside = sqlite3.connect(path, isolation_level=None)

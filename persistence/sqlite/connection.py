@@ -16,7 +16,13 @@ WAL_PAGES = 4_000
 WAL_KEPT_BYTES = 32 * 1024 * 1024
 """The log file is cut back to this when it starts again from the beginning."""
 
+
+class Locked(StoreUnavailable):
+    """Another process has the file locked for writing, and kept it so for as long as was waited."""
+
+
 _ERRORS: dict[int, type[StoreError]] = {
+    sqlite3.SQLITE_BUSY: Locked,
     sqlite3.SQLITE_FULL: StoreFull,
     sqlite3.SQLITE_IOERR_SHMSIZE: StoreFull,  # no space for the index of the log file
     sqlite3.SQLITE_CONSTRAINT: BadContent,  # also a trigger's RAISE

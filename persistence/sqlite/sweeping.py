@@ -9,7 +9,7 @@ import sqlite3
 from pathlib import Path
 
 from persistence.facade import Swept
-from persistence.sqlite.connection import WAL_KEPT_BYTES
+from persistence.sqlite.connection import WAL_KEPT_BYTES, Locked
 from persistence.sqlite.writing import Writer
 
 MESSAGES_MAX = 1_000
@@ -17,7 +17,8 @@ BYTES_MAX = 8 * 1024 * 1024
 PAGES_MAX = 64
 """Free pages given back in one step; each may cost moving a page from the end of the file into it."""
 PAGES_KEPT_MIN = 64
-CHECKPOINT_WAIT_MS = 20
+LOCK_WAIT_MS = 20
+"""How long a statement waits for a lock of another process: appends wait behind this, and have to answer in time."""
 
 _DUE = "SELECT length(body) FROM messages WHERE expires_us <= ? ORDER BY expires_us LIMIT ?"
 _DROP = """
@@ -27,17 +28,20 @@ _DROP = """
 
 
 def sweep(writer: Writer, path: Path, now_us: int) -> Swept:
-    """Do one step. Nothing is written when there is nothing to do."""
-    with writer.connection() as connection:
-        due, more = _due(connection, now_us)
-    removed = 0
-    if due:
-        with writer.transaction() as connection:
-            removed = connection.execute(_DROP, (now_us, due)).rowcount
-    with writer.connection() as connection:
-        if not more:
-            more = _give_back(connection)
-        _shorten_log(connection, path)
+    """Do one step. Nothing is written when there is nothing to do, or while another process has the file locked."""
+    removed, more = 0, False
+    try:
+        with writer.waiting_at_most(LOCK_WAIT_MS):
+            with writer.connection() as connection:
+                due, more = _due(connection, now_us)
+            if due:
+                removed = _drop(writer, now_us, due)
+            with writer.connection() as connection:
+                if not more:
+                    more = _give_back(connection)
+                _shorten_log(connection, path)
+    except Locked:
+        more = False  # there is, and not now
     return Swept(removed, more)
 
 
@@ -50,6 +54,12 @@ def _due(connection: sqlite3.Connection, now_us: int) -> tuple[int, bool]:
         if total > BYTES_MAX and count > 0:
             return count, True
     return len(sizes), len(sizes) == MESSAGES_MAX
+
+
+def _drop(writer: Writer, now_us: int, due: int) -> int:
+    with writer.transaction() as connection:
+        dropped = connection.execute(_DROP, (now_us, due))
+    return dropped.rowcount
 
 
 def _give_back(connection: sqlite3.Connection) -> bool:
@@ -72,9 +82,4 @@ def _shorten_log(connection: sqlite3.Connection, path: Path) -> None:
     log = path.with_name(f"{path.name}-wal")
     if not log.exists() or log.stat().st_size <= 2 * WAL_KEPT_BYTES:
         return
-    (timeout_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
-    connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_WAIT_MS}")
-    try:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    finally:
-        connection.execute(f"PRAGMA busy_timeout = {timeout_ms}")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()

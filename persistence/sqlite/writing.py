@@ -102,6 +102,18 @@ class Writer:
                 raise commit_failure(error, self._path) from error
 
     @contextmanager
+    def waiting_at_most(self, lock_wait_ms: int) -> Iterator[None]:
+        """Wait no longer than that for a lock of another process, for the length of the block."""
+        with self.connection() as connection:
+            (usual_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
+            connection.execute(f"PRAGMA busy_timeout = {lock_wait_ms}")
+        try:
+            yield
+        finally:
+            if self._connection is connection:  # else it broke, and was closed: the next one waits as usual
+                connection.execute(f"PRAGMA busy_timeout = {usual_ms}")
+
+    @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
         """Lend the connection, without a transaction; errors are raised as the facade's."""
         try:
