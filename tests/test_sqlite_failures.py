@@ -2,6 +2,7 @@
 
 # ruff: noqa: ASYNC240 (small files, and nobody else waits)
 
+import errno
 import sqlite3
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -24,7 +25,7 @@ from persistence import (
     StoreUnavailable,
     open_store,
 )
-from persistence.sqlite import connection, opening, sweeping
+from persistence.sqlite import connection, opening, presence, sweeping
 
 
 class Faulty(sqlite3.Connection):
@@ -253,6 +254,62 @@ async def test_a_file_replaced_by_another_applications_is_not_written_to(
     with pytest.raises(StoreUnavailable, match="another application"):
         await store.append([message()])
     outside.close()
+
+
+def delete(path: Path) -> None:
+    for file in path.parent.iterdir():
+        file.unlink()
+
+
+async def test_a_file_that_was_deleted_takes_nothing_more(store: Store, path: Path) -> None:
+    delete(path)
+    for call in (
+        store.append([message()]),
+        store.now(),
+        store.sweep(),
+        store.compare_and_set("r", b"", version=0),
+        store.delete("r", version=1),
+    ):
+        with pytest.raises(StoreUnavailable, match="deleted or replaced") as raised:
+            await call
+        assert str(path) in str(raised.value)
+    assert not list(path.parent.iterdir())
+
+
+async def test_a_file_that_was_replaced_takes_nothing_more_until_it_is_put_back(store: Store, path: Path) -> None:
+    aside = path.rename(path.with_name("aside.db"))
+    path.write_bytes(aside.read_bytes())
+    assert "deleted or replaced" in await refused(store, StoreUnavailable, message())
+    with pytest.raises(StoreUnavailable, match="deleted or replaced"):
+        await store.now()
+    aside.replace(path)
+    await works_again(store)
+    await store.now()
+
+
+async def test_a_file_in_a_directory_that_cannot_be_looked_into_takes_nothing_more(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> object:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patching:
+        patching.setattr(presence.os, "stat", refuse)
+        assert "log.db: Permission denied" in await refused(store, StoreUnavailable, message())
+    await works_again(store)
+
+
+async def test_a_connection_that_is_replaced_makes_no_new_file(
+    store: Store, path: Path, faults: dict[str, int]
+) -> None:
+    faults.update({"COMMIT": sqlite3.SQLITE_IOERR_FSYNC, "ROLLBACK": sqlite3.SQLITE_IOERR})
+    with pytest.raises(OutcomeUnknown):
+        await store.append([message()])
+    faults.clear()
+    delete(path)
+    with pytest.raises(StoreUnavailable, match="deleted or replaced"):
+        await store.append([message()])
+    assert not list(path.parent.iterdir())
 
 
 async def test_a_read_that_fails_leaves_its_connection_usable(store: Store, faults: dict[str, int]) -> None:

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from persistence.errors import CannotOpen
 from persistence.sqlite.connection import connect, set_up_reader, set_up_writer, use_wal
 from persistence.sqlite.lock import file_lock
+from persistence.sqlite.presence import OpenFile
 from persistence.sqlite.schema import check_ours, migrate_to_latest
 from persistence.sqlite.writing import Writer
 
@@ -50,8 +51,8 @@ def database_path(url: str) -> Path:
 class Database:
     """An open file: the writer, the readers and, if asked for, the lock. Closing blocks."""
 
-    def __init__(self, path: Path, writer: Writer, readers: list[sqlite3.Connection], opened: ExitStack) -> None:
-        self.path = path
+    def __init__(self, file: OpenFile, writer: Writer, readers: list[sqlite3.Connection], opened: ExitStack) -> None:
+        self.file = file
         self.writer = writer
         self.readers = readers
         self._opened = opened
@@ -81,13 +82,15 @@ def open_database(
         with ExitStack() as undo:
             if exclusive:
                 undo.enter_context(file_lock(path))
-            writer = undo.enter_context(closing(Writer(connect_writer, path, clock)))
+            connection = undo.enter_context(closing(connect_writer()))
+            file = OpenFile(path)  # not before: connecting may have made it
+            writer = undo.enter_context(closing(Writer(connection, connect_writer, file, clock)))
             readers = []
             for _ in range(READERS):
                 reader = undo.enter_context(closing(connect(path, create=False, busy_timeout_s=busy_timeout_s)))
                 set_up_reader(reader)
                 readers.append(reader)
-            return Database(path, writer, readers, undo.pop_all())
+            return Database(file, writer, readers, undo.pop_all())
     except sqlite3.Error as error:
         advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "")
         raise CannotOpen(f"{path}: {error}{advice}") from error

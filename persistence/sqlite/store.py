@@ -75,7 +75,7 @@ async def open_sqlite(
         with trio.move_on_after(commit_timeout_s, shield=True) as closing:
             await store.close()
         if closing.cancelled_caught:
-            log.warning("store_close_abandoned path=%s after_s=%.1f", database.path, commit_timeout_s)
+            log.warning("store_close_abandoned path=%s after_s=%.1f", database.file.path, commit_timeout_s)
 
 
 class SQLiteStore(Store):
@@ -84,7 +84,7 @@ class SQLiteStore(Store):
     def __init__(self, database: Database, writing: trio.CapacityLimiter, clock: Callable[[], int]) -> None:
         self._database = database
         self._writing = writing
-        self._reading = ReaderPool(database.readers, database.path)
+        self._reading = ReaderPool(database.readers, database.file.path)
         self._writer = database.writer
         self._clock = clock
 
@@ -116,10 +116,10 @@ class SQLiteStore(Store):
         return await threads.write(self._writing, self._writer.delete, name, version)
 
     async def sweep(self) -> Swept:
-        return await threads.write(self._writing, sweep, self._writer, self._database.path, self._clock())
+        return await threads.write(self._writing, sweep, self._writer, self._database.file.path, self._clock())
 
     async def now(self) -> int:
-        await self._reading.run(reading.ask)
+        await self._reading.run(self._ask)
         return self._clock()
 
     def limits(self) -> Limits:
@@ -133,6 +133,10 @@ class SQLiteStore(Store):
     async def close(self) -> None:
         """Close the file once no thread uses it. A checkpoint; cancelled, it leaves a thread behind that does so."""
         await threads.read(self._writing, self._close)
+
+    def _ask(self, connection: sqlite3.Connection) -> None:
+        self._database.file.check()
+        reading.ask(connection)
 
     def _close(self) -> None:
         self._reading.collect()

@@ -9,12 +9,12 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 
 from persistence.errors import CannotOpen, StoreUnavailable
 from persistence.facade import Appended, NewMessage, Outcome, Rejected
 from persistence.headers import encode_headers
 from persistence.sqlite.connection import commit_failure, failure
+from persistence.sqlite.presence import OpenFile
 
 EXPIRATION_MAX_S = 2**31 - 1
 """What fits the wire's int32: 68 years."""
@@ -39,11 +39,17 @@ _SET_REGISTER = """
 class Writer:
     """Everything that changes the file."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], path: Path, clock: Callable[[], int]) -> None:
-        self._connect = connect
-        self._path = path
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        reconnect: Callable[[], sqlite3.Connection],
+        file: OpenFile,
+        clock: Callable[[], int],
+    ) -> None:
+        self._connection: sqlite3.Connection | None = connection
+        self._reconnect = reconnect
+        self._file = file
         self._clock = clock
-        self._connection: sqlite3.Connection | None = connect()
 
     def close(self) -> None:
         """Close the connection. Safe to call twice."""
@@ -99,7 +105,7 @@ class Writer:
             try:
                 connection.execute("COMMIT")
             except sqlite3.Error as error:
-                raise commit_failure(error, self._path) from error
+                raise commit_failure(error, self._file.path) from error
 
     @contextmanager
     def waiting_at_most(self, lock_wait_ms: int) -> Iterator[None]:
@@ -115,18 +121,22 @@ class Writer:
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
-        """Lend the connection, without a transaction; errors are raised as the facade's."""
+        """Lend the connection, without a transaction; errors are raised as the facade's.
+
+        Refuses when the file was deleted or replaced: what is committed then would be gone after a restart.
+        """
+        self._file.check()  # also before it connects again, which could make a new file
         try:
             yield self._connected()
         except sqlite3.Error as error:
-            raise failure(error, self._path) from error
+            raise failure(error, self._file.path) from error
         finally:
             self._undo()
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
             try:
-                self._connection = self._connect()
+                self._connection = self._reconnect()
             except CannotOpen as error:
                 raise StoreUnavailable(str(error)) from error
         return self._connection
