@@ -5,11 +5,12 @@ import trio
 from commit_kit import Delivered, bodies, committing, outcomes
 from structlog.testing import capture_logs
 from trial_store import POISON, TrialStore, messages
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 import persistence
 from persistence import Appended
 from trio_broker.commit import Committer, Pending
+from trio_broker.config import Config
 from trio_broker.errors import (
     BrokerError,
     OutcomeUnknown,
@@ -17,6 +18,7 @@ from trio_broker.errors import (
     StorageFull,
     StorageUnavailable,
 )
+from trio_broker.storage import Availability
 
 # failing flushes
 
@@ -113,6 +115,26 @@ async def test_a_bug_in_the_store_is_logged_once_and_the_lane_goes_on(step: Exce
 async def settled_one(committer: Committer) -> Pending:
     (pending,) = await committer.hand_over(messages(b"x"), "me").settled()
     return pending
+
+
+async def test_a_store_that_hangs_while_committing_is_away_although_it_answers_questions(
+    autojump_clock: MockClock,
+) -> None:
+    store = TrialStore()
+    availability = Availability()
+    committer = Committer(store, Config(commit_timeout=7), lambda committed: None, availability)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(committer.run)
+        store.hold()
+        committer.hand_over(messages(b"1"), "me")
+        await trio.sleep(20)
+        availability.answered()
+        availability.answered()
+        assert availability.away_s() == 13
+        store.release()
+        await wait_all_tasks_blocked()
+        assert not availability.away
+        committer.close()
 
 
 async def test_a_publish_the_store_keeps_too_long_is_answered_and_delivered_later(autojump_clock: MockClock) -> None:

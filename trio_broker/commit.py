@@ -300,8 +300,10 @@ class Committer:
             for lane in self._lanes:
                 if lane.flight and now < lane.flight_began + self._timeout_s:
                     next_due = min(next_due, lane.flight_began + self._timeout_s)
-                else:
-                    _complete_open(lane.flight, f"the store has not committed within {self._timeout_s:g} s")
+                elif lane.flight:
+                    why = f"the store has not committed within {self._timeout_s:g} s"
+                    self._availability.lost(why)
+                    _complete_open(lane.flight, why)
             await trio.sleep_until(next_due)
 
     def _lane_of(self, subject: str) -> "_Lane":
