@@ -11,6 +11,7 @@ time, round robin over the streams, many messages in a frame. A stream that the 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +21,7 @@ from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.stream import Stream
 
 
-class Outbound:
+class Outbound(ABC):
     """The sending half of a connection."""
 
     def __init__(self, limits: Limits, on_output: Callable[[], None]) -> None:
@@ -132,9 +133,9 @@ class Outbound:
         self.send_window -= size
         return size
 
+    @abstractmethod
     def end_stream(self, stream: Stream) -> None:
         """Send the end of a stream whose queue is empty."""
-        raise NotImplementedError
 
     def forget(self, stream: Stream) -> None:
         """A stream is over. Where nothing is sent for want of a window, it would be kept for as long."""
