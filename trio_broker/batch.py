@@ -7,6 +7,7 @@ Threads:   the trio thread only.
 
 from collections.abc import Sequence
 
+from persistence.headers import headers_size_bytes
 from trio_broker.message import Message
 
 
@@ -33,5 +34,5 @@ class Batch:
 def _size_bytes(message: Message) -> int:
     size = len(message.body)
     if message.headers:
-        size += sum(len(name.encode()) + len(value) for name, value in message.headers.items())
+        size += headers_size_bytes(message.headers)
     return size

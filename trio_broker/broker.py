@@ -26,6 +26,7 @@ require_own("persistence")  # before the imports below, which a user's own persi
 
 import persistence  # noqa: E402
 from persistence import NO_HEADERS, Key, NewMessage, Record, Store, open_store  # noqa: E402
+from persistence.headers import headers_size_bytes  # noqa: E402
 from trio_broker.commit import Answer, Committer, Group  # noqa: E402
 from trio_broker.config import Config  # noqa: E402
 from trio_broker.errors import (  # noqa: E402
@@ -307,16 +308,15 @@ def _frozen_headers(headers: Mapping[str, bytes]) -> Mapping[str, bytes]:
         raise TypeError(f"headers are a mapping, not {type(headers).__name__}")
     if len(headers) > HEADERS_MAX:
         raise InvalidHeaders(f"{len(headers)} headers; at most {HEADERS_MAX} are accepted", limit=HEADERS_MAX)
-    size = 0
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, bytes):
             raise TypeError(f"headers map str to bytes, not {type(name).__name__} to {type(value).__name__}")
         if not name:
             raise InvalidHeaders("a header has no name")
-        try:
-            size += len(name.encode()) + len(value)
-        except UnicodeEncodeError as error:
-            raise InvalidHeaders("the name of a header has half a surrogate pair, which UTF-8 cannot say") from error
+    try:
+        size = headers_size_bytes(headers)
+    except UnicodeEncodeError as error:
+        raise InvalidHeaders("the name of a header has half a surrogate pair, which UTF-8 cannot say") from error
     if size > HEADERS_MAX_BYTES:
         raise InvalidHeaders(
             f"the headers have {size} bytes together; at most {HEADERS_MAX_BYTES} are accepted",

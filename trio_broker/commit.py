@@ -19,6 +19,7 @@ import trio
 
 import persistence
 from persistence import Appended, NewMessage, Outcome, Store
+from persistence.headers import headers_size_bytes
 from trio_broker.config import Config
 from trio_broker.errors import BrokerClosed, BrokerError, Draining, NotApplied, OutcomeUnknown, Overloaded, Rejected
 from trio_broker.fair_queue import FairQueue
@@ -382,5 +383,5 @@ def _closed() -> BrokerClosed:
 def _size_bytes(message: NewMessage) -> int:
     size = OVERHEAD_BYTES + len(message.subject.encode()) + len(message.body)
     if message.headers:
-        size += sum(len(name.encode()) + len(value) for name, value in message.headers.items())
+        size += headers_size_bytes(message.headers)
     return size

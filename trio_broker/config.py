@@ -11,18 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from trio_broker.notation import Address, TcpAddress, UnixAddress, is_loopback, parse_listen, seconds, size, write_size
-
-__all__ = [
-    "BODY_MAX_BYTES",
-    "MESSAGE_OVERHEAD_BYTES",
-    "Address",
-    "Config",
-    "TcpAddress",
-    "UnixAddress",
-    "open_to_strangers",
-    "parse_listen",
-]
+from trio_broker.notation import UnixAddress, is_loopback, parse_listen, seconds, size, write_size
 
 
 def _number(value: object) -> object:

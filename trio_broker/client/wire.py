@@ -215,7 +215,7 @@ class Wire:
         exchange.receive_window -= len(payload)
         if exchange.receive_window < 0:
             raise ConnectionFailed(frames.FLOW_CONTROL_ERROR, "more data than the window allows")  # section 6.9.1
-        data = _unpad(flags, payload)
+        data = frames.unpadded(payload) if flags & frames.PADDED else payload
         exchange.taken_bytes += len(payload) - len(data)
         exchange.on_data(data)
         if not exchange.messages:  # no reader can take a part: a message larger than the window must get in
@@ -229,7 +229,7 @@ class Wire:
         self, kind: int, flags: int, stream_id: int, payload: bytes, exchange: Exchange | None
     ) -> None:
         if kind == frames.HEADERS:
-            fragment = _unpad(flags, payload)
+            fragment = frames.unpadded(payload) if flags & frames.PADDED else payload
             self._block = bytearray(fragment[5:] if flags & frames.HAS_PRIORITY else fragment)
             self._block_of = flags, stream_id
         elif stream_id != self._block_of[1]:
@@ -320,15 +320,6 @@ def never_reached(why: str) -> ConnectionLost:
     error = ConnectionLost(why)
     error.retry_after_s = _RETRY_AFTER_S
     return error
-
-
-def _unpad(flags: int, payload: bytes) -> bytes:
-    """Return a payload without its padding (section 6.1)."""
-    if not flags & frames.PADDED:
-        return payload
-    if not payload or payload[0] >= len(payload):
-        raise _protocol_error("padding longer than its frame")
-    return payload[1 : len(payload) - payload[0]]
 
 
 def _u32(payload: bytes) -> int:

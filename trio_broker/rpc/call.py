@@ -19,7 +19,7 @@ from purerpc import Status, StatusCode
 
 from trio_broker.rpc import frames
 from trio_broker.rpc.connection import Connection
-from trio_broker.rpc.hpack import literal
+from trio_broker.rpc.hpack import INDEXED_STATUS_200, literal
 from trio_broker.rpc.request import NotGrpc, Request, TimedRequest
 from trio_broker.rpc.status import OK, OK_TRAILERS, Metadata, Refusals, metadata_block, trailers
 from trio_broker.rpc.stream import Head, Stream
@@ -29,12 +29,10 @@ _prefix = Struct(">BI")
 # A whole unary response in one write: the header of the DATA frame and the message's prefix, packed together.
 _data_and_prefix = Struct(">IBIBI")
 
-RESPONSE_HEAD = b"\x88" + literal(b"content-type", b"application/grpc")
-"""``:status: 200`` is entry 8 of HPACK's static table."""
-_HEAD_START = frames.pack_header(len(RESPONSE_HEAD) << 8 | frames.HEADERS, frames.END_HEADERS, 0)[:5]
-_TRAILERS_START = frames.pack_header(len(OK_TRAILERS) << 8 | frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0)[
-    :5
-]
+RESPONSE_HEAD = INDEXED_STATUS_200 + literal(b"content-type", b"application/grpc")
+# The headers of its HEADERS frames, up to the stream's id.
+_HEAD_START = frames.headers(0, 0, RESPONSE_HEAD)[:5]
+_TRAILERS_START = frames.headers(frames.END_STREAM, 0, OK_TRAILERS)[:5]
 _IDENTITY_ONLY = (("grpc-accept-encoding", "identity"),)
 
 
@@ -51,14 +49,6 @@ class Source(Protocol):
 
     def close(self) -> None:
         """The call is over. Called exactly once."""
-
-
-class Method(Protocol):
-    """What a call needs to know of the method it calls."""
-
-    @property
-    def request_streams(self) -> bool:
-        """The client may send any number of messages; otherwise exactly one."""
 
 
 class Application(Protocol):

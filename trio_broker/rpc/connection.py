@@ -174,7 +174,7 @@ class Connection(Control):
         if stream.receive_window < 0:
             raise StreamFailed(stream_id, frames.FLOW_CONTROL_ERROR, "the stream's window was exceeded")
         if flags & frames.PADDED:
-            payload = _unpadded(payload)
+            payload = frames.unpadded(payload)
             stream.take(length - len(payload))
         if stream.body_left is not None:
             stream.body_left -= len(payload)
@@ -204,7 +204,7 @@ class Connection(Control):
         if not stream_id & 1:
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "HEADERS on a stream of the server's")  # section 5.1.1
         if flags & frames.PADDED:
-            payload = _unpadded(payload)
+            payload = frames.unpadded(payload)
         own_dependency = False
         if flags & frames.HAS_PRIORITY:
             if len(payload) < 5:
@@ -304,10 +304,3 @@ class _HeaderBlock:
         self.own_dependency = own_dependency
         self.parts = [first]
         self.size = len(first)
-
-
-def _unpadded(payload: bytes) -> bytes:
-    """Strip the padding of DATA or HEADERS (sections 6.1, 6.2)."""
-    if not payload or payload[0] >= len(payload):
-        raise ConnectionFailed(frames.PROTOCOL_ERROR, "padding longer than its frame")
-    return payload[1 : len(payload) - payload[0]]

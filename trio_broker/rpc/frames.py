@@ -109,3 +109,10 @@ class StreamFailed(Exception):
         super().__init__(text)
         self.stream_id = stream_id
         self.code = code
+
+
+def unpadded(payload: bytes) -> bytes:
+    """Strip the padding of a DATA or HEADERS frame that has the flag `PADDED` (sections 6.1, 6.2)."""
+    if not payload or payload[0] >= len(payload):
+        raise ConnectionFailed(PROTOCOL_ERROR, "padding longer than its frame")
+    return payload[1 : len(payload) - payload[0]]

@@ -110,16 +110,12 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
                 nursery.start_soon(self._flush_loop)
                 nursery.start_soon(self._expire_loop)
                 task_status.started()
-                try:
-                    with self._accepting:
-                        async with trio.open_nursery() as accepting:
-                            for listener in listeners:
-                                accepting.start_soon(self._accept, listener, nursery)
-                    sockets.close()
-                    await self._idle.wait()
-                finally:
-                    for transport in list(self._transports):
-                        transport.abandon()
+                with self._accepting:
+                    async with trio.open_nursery() as accepting:
+                        for listener in listeners:
+                            accepting.start_soon(self._accept, listener, nursery)
+                sockets.close()
+                await self._idle.wait()
                 nursery.cancel_scope.cancel()
 
     def _bind(self, name: str, service: purerpc.Service) -> None:
