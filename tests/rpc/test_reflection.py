@@ -1,12 +1,11 @@
 """Server reflection, both versions, over sockets; and by grpcurl where it is installed."""
 
 import json
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 import trio
+from go_tools import go_tool
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_peer import deframed
@@ -116,10 +115,12 @@ async def test_what_is_not_there_fails_by_itself_and_the_stream_goes_on(pb):
     assert answer.list_services_response.service
 
 
-async def test_grpcurl_needs_no_proto_file():
-    grpcurl = shutil.which("grpcurl") or shutil.which("grpcurl", path=Path.home() / "go/bin")
-    if grpcurl is None:
-        pytest.skip("grpcurl is not installed")
+@pytest.fixture(scope="module")
+def grpcurl():
+    return go_tool("github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4")
+
+
+async def test_grpcurl_needs_no_proto_file(grpcurl):
     health = Health()
     health.set("", serving=True)
     async with serving(Toy(), health.service, *SERVICES) as server:
