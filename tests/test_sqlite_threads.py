@@ -28,10 +28,11 @@ class Gate:
         self._open.set()
         self._arrived = 0
         self._waiting = trio.lowlevel.ParkingLot()
+        self._token: trio.lowlevel.TrioToken | None = None
 
     def __call__(self) -> int:
         if not self._open.is_set():
-            trio.from_thread.run_sync(self._arrive)
+            trio.from_thread.run_sync(self._arrive, trio_token=self._token)
             assert self._open.wait(timeout=30), "a test forgot to open the gate"
         return 1_700_000_000_000_000
 
@@ -40,6 +41,7 @@ class Gate:
         self._waiting.unpark_all()
 
     def close(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
         self._open.clear()
         self._arrived = 0
 

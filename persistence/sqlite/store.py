@@ -58,7 +58,6 @@ async def open_sqlite(
     Leaving the block waits at most ``commit_timeout_s``: then a thread stays behind, to close the file and give up its
     lock as soon as the disk lets it.
     """
-    writing = trio.CapacityLimiter(1)
     opening = partial(
         open_database,
         url,
@@ -67,8 +66,8 @@ async def open_sqlite(
         busy_timeout_s=commit_timeout_s * LOCK_WAIT_SHARE,
         clock=clock,
     )
-    database = await threads.write(writing, opening)
-    store = SQLiteStore(database, writing, clock)
+    database = await threads.to_the_end(opening)
+    store = SQLiteStore(database, clock)
     try:
         yield store
     finally:
@@ -81,15 +80,15 @@ async def open_sqlite(
 class SQLiteStore(Store):
     """One connection writes, a few read."""
 
-    def __init__(self, database: Database, writing: trio.CapacityLimiter, clock: Callable[[], int]) -> None:
+    def __init__(self, database: Database, clock: Callable[[], int]) -> None:
         self._database = database
-        self._writing = writing
+        self._writing = threads.Worker("sqlite-writer")
         self._reading = ReaderPool(database.readers, database.file.path)
         self._writer = database.writer
         self._clock = clock
 
     async def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
-        return await threads.write(self._writing, self._writer.append, batch)
+        return await self._writing.run(self._writer.append, batch)
 
     async def read(self, subject: str, after_id: int, *, max_messages: int, max_bytes: int) -> Page:
         return await self._reading.run(reading.read_page, self._clock, subject, after_id, max_messages, max_bytes)
@@ -110,13 +109,13 @@ class SQLiteStore(Store):
         return await self._reading.run(reading.list_registers, prefix)
 
     async def compare_and_set(self, name: str, value: bytes, *, version: int) -> int | None:
-        return await threads.write(self._writing, self._writer.compare_and_set, name, value, version)
+        return await self._writing.run(self._writer.compare_and_set, name, value, version)
 
     async def delete(self, name: str, *, version: int) -> bool:
-        return await threads.write(self._writing, self._writer.delete, name, version)
+        return await self._writing.run(self._writer.delete, name, version)
 
     async def sweep(self) -> Swept:
-        return await threads.write(self._writing, sweep, self._writer, self._database.file.path, self._clock())
+        return await self._writing.run(sweep, self._writer, self._database.file.path, self._clock())
 
     async def now(self) -> int:
         await self._reading.run(self._ask)
@@ -132,7 +131,7 @@ class SQLiteStore(Store):
 
     async def close(self) -> None:
         """Close the file once no thread uses it. A checkpoint; cancelled, it leaves a thread behind that does so."""
-        await threads.read(self._writing, self._close)
+        await self._writing.close(self._close)
 
     def _ask(self, connection: sqlite3.Connection) -> None:
         self._database.file.check()
