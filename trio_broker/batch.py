@@ -24,7 +24,7 @@ class Batch:
         self.last_id = messages[-1].id
         self.size_bytes = sum(_size_bytes(message) for message in messages)
         """Bodies and headers."""
-        self.wire: object | None = None
+        self.wire: bytes | None = None
         """The service's encoding, which it makes for the first subscriber and shares with the others."""
 
     def __repr__(self) -> str:

@@ -66,6 +66,7 @@ class Recorder(Stream):
         self.events: list[object] = []
         self.hold = hold
         self.source: list[bytes] = []
+        self.more = self.take_source
 
     def on_headers(self, head: Head) -> None:
         self.events.append("headers")
@@ -81,9 +82,11 @@ class Recorder(Stream):
     def on_closed(self) -> None:
         self.events.append("closed")
 
-    def fill(self, credit: int) -> None:
-        while self.source and self.queued_bytes < credit:
-            self.send(self.source.pop(0))
+    def take_source(self, credit: int) -> bytes:
+        taken = b""
+        while self.source and len(taken) < credit:
+            taken += self.source.pop(0)
+        return taken
 
 
 class Peer:

@@ -153,9 +153,11 @@ class Source:
         self.messages = list(messages)
         self.closed = 0
 
-    def fill(self, call, credit):
-        while self.messages and call.queued_bytes < credit:
-            call.send(framed(self.messages.pop(0)))
+    def take(self, call, credit):
+        taken = b""
+        while self.messages and len(taken) < credit:
+            taken += framed(self.messages.pop(0))
+        return taken
 
     def close(self):
         self.closed += 1
@@ -187,12 +189,15 @@ def test_a_source_of_a_call_that_is_over_is_closed_at_once():
     assert peer.received() == []
 
 
-def test_a_source_that_ends_its_call_in_fill():
+def test_a_source_that_ends_its_call():
     class Last(Source):
-        def fill(self, call, credit):
-            super().fill(call, credit)
-            if not self.messages:
-                call.finish(Status(StatusCode.UNAVAILABLE, "no more"))
+        def take(self, call, credit):
+            taken = super().take(call, credit)
+            if self.messages:
+                return taken
+            call.send(taken)
+            call.finish(Status(StatusCode.UNAVAILABLE, "no more"))
+            return b""
 
     peer = GrpcPeer()
     window(peer, 10)

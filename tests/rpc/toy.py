@@ -177,12 +177,14 @@ class Source:
         self.messages.append(message)
         self.call.connection.mark(self.call)
 
-    def fill(self, call: Call, credit: int) -> None:
-        while self.messages and call.queued_bytes < credit:
+    def take(self, call: Call, credit: int) -> bytes:
+        taken = b""
+        while self.messages and len(taken) < credit:
             message = self.messages.pop(0)
             if message == b"bug":
                 raise ValueError("a secret")
-            call.send(framed(BytesValue(value=message).SerializeToString()))
+            taken += framed(BytesValue(value=message).SerializeToString())
+        return taken
 
     def close(self) -> None:
         self._toy.note("closed Drain")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from struct import Struct
 from typing import Any, Protocol
 
@@ -44,8 +45,11 @@ def framed(message: bytes) -> bytes:
 class Source(Protocol):
     """Where a drained stream's messages come from. See `trio_broker.rpc.handlers.drained`."""
 
-    def fill(self, call: Call, credit: int) -> None:
-        """Send framed messages with `Call.send`, up to about ``credit`` bytes, or `Call.finish`. Never waits."""
+    def take(self, call: Call, credit: int) -> bytes:
+        """Return framed messages, about ``credit`` bytes; empty when there is nothing now. Never waits.
+
+        After the last one it calls `Call.finish`, and returns nothing: a rest goes to `Call.send` before.
+        """
 
     def close(self) -> None:
         """The call is over. Called exactly once."""
@@ -316,18 +320,14 @@ class Call(Stream):
         self.end(block, alone)
 
     def attach(self, source: Source) -> None:
-        """Answer from a source: headers leave now, messages whenever `Stream.fill` asks for them."""
+        """Answer from a source: headers leave now, messages whenever they may leave."""
         if self.local_closed:
             source.close()
             return
         self.source = source
+        self.more = partial(source.take, self)
         self.send_head()
         self.connection.mark(self)
-
-    def fill(self, credit: int) -> None:
-        """Ask the source for more."""
-        if self.source is not None and not self.local_closed:
-            self.source.fill(self, credit)
 
     def on_room(self) -> None:
         """All that was queued has left: a handler that waits for it goes on."""
@@ -340,7 +340,7 @@ class Call(Stream):
         self.part = None
         if self.source is not None:
             self.source.close()
-            self.source = None  # it may know the call: no cycle is left for the collector
+            self.source = self.more = None  # they know the call: no cycle is left for the collector
         if self.room is not None:
             self.room()
         if isinstance(self.request, Request):

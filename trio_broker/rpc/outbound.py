@@ -47,7 +47,7 @@ class Outbound(ABC):
             self._on_output()
 
     def mark(self, stream: Stream) -> None:
-        """Note that a stream has something to send, or may have when asked by `Stream.fill`."""
+        """Note that a stream has something to send, or may have when asked for `Stream.more`."""
         if not stream.dirty:
             stream.dirty = True
             self._dirty.append(stream)
@@ -86,8 +86,9 @@ class Outbound(ABC):
                 credit = self.send_window
             if credit > stream.send_window:
                 credit = max(0, stream.send_window)
-            if stream.queued_bytes < credit and not stream.closed:
-                stream.fill(credit)
+            if stream.more is not None and stream.queued_bytes < credit and (sent := self._send_more(stream, credit)):
+                room -= sent
+                continue
             if stream.closed:
                 continue
             size = stream.queued_bytes
@@ -106,6 +107,21 @@ class Outbound(ABC):
                 else:
                     stream.dirty = False
                     stream.on_room()
+
+    def _send_more(self, stream: Stream, credit: int) -> int:
+        """Ask a stream for more: the shortest way for a delivery. What cannot leave whole is queued: 0."""
+        assert stream.more is not None
+        data = stream.more(credit - stream.queued_bytes)
+        size = len(data)
+        if 0 < size < credit and not stream.queued_bytes:
+            self._frames += (frames.pack_header(size << 8, 0, stream.id), data)
+            stream.send_window -= size
+            self.send_window -= size
+            stream.dirty = False
+            return size
+        if data:
+            stream.send(data)
+        return 0
 
     def _send_all(self, stream: Stream, size: int) -> int:
         if not size:

@@ -7,6 +7,7 @@ Threads:   none: plain data, no I/O, no clock. Nothing here waits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from trio_broker.rpc import frames
@@ -24,7 +25,7 @@ class Head(Protocol):
 
 
 class Stream:
-    """A request and its response. Subclasses fill in the four ``on_`` hooks; hooks must not raise."""
+    """A request and its response. Subclasses fill in the ``on_`` hooks; hooks must not raise."""
 
     __slots__ = (
         "body_left",
@@ -34,6 +35,7 @@ class Stream:
         "dirty",
         "id",
         "local_closed",
+        "more",
         "queue",
         "queued_bytes",
         "receive_window",
@@ -54,6 +56,11 @@ class Stream:
         """Received bytes that were taken, and whose credit was not yet given back."""
         self.body_left: int | None = None
         """What content-length still promises."""
+        self.more: Callable[[int], bytes] | None = None
+        """Asked for more of the response's body, about so many bytes, when all that is queued may leave.
+
+        It may end the response only if it returns nothing.
+        """
         self.queue: list[bytes | memoryview] = []
         self.queued_bytes = 0
         self.trailers: bytes | None = None
@@ -80,9 +87,6 @@ class Stream:
 
     def on_closed(self) -> None:
         """The stream is over, in whatever way; called exactly once."""
-
-    def fill(self, credit: int) -> None:
-        """Queue up to about ``credit`` more bytes if there are any; called when what is queued may leave."""
 
     def on_room(self) -> None:
         """All that was queued has left."""
@@ -118,6 +122,7 @@ class Stream:
         if self.local_closed:
             return
         self.local_closed = True
+        self.more = None
         self.trailers = trailers if self.responded or alone is None else alone
         if self.queued_bytes:
             if not self.dirty:

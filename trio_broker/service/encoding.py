@@ -46,10 +46,9 @@ def message_response(message: Message) -> bytes:
 
 def batch_wire(batch: Batch) -> bytes:
     """Return a batch as framed MessageResponses, ready to be sent; made once for all its subscribers."""
-    wire = batch.wire
-    if not isinstance(wire, bytes):
-        wire = batch.wire = b"".join([framed(message_response(message)) for message in batch.messages])
-    return wire
+    if batch.wire is None:
+        batch.wire = b"".join([framed(message_response(message)) for message in batch.messages])
+    return batch.wire
 
 
 def varint(number: int) -> bytes:

@@ -149,15 +149,28 @@ class SubscriptionSource:
     def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription
 
-    def fill(self, call: Call, credit: int) -> None:
-        """Send the batches that wait, up to the first that exceeds the credit; end the call when they have."""
+    def take(self, call: Call, credit: int) -> bytes:
+        """Return the batches that wait, up to the first that exceeds the credit; end the call after the last one."""
         subscription = self._subscription
-        while subscription.buffered_messages:  # asked first: an exception for each delivery would cost more than it
-            if call.queued_bytes >= credit:
-                return
-            call.send(batch_wire(subscription.receive_nowait()))
-        if subscription.error is not None:
-            call.finish(status_of(subscription.error))
+        if not subscription.buffered_messages:  # asked, not tried: an exception costs more than a delivery
+            if subscription.error is not None:
+                call.finish(status_of(subscription.error))
+            return b""
+        wire = batch_wire(subscription.receive_nowait())
+        if subscription.buffered_messages and len(wire) < credit:
+            wire = self._more(wire, credit)
+        if subscription.error is None or subscription.buffered_messages:
+            return wire
+        call.send(wire)
+        call.finish(status_of(subscription.error))
+        return b""
+
+    def _more(self, wire: bytes, credit: int) -> bytes:
+        wires, size = [wire], len(wire)
+        while self._subscription.buffered_messages and size < credit:
+            wires.append(batch_wire(self._subscription.receive_nowait()))
+            size += len(wires[-1])
+        return b"".join(wires)
 
     def close(self) -> None:
         """Listen no more."""
