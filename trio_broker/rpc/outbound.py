@@ -79,53 +79,51 @@ class Outbound(ABC):
 
     def _pump(self, room: int) -> None:
         dirty = self._dirty
-        while dirty and room > 0 and self.send_window > 0:
+        while dirty and room > 0 and (window := self.send_window) > 0:
             stream = dirty.popleft()
             credit = self.peer_frame_max
-            if credit > self.send_window:
-                credit = self.send_window
+            if credit > window:
+                credit = window
             if credit > stream.send_window:
                 credit = max(0, stream.send_window)
-            if stream.more is not None and stream.queued_bytes < credit and (sent := self._send_more(stream, credit)):
-                room -= sent
-                continue
-            if stream.closed:
-                continue
-            size = stream.queued_bytes
-            if credit == 0 and (size or stream.trailers is None):
-                self._blocked[stream.id] = stream  # still dirty: only its window brings it back
-            elif size > credit:
-                room -= self._send_part(stream, credit)
-                dirty.append(stream)
-            else:
-                room -= self._send_all(stream, size)
-                if stream.trailers is not None:
+            queued = stream.queued_bytes
+            if queued < credit and stream.more is not None:
+                data = stream.more(credit - queued)
+                if not queued and 0 < (size := len(data)) < credit:  # a delivery: not a call more than it needs
+                    self._frames += (frames.pack_header(size << 8, 0, stream.id), data)
+                    stream.send_window -= size
+                    self.send_window = window - size
+                    room -= size
                     stream.dirty = False
-                    self.end_stream(stream)
-                elif size == credit:
-                    dirty.append(stream)  # it may have more
-                else:
-                    stream.dirty = False
-                    stream.on_room()
+                    continue
+                if data:
+                    stream.send(data)
+            if not stream.closed:
+                room -= self._send_queued(stream, credit)
 
-    def _send_more(self, stream: Stream, credit: int) -> int:
-        """Ask a stream for more: the shortest way for a delivery. What cannot leave whole is queued: 0."""
-        assert stream.more is not None
-        data = stream.more(credit - stream.queued_bytes)
-        size = len(data)
-        if 0 < size < credit and not stream.queued_bytes:
-            self._frames += (frames.pack_header(size << 8, 0, stream.id), data)
-            stream.send_window -= size
-            self.send_window -= size
-            stream.dirty = False
-            return size
-        if data:
-            stream.send(data)
-        return 0
-
-    def _send_all(self, stream: Stream, size: int) -> int:
-        if not size:
+    def _send_queued(self, stream: Stream, credit: int) -> int:
+        """Send as much of what a stream has queued as may leave; return how much."""
+        size = stream.queued_bytes
+        if credit == 0 and (size or stream.trailers is None):
+            self._blocked[stream.id] = stream  # still dirty: only its window brings it back
             return 0
+        if size > credit:
+            self._dirty.append(stream)
+            return self._send_part(stream, credit)
+        self._send_all(stream, size)
+        if stream.trailers is not None:
+            stream.dirty = False
+            self.end_stream(stream)
+        elif size == credit:
+            self._dirty.append(stream)  # it may have more
+        else:
+            stream.dirty = False
+            stream.on_room()
+        return size
+
+    def _send_all(self, stream: Stream, size: int) -> None:
+        if not size:
+            return
         last = stream.trailers == b""
         self._frames.append(frames.pack_header(size << 8, frames.END_STREAM if last else 0, stream.id))
         self._frames.extend(stream.queue)
@@ -134,7 +132,6 @@ class Outbound(ABC):
         self.queued_bytes -= size
         stream.send_window -= size
         self.send_window -= size
-        return size
 
     def _send_part(self, stream: Stream, size: int) -> int:
         queue = stream.queue
