@@ -55,6 +55,32 @@ async def test_a_call_cancelled_in_the_read_it_came_in_reaches_no_handler():
         assert toy.groups == [1]
 
 
+@pytest.mark.parametrize("how", ["reset", "deadline", "closed"])
+async def test_the_work_of_a_group_ends_with_the_last_of_its_calls(how, caplog):
+    toy = Toy()
+    async with serving(toy) as server:
+        async with connected(server) as wire:
+            more = {1: [("grpc-timeout", "10m")], 3: [("grpc-timeout", "60m")]} if how == "deadline" else {}
+            await wire.write(
+                *[wire.order(stream_id, "Group", b"wait", more=more.get(stream_id, [])) for stream_id in (1, 3)]
+            )
+            await toy.until("began Group")
+            assert toy.groups == [2]
+            if how == "reset":
+                await wire.write(frames.reset(1, frames.CANCEL), wire.order(5, "Echo", b"hello"))
+                await wire.answered(5)
+                assert "ended Group" not in toy.log
+                await wire.write(frames.reset(3, frames.CANCEL))
+            elif how == "deadline":
+                assert (await wire.answered(1)).code == StatusCode.DEADLINE_EXCEEDED.value
+                assert "ended Group" not in toy.log
+                assert (await wire.answered(3)).code == StatusCode.DEADLINE_EXCEEDED.value
+            if how != "closed":
+                await toy.until("ended Group")
+        await toy.until("ended Group")
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 def ended(method):
     return {"Group": "abandoned Group", "Repeat": "ended Repeat"}.get(method, f"ended {method}")
 

@@ -8,8 +8,8 @@ Threads:   the trio thread. The ``run_`` functions are tasks in the connection's
 
 *Grouped* (`grouped`): a unary handler that gets all calls of its method that came in one read of a socket, as a
 list, and answers each with `Call.reply` or `Call.finish` when it can. It is called when the read is done. What it
-returns is awaited in a task: one task per read instead of one per call. If it returns nothing, somebody else
-answers: the work itself when it is done.
+returns is awaited in a task, which is cancelled once all of the calls are over: one task per read instead of one per
+call. If it returns nothing, somebody else answers: the work itself when it is done.
 
 *Drained* (`drained`): a server-streaming handler that returns a `Source`; the connection asks it for messages when
 the peer's windows and the socket have room. No task at all while the stream lives.
@@ -18,6 +18,7 @@ the peer's windows and the socket have room. No task at all while the stream liv
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -169,15 +170,44 @@ def begin_group(calls: list[Call], refusals: Refusals) -> tuple[list[Call], Awai
 
 
 async def finish_group(calls: list[Call], work: Awaitable[None], refusals: Refusals) -> None:
-    """Await what a grouped handler returned. A checkpoint."""
+    """Await what a grouped handler returned, for as long as one of its calls goes on. A checkpoint."""
     try:
-        await work
+        with GroupScope(calls).scope as scope:
+            await work
     except Exception as error:  # noqa: BLE001 - whatever a handler raises must end its calls
         _fail_group(calls, error, refusals)
     for call in calls:
-        if not call.local_closed:
+        if call.local_closed:
+            continue
+        if scope.cancelled_caught:  # the last of their deadlines has passed, and the sweep has not been here yet
+            call.app.expire(call)
+        else:
             log.error("rpc_unanswered method=%s", call.method.path)
             call.finish(refusals.internal())
+
+
+class GroupScope:
+    """What a grouped handler's work runs under: cancelled once all of its calls are over.
+
+    Its deadline is the last of theirs, if all have one: the work may pass it on, such as to a database.
+    """
+
+    __slots__ = ("_open", "scope")
+
+    def __init__(self, calls: list[Call]) -> None:
+        deadlines = [call.deadline for call in calls if call.deadline is not None]
+        self.scope = trio.CancelScope(deadline=max(deadlines) if len(deadlines) == len(calls) else math.inf)
+        self._open = 0
+        for call in calls:
+            if not call.closed:
+                self._open += 1
+                call.scope = self
+
+    def cancel(self) -> None:
+        """One of the calls is over."""
+        self._open -= 1
+        if not self._open:
+            self.scope.cancel()
 
 
 def _fail_group(calls: list[Call], error: Exception, refusals: Refusals) -> None:
