@@ -4,5 +4,6 @@ from metrics.calls import CallMetrics
 from metrics.http import serve_http
 from metrics.pages import Readiness
 from metrics.process import build_registry
+from metrics.store import StoreMetrics
 
-__all__ = ["CallMetrics", "Readiness", "build_registry", "serve_http"]
+__all__ = ["CallMetrics", "Readiness", "StoreMetrics", "build_registry", "serve_http"]

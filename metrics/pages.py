@@ -27,6 +27,8 @@ class Readiness(NamedTuple):
     ready: bool
     detail: str
     """One short line for an operator: why not, or what is ready."""
+    facts: tuple[str, ...] = ()
+    """More lines, such as which store it is."""
 
 
 class Request(NamedTuple):
@@ -49,9 +51,9 @@ class Reply(NamedTuple):
     """The methods that would have been taken, with METHOD_NOT_ALLOWED only."""
 
 
-def text(status: HTTPStatus, line: str, *, allow: str | None = None) -> Reply:
-    """Return a reply of one line, for people."""
-    return Reply(status, f"{line}\n".encode(), allow=allow)
+def text(status: HTTPStatus, *lines: str, allow: str | None = None) -> Reply:
+    """Return a reply for people."""
+    return Reply(status, "".join(f"{line}\n" for line in lines).encode(), allow=allow)
 
 
 class Pages:
@@ -75,8 +77,8 @@ class Pages:
             case "/metrics":
                 return self._metrics(request.accept)
             case "/readyz":
-                ready, detail = self._readiness()
-                return text(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, detail)
+                ready, detail, facts = self._readiness()
+                return text(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, detail, *facts)
             case _:
                 return text(HTTPStatus.OK, "ok")  # that somebody answers is the news
 

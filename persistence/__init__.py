@@ -18,6 +18,7 @@ from persistence.facade import (
     Rejected,
     Store,
     Swept,
+    Wakeups,
 )
 from persistence.opening import open_store
 
@@ -44,5 +45,6 @@ __all__ = [
     "StoreFull",
     "StoreUnavailable",
     "Swept",
+    "Wakeups",
     "open_store",
 ]

@@ -10,8 +10,11 @@ on every store. Times are microseconds since 1970-01-01 UTC *by the store's cloc
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple, Self
+
+import trio
 
 NO_HEADERS: Mapping[str, bytes] = {}
 
@@ -117,6 +120,8 @@ class Limits(NamedTuple):
     flush_messages_max: int
     flush_bytes_max: int
     expiration_max_s: int
+    shared: bool = False
+    """Several brokers may use it at once."""
 
 
 class Durability(NamedTuple):
@@ -128,6 +133,25 @@ class Durability(NamedTuple):
     """The setting that decides it, such as ``journal_mode=wal synchronous=full``."""
     durable: bool
     """An acknowledged message outlives the process and a crash of its machine."""
+
+
+class Wakeups:
+    """Hints of what any process appended, for one task at a time that iterates over it; never needed to be right.
+
+    This one is of a store that hears of nothing: no hint ever comes.
+    """
+
+    @property
+    def connected(self) -> bool:
+        """False: what is appended is not heard of now, and "anything" is hinted every so often instead."""
+        return True
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> frozenset[str]:
+        """Wait for the next hint: subjects that may have changed; none are named when any may have. A checkpoint."""
+        await trio.sleep_forever()
 
 
 class Store(ABC):
@@ -197,6 +221,12 @@ class Store(ABC):
     @abstractmethod
     async def now(self) -> int:
         """Ask the store for its time, in microseconds. Also how readiness asks whether it is there."""
+
+    @asynccontextmanager
+    async def wakeups(self) -> AsyncGenerator[Wakeups]:
+        """Listen for the length of the block to what any process appends, this one's among it. A checkpoint."""
+        await trio.lowlevel.checkpoint()
+        yield Wakeups()
 
     @abstractmethod
     def limits(self) -> Limits:

@@ -139,8 +139,8 @@ class Durability(NamedTuple):
     durable: bool = True
 
 
-def started(config: Config, durability: Durability) -> Started:
-    return Started(config, durability, "127.0.0.1:50051", "127.0.0.1:9464", ready_after_s=0.4123)
+def started(config: Config, durability: Durability, *, shared: bool = False) -> Started:
+    return Started(config, durability, shared, "127.0.0.1:50051", "127.0.0.1:9464", ready_after_s=0.4123)
 
 
 def test_the_banner_says_what_started_in_few_lines() -> None:
@@ -153,6 +153,12 @@ def test_the_banner_says_what_started_in_few_lines() -> None:
         *("127.0.0.1:50051", "anybody may call", "http://127.0.0.1:9464/metrics", "64MiB", "4032KiB", "within 10s"),
     ):
         assert part in text
+
+
+def test_the_banner_says_what_brokers_that_share_a_store_may_expect() -> None:
+    told = "each delivers to its own subscribers only what was published to itself"
+    assert told in "\n".join(started(Config(), Durability(), shared=True).banner())
+    assert told not in "\n".join(started(Config(), Durability()).banner())
 
 
 def test_the_banner_warns_of_what_is_not_durable_and_of_strangers_and_hides_passwords() -> None:
@@ -185,6 +191,7 @@ def test_programs_get_one_event_with_all_that_the_banner_says(stream: io.StringI
         "store_kind": "SQLite 3.45.1",
         "durability": "journal_mode=wal synchronous=full",
         "durable": True,
+        "store_shared": False,
         "tls": False,
         "client_certificates": False,
         "open_to_strangers": False,

@@ -1,6 +1,6 @@
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from metrics import CallMetrics, build_registry
+from metrics import CallMetrics, StoreMetrics, build_registry
 
 
 def names(registry: CollectorRegistry) -> set[str]:
@@ -30,3 +30,11 @@ def test_two_brokers_of_one_process_have_their_own_registries() -> None:
     assert first.get_sample_value("active_subscribers") == 1
     assert second.get_sample_value("active_subscribers") == 2
     assert "active_subscribers" not in names(REGISTRY)
+
+
+def test_whether_wakeups_are_heard_is_asked_at_each_scrape() -> None:
+    heard = [True]
+    registry = build_registry(StoreMetrics(lambda: heard[0]))
+    assert registry.get_sample_value("trio_broker_listen_connected") == 1
+    heard[0] = False
+    assert registry.get_sample_value("trio_broker_listen_connected") == 0

@@ -44,7 +44,7 @@ from trio_broker.errors import (  # noqa: E402
 )
 from trio_broker.fanout import Fanout, Messages, Subscription  # noqa: E402
 from trio_broker.message import Message  # noqa: E402
-from trio_broker.storage import Availability, broker_error, keep_probing, keep_sweeping  # noqa: E402
+from trio_broker.storage import Availability, Hearing, broker_error, keep_probing, keep_sweeping  # noqa: E402
 from trio_broker.subject import check_subject  # noqa: E402
 
 HEADERS_MAX = 64
@@ -61,14 +61,23 @@ async def open_broker(url: str = "sqlite:///trio-broker.db", config: Config | No
 
     Raises:
         CannotOpen: with what is wrong and what to do; also when another broker has the file open.
+        StorageUnavailable: the database cannot be reached now; trying again may help.
     """
     config = config or Config()
-    opening = open_store(url, exclusive=True, migrate=not config.no_migrate, commit_timeout_s=config.commit_timeout)
+    opening = open_store(
+        url,
+        listen_url=config.store_listen,
+        exclusive=True,
+        migrate=not config.no_migrate,
+        commit_timeout_s=config.commit_timeout,
+    )
     async with AsyncExitStack() as opened:
         try:
             store = await opened.enter_async_context(opening)
         except persistence.CannotOpen as error:
             raise CannotOpen(str(error)) from error
+        except persistence.StoreUnavailable as error:
+            raise StorageUnavailable(str(error)) from error
         async with run_broker(store, config) as broker:
             yield broker
 
@@ -108,6 +117,8 @@ class Broker:
         self._fanout = Fanout(config)
         self.committer = Committer(store, config, self._fanout.deliver, self._availability)
         """For its counters."""
+        self.hearing = Hearing()
+        """Whether wake-ups are heard."""
         self._refusal: Callable[[], BrokerError] | None = None
         self._stopped = False
         self._reads: set[trio.CancelScope] = set()
@@ -263,6 +274,7 @@ class Broker:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(keep_probing, self._store, self._availability)
                 nursery.start_soon(keep_sweeping, self._store, self._availability, self._sweep_interval_s)
+                nursery.start_soon(self.hearing.keep_listening, self._store)
                 await self.committer.run()
                 nursery.cancel_scope.cancel()
         finally:

@@ -38,7 +38,10 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     listen: str = Field("127.0.0.1:50051", description="gRPC address: HOST:PORT, [V6]:PORT or unix:/path")
-    store: str = Field("sqlite:///trio-broker.db", description="where messages are kept: memory: or sqlite:///path")
+    store: str = Field(
+        "sqlite:///trio-broker.db", description="where messages are kept: sqlite:///path, postgresql://..., memory:"
+    )
+    store_listen: str = Field("", description="PostgreSQL: where to LISTEN, if --store goes through a pooler")
     metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics, /healthz and /readyz")
     allow_anonymous: bool = Field(default=False, description="let anybody call, also on an address beyond loopback")
     tls_cert: str = Field("", description="PEM file: the certificate of the gRPC listener and its chain; serve TLS")
@@ -78,6 +81,8 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _is_meant(self) -> Self:
+        if self.store_listen and not self.store.startswith(("postgresql:", "postgres:")):
+            raise ValueError("--store-listen is for a --store on PostgreSQL: leave it out")
         if bool(self.tls_cert) != bool(self.tls_key):
             missing = "--tls-key" if self.tls_cert else "--tls-cert"
             raise ValueError(f"TLS needs a certificate and its key: {missing} is missing")

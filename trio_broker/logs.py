@@ -32,6 +32,8 @@ _LIMITS = {
 _PASSWORD_IN_AUTHORITY = re.compile(r"""(\b[a-zA-Z][\w+.-]*://[^\s:/@"']*):[^\s"']*@""")
 _PASSWORD_IN_QUERY = re.compile(r"""([?&](?:ssl)?password=)[^&\s"']*""", re.IGNORECASE)
 
+_SHARED = "others may use this store; each delivers to its own subscribers only what was published to itself"
+
 log = structlog.get_logger(__name__)
 
 
@@ -101,6 +103,8 @@ class Started(NamedTuple):
 
     config: Config
     durability: "Durability"
+    shared: bool
+    """Other brokers may use the store too."""
     grpc: str
     """The address that was bound."""
     metrics: str
@@ -137,6 +141,7 @@ class Started(NamedTuple):
             f"trio-broker {__version__}, Python {platform.python_version()}, trio {trio.__version__}",
             f"store       {redact_url(config.store)}, {durability.kind}",
             f"durability  {acknowledged} ({durability.setting})",
+            *([f"brokers     {_SHARED}"] if self.shared else []),
             f"grpc        {self.grpc}, {tls}, {clients}",
             f"metrics     http://{self.metrics}/metrics, /healthz, /readyz",
             f"publishes   {queue}, {flush}, each within {write_seconds(config.commit_timeout)}",
@@ -159,6 +164,7 @@ class Started(NamedTuple):
             "store_kind": durability.kind,
             "durability": durability.setting,
             "durable": durability.durable,
+            "store_shared": self.shared,
             "tls": bool(config.tls_cert),
             "client_certificates": bool(config.tls_client_ca),
             "open_to_strangers": open_to_strangers(config),

@@ -4,7 +4,7 @@ Owns:      the order of starting and stopping, readiness, signals.
 Not here:  settings and the set-up of logging (trio_broker/cli/), and each part itself.
 Threads:   the trio thread; while stopping, one timer thread of last resort.
 
-Starting: metrics endpoint (alive, not ready) -> store -> broker -> gRPC listener -> ready.
+Starting: metrics endpoint (alive, not ready) -> store, once it can be reached -> broker -> gRPC listener -> ready.
 Stopping: not ready -> ``drain_delay`` -> GOAWAY -> new publishes are refused -> commits in flight finish and reach
 subscribers -> streams end with DRAINING -> connections close -> exit 0. What is still open after ``grace`` is cut.
 """
@@ -17,14 +17,15 @@ import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import structlog
 import trio
 
-from metrics import CallMetrics, Readiness, build_registry, serve_http
-from persistence import Store, open_store
+from metrics import CallMetrics, Readiness, StoreMetrics, build_registry, serve_http
+from persistence import Store, StoreUnavailable, open_store
 from trio_broker._proto.pool import POOL
 from trio_broker.broker import Broker, run_broker
 from trio_broker.config import MESSAGE_OVERHEAD_BYTES, Config
@@ -47,6 +48,8 @@ YOUNG_OBJECTS = 20_000
 find little; at Python's default of 700 they took a fifth of the CPU (docs/BENCHMARKS.md)."""
 HEALTH_INTERVAL_S = 0.25
 """How often the health service looks at readiness."""
+OPEN_AGAIN_S = 1.0
+"""Pause before a store that could not be reached is tried again."""
 LAST_RESORT_S = 2.0
 """A process that has not ended so long after the grace period is ended: a thread is stuck in the database."""
 
@@ -75,6 +78,9 @@ class _Process:
         self._config = config
         self._began = time.perf_counter()
         self._broker: Broker | None = None
+        self._waits_for = ""
+        """Why the store cannot be opened yet."""
+        self._store = ""
         self._draining = False
         self._health = Health(NAME)
         self._metrics = CallMetrics(METHODS, lambda: self._broker.subscribers if self._broker else 0)
@@ -83,11 +89,13 @@ class _Process:
         if self._draining:
             return Readiness(ready=False, detail="draining")
         if self._broker is None:
-            return Readiness(ready=False, detail="starting")
+            return Readiness(ready=False, detail=f"starting{self._waits_for and ': '}{self._waits_for}")
+        wakeups = "heard" if self._broker.hearing.connected else "not heard: polling instead"
+        facts = (f"store: {self._store}", f"wake-ups: {wakeups}")
         away_s = self._broker.store_away_s()
         if away_s > self._config.store_grace:
-            return Readiness(ready=False, detail=f"the store has been away for {away_s:.0f} s")
-        return Readiness(ready=True, detail="ready")
+            return Readiness(ready=False, detail=f"the store has been away for {away_s:.0f} s", facts=facts)
+        return Readiness(ready=True, detail="ready", facts=facts)
 
     async def run(self, started: Callable[[str], None]) -> None:
         config = self._config
@@ -98,32 +106,60 @@ class _Process:
                 metrics_listen = parse_listen(config.metrics_listen)
                 assert isinstance(metrics_listen, TcpAddress), "the settings see to that"
                 with _telling("--metrics-listen"):
-                    metrics_at = await nursery.start(
-                        serve_http, *metrics_listen, build_registry(self._metrics), self.readiness
-                    )
-                async with (
-                    open_store(
-                        config.store,
-                        exclusive=True,
-                        migrate=not config.no_migrate,
-                        commit_timeout_s=config.commit_timeout,
-                    ) as store,
-                    run_broker(store, config) as broker,
-                ):
-                    with _listen(config.listen) as listener:
-                        server = self._server(broker)
-                        async with trio.open_nursery() as serving:
-                            await serving.start(server.serve_on, [listener])
-                            self._broker = broker
-                            serving.start_soon(self._report_health)
-                            started(self._announce(store, listener, format_address(metrics_at)))
-                            await signalled.wait()
-                            last_resort_s = config.drain_delay + config.grace + LAST_RESORT_S
-                            until_the_end.enter_context(_last_resort(last_resort_s))
-                            await self._stop(server, broker)
-                            serving.cancel_scope.cancel()
+                    registry = build_registry(self._metrics, StoreMetrics(self._hears))
+                    metrics_at = await nursery.start(serve_http, *metrics_listen, registry, self.readiness)
+                async with AsyncExitStack() as opened:
+                    store = await self._open_store(opened, signalled)
+                    if store is not None:
+                        announce = partial(self._announce, store, format_address(metrics_at), started)
+                        await self._serve(store, announce, signalled, until_the_end)
                 nursery.cancel_scope.cancel()
         log.info("stopped")
+
+    async def _open_store(self, opened: AsyncExitStack, signalled: trio.Event) -> Store | None:
+        """Open the store; try again while it cannot be reached. None: told to stop meanwhile."""
+        config = self._config
+        while not signalled.is_set():
+            opening = open_store(
+                config.store,
+                listen_url=config.store_listen,
+                exclusive=True,
+                migrate=not config.no_migrate,
+                commit_timeout_s=config.commit_timeout,
+            )
+            try:
+                return await opened.enter_async_context(opening)
+            except StoreUnavailable as error:
+                if str(error) != self._waits_for:
+                    log.warning("store_away", why=str(error), retry_s=OPEN_AGAIN_S)
+                self._waits_for = str(error)
+            with trio.move_on_after(OPEN_AGAIN_S):
+                await signalled.wait()
+        return None
+
+    async def _serve(
+        self, store: Store, announce: Callable[[socket.socket], None], signalled: trio.Event, until_the_end: ExitStack
+    ) -> None:
+        """Serve until a signal comes; then stop."""
+        config = self._config
+        durability = store.durability()
+        self._store = f"{durability.kind} ({durability.setting})"
+        async with run_broker(store, config) as broker:
+            with _listen(config.listen) as listener:
+                server = self._server(broker)
+                async with trio.open_nursery() as serving:
+                    await serving.start(server.serve_on, [listener])
+                    self._broker = broker
+                    serving.start_soon(self._report_health)
+                    announce(listener)
+                    await signalled.wait()
+                    last_resort_s = config.drain_delay + config.grace + LAST_RESORT_S
+                    until_the_end.enter_context(_last_resort(last_resort_s))
+                    await self._stop(server, broker)
+                    serving.cancel_scope.cancel()
+
+    def _hears(self) -> bool:
+        return self._broker is None or self._broker.hearing.connected
 
     def _server(self, broker: Broker) -> Server:
         config = self._config
@@ -152,12 +188,15 @@ class _Process:
     def _call_over(self, method: str, code: int | None, seconds: float) -> None:
         self._metrics.ended(method, "CANCELLED" if code is None else CODE_NAMES[code], seconds)
 
-    def _announce(self, store: Store, listener: socket.socket, metrics_address: str) -> str:
-        """Say what has started; return the address of gRPC."""
+    def _announce(
+        self, store: Store, metrics_address: str, started: Callable[[str], None], listener: socket.socket
+    ) -> None:
+        """Say what has started."""
         address = format_address(listener.getsockname())
         ready_after_s = time.perf_counter() - self._began
-        Started(self._config, store.durability(), address, metrics_address, ready_after_s).announce()
-        return address
+        shared = store.limits().shared
+        Started(self._config, store.durability(), shared, address, metrics_address, ready_after_s).announce()
+        started(address)
 
     async def _report_health(self) -> None:
         """Let the health service say what /readyz says."""

@@ -1,6 +1,6 @@
 """The broker's view of its store: its errors in our words, whether it is there, and its upkeep.
 
-Owns:      `broker_error`, `Availability`, and the two tasks that probe the store and sweep it.
+Owns:      `broker_error`, `Availability`, `Hearing`, and the tasks that probe the store, sweep it and listen to it.
 Not here:  appends (trio_broker/commit.py) and reads (trio_broker/broker.py), which report here how they went.
 Threads:   the trio thread only.
 """
@@ -13,7 +13,7 @@ import structlog
 import trio
 
 import persistence
-from persistence import Store, StoreError
+from persistence import Store, StoreError, Wakeups
 from trio_broker.errors import BrokerError, OutcomeUnknown, Rejected, StorageFull, StorageUnavailable
 
 PROBE_INTERVAL_S = 1.0
@@ -134,6 +134,24 @@ async def keep_sweeping(store: Store, availability: Availability, interval_s: fl
         except Exception:
             log.exception("sweep_failed")  # a bug in the store must not stop the broker
         await trio.sleep(SWEEP_PAUSE_S if more else interval_s)
+
+
+class Hearing:
+    """What this broker hears of appends, its own and those of others that share the store."""
+
+    def __init__(self) -> None:
+        self._wakeups: Wakeups | None = None
+
+    @property
+    def connected(self) -> bool:
+        """False while the store's wake-ups are down; also true of a store that has none."""
+        return self._wakeups is None or self._wakeups.connected
+
+    async def keep_listening(self, store: Store) -> None:
+        """Listen until cancelled. Nobody acts on what is heard before there are replicas."""
+        async with store.wakeups() as self._wakeups:
+            async for _ in self._wakeups:
+                pass
 
 
 async def _probe(store: Store, availability: Availability) -> None:
