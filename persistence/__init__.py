@@ -20,6 +20,7 @@ from persistence.facade import (
     Swept,
     Wakeups,
 )
+from persistence.migrating import Schema, migrate, migration_sql, read_schema
 from persistence.opening import open_store
 
 __all__ = [
@@ -40,11 +41,15 @@ __all__ = [
     "Record",
     "Register",
     "Rejected",
+    "Schema",
     "Store",
     "StoreError",
     "StoreFull",
     "StoreUnavailable",
     "Swept",
     "Wakeups",
+    "migrate",
+    "migration_sql",
     "open_store",
+    "read_schema",
 ]

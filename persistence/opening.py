@@ -1,13 +1,13 @@
 """Open a store by its URL.
 
 Owns:      which scheme is which store.
-Not here:  how a store opens (persistence/memory.py, persistence/sqlite/).
+Not here:  how a store opens (persistence/memory.py, persistence/sqlite/, persistence/postgres/).
 Threads:   the trio thread only.
 """
 
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
@@ -16,11 +16,14 @@ from persistence.facade import Store
 from persistence.memory import MemoryStore
 from persistence.sqlite.store import open_sqlite
 
+POSTGRES_SCHEMES = ("postgresql", "postgres")
+
 
 @asynccontextmanager
 async def open_store(
     url: str,
     *,
+    listen_url: str = "",
     exclusive: bool = False,
     migrate: bool = True,
     commit_timeout_s: float = 10.0,
@@ -29,7 +32,8 @@ async def open_store(
     """Open the store at ``url`` for the length of the ``async with`` block. A checkpoint.
 
     Args:
-        url: ``memory:``, ``sqlite:///relative.db``, ``sqlite:////absolute.db``.
+        url: ``memory:``, ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``postgresql://user@host/database``.
+        listen_url: PostgreSQL only: where to listen for wake-ups, if ``url`` leads to a pooler, which cannot.
         exclusive: refuse when another process has opened this store exclusively (SQLite: the broker's file lock).
         migrate: create or upgrade the schema; otherwise a missing or old one is `CannotOpen`.
         commit_timeout_s: how long one append may take before it is given up.
@@ -47,10 +51,29 @@ async def open_store(
             url, exclusive=exclusive, migrate=migrate, commit_timeout_s=commit_timeout_s, clock=clock or wall_clock_us
         ) as store:
             yield store
+    elif scheme in POSTGRES_SCHEMES:
+        with needs_extra("postgres"):
+            from persistence.postgres.store import open_postgres
+        async with open_postgres(url, listen_url or url, migrate=migrate, commit_timeout_s=commit_timeout_s) as store:
+            yield store
     else:
         raise CannotOpen(
-            f"no store is called {scheme!r}; write memory:, sqlite:///relative.db or sqlite:////absolute.db"
+            f"no store is called {scheme!r}; write memory:, sqlite:///relative.db, sqlite:////absolute.db or "
+            "postgresql://user@host/database"
         )
+
+
+@contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Import a store whose driver is an extra of the package, within the block.
+
+    Raises:
+        CannotOpen: it is not installed; with the command that does it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise CannotOpen(f'this store needs more packages ({error}): pip install "trio-broker[{name}]"') from error
 
 
 def wall_clock_us() -> int:

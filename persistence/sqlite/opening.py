@@ -15,7 +15,7 @@ from persistence.errors import CannotOpen
 from persistence.sqlite.connection import connect, set_up_reader, set_up_writer, use_wal
 from persistence.sqlite.lock import file_lock
 from persistence.sqlite.presence import OpenFile
-from persistence.sqlite.schema import check_ours, migrate_to_latest
+from persistence.sqlite.schema import check_ours, migrate_to_latest, schema_version
 from persistence.sqlite.writing import Writer
 
 READERS = 3
@@ -92,10 +92,31 @@ def open_database(
                 readers.append(reader)
             return Database(file, writer, readers, undo.pop_all())
     except sqlite3.Error as error:
-        advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "")
-        raise CannotOpen(f"{path}: {error}{advice}") from error
+        raise _cannot_open(path, error) from error
     except OSError as error:
         raise CannotOpen(f"{path}: {error.strerror}") from error
+
+
+def version_of(url: str) -> int:
+    """Return the version of the schema in the file that ``url`` names; 0 where there is none. Nothing is created.
+
+    Raises:
+        CannotOpen: the file is not ours, or of a later release.
+    """
+    path = database_path(url)
+    if not path.exists():
+        return 0
+    try:
+        with closing(connect(path, create=False, busy_timeout_s=0)) as connection:
+            check_ours(connection, path, migrate=True)  # it may be older
+            return schema_version(connection)
+    except sqlite3.Error as error:
+        raise _cannot_open(path, error) from error
+
+
+def _cannot_open(path: Path, error: sqlite3.Error) -> CannotOpen:
+    advice = _ADVICE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "")
+    return CannotOpen(f"{path}: {error}{advice}")
 
 
 def _check_place(path: Path, *, migrate: bool) -> None:

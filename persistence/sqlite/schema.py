@@ -8,7 +8,9 @@ Threads:   worker threads; each function blocks.
 """
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import dedent
 
 from persistence.errors import CannotOpen
 
@@ -81,14 +83,34 @@ def migrate_to_latest(connection: sqlite3.Connection) -> None:
         try:
             _, version = _identity(connection)  # again, under the lock: another process may have been here
             if version < len(STEPS):
-                for statement in STEPS[version]:
+                for statement in _step(version):
                     connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                connection.execute(f"PRAGMA user_version = {version + 1}")
                 connection.execute("COMMIT")
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
+
+
+def script(from_version: int) -> str:
+    """Return what `migrate_to_latest` does to a file of that version, for an administrator to run by sqlite3."""
+    statements = [] if from_version else ["PRAGMA auto_vacuum = INCREMENTAL", "PRAGMA journal_mode = WAL"]
+    for version in range(from_version, len(STEPS)):
+        statements += ["BEGIN IMMEDIATE", *(dedent(statement).strip() for statement in _step(version)), "COMMIT"]
+    return "".join(f"{statement};\n" for statement in statements)
+
+
+def _step(version: int) -> Sequence[str]:
+    """Return the statements that lead from a version to the next one."""
+    return (
+        *STEPS[version],
+        f"PRAGMA application_id = {APPLICATION_ID}",
+        f"PRAGMA user_version = {version + 1}",
+    )
+
+
+def schema_version(connection: sqlite3.Connection) -> int:
+    """Return how many steps the file has had."""
+    return _identity(connection)[1]
 
 
 def _identity(connection: sqlite3.Connection) -> tuple[int, int]:
