@@ -31,9 +31,10 @@ class Gate:
         self._token: trio.lowlevel.TrioToken | None = None
 
     def __call__(self) -> int:
-        if not self._open.is_set():
+        gate = self._open  # it may be opened and closed again before the thread stands there
+        if not gate.is_set():
             trio.from_thread.run_sync(self._arrive, trio_token=self._token)
-            assert self._open.wait(timeout=30), "a test forgot to open the gate"
+            assert gate.wait(timeout=30), "a test forgot to open the gate"
         return 1_700_000_000_000_000
 
     def _arrive(self) -> None:
@@ -42,7 +43,7 @@ class Gate:
 
     def close(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        self._open.clear()
+        self._open = threading.Event()
         self._arrived = 0
 
     def open(self) -> None:
