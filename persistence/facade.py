@@ -228,6 +228,12 @@ class Store(ABC):
         await trio.lowlevel.checkpoint()
         yield Wakeups()
 
+    def give_up(self) -> None:  # noqa: B027 - not every store can
+        """Wait for the database no longer: what is under way ends soon, as if it could not be reached.
+
+        For the end of a grace period; nothing but closing follows. A store that cannot do so does nothing.
+        """
+
     @abstractmethod
     def limits(self) -> Limits:
         """What the store can take. Constant while the store is open."""

@@ -42,8 +42,9 @@ class Worker:
         """Start the thread, inside a trio run. `close` ends it."""
         self._token = trio.lowlevel.current_trio_token()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._busy = False
+        self._current: _Job | None = None
         self._line = trio.lowlevel.ParkingLot()
+        self._refusal: Exception | None = None
         # a daemon: a driver that hangs must not keep the process
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
@@ -54,12 +55,25 @@ class Worker:
         nobody told. So a trio deadline does not bound it; the database's own timeout must.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._busy:
-            await self._line.park()  # whoever is done passes the turn on: it stays busy
-        self._busy = True
-        self._jobs.put(_Job(trio.lowlevel.current_task(), fn, args))
+        if self._current is not None and self._refusal is None:
+            await self._line.park()  # until whoever is done passes the turn on
+        if self._refusal is not None:
+            raise self._refusal
+        self._current = _Job(trio.lowlevel.current_task(), fn, args)
+        self._jobs.put(self._current)
         result: R = await trio.lowlevel.wait_task_rescheduled(_go_on)
         return result
+
+    def give_up(self, begun: Exception, waiting: Exception) -> None:
+        """Let go who waits, for good: with ``begun`` whose ``fn`` runs, with ``waiting`` everybody else.
+
+        The thread is left with what it does: that may still happen.
+        """
+        self._refusal = waiting
+        if self._current is not None and self._current.task is not None:
+            task, self._current.task = self._current.task, None
+            trio.lowlevel.reschedule(task, outcome.Error(begun))
+        self._line.unpark_all()
 
     async def close(self, last: Callable[[], None]) -> None:
         """Call ``last`` in the thread after what it is doing, and let it end. A checkpoint.
@@ -85,9 +99,9 @@ class Worker:
 
     def _hand_back(self, job: _Job, result: outcome.Outcome[Any]) -> None:
         if self._line:
-            self._line.unpark()
+            self._line.unpark()  # it stays taken: nobody comes in between
         else:
-            self._busy = False
+            self._current = None
         if job.task is not None:
             trio.lowlevel.reschedule(job.task, result)
 

@@ -155,7 +155,7 @@ class _Process:
                     await signalled.wait()
                     last_resort_s = config.drain_delay + config.grace + LAST_RESORT_S
                     until_the_end.enter_context(_last_resort(last_resort_s))
-                    await self._stop(server, broker)
+                    await self._stop(server, broker, store)
                     serving.cancel_scope.cancel()
 
     def _hears(self) -> bool:
@@ -206,7 +206,7 @@ class _Process:
             self._health.set(NAME, serving=ready)
             await trio.sleep(HEALTH_INTERVAL_S)
 
-    async def _stop(self, server: Server, broker: Broker) -> None:
+    async def _stop(self, server: Server, broker: Broker, store: Store) -> None:
         """Drain, for as long as the grace period allows."""
         config = self._config
         self._draining = True
@@ -219,6 +219,7 @@ class _Process:
                 self._health.stop()
         if grace.cancelled_caught:
             log.warning("grace_over", grace_s=config.grace)
+            store.give_up()
 
 
 async def _await_signals(signals: AsyncIterator[int], stopping: trio.Event) -> None:
