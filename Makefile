@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint types wheel-check bench demo proto clean
+.PHONY: serve test test-cluster lint types wheel-check bench demo proto clean
 .DEFAULT_GOAL := test
 
 # the broker and its run-time dependencies; from nothing, whatever an attempt with another Python left behind
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable ".[postgres]"
 	touch $@
 
 # what developing needs besides
@@ -22,6 +22,9 @@ serve: $(VENV)/.installed  ## run the broker on the embedded store (ARGS="--list
 
 test: $(VENV)/.dev  ## run the tests (ARGS="-k fanout" for some)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-cluster: $(VENV)/.dev  ## run the tests that need three Cassandra nodes (Java 17, Maven, 2 GB of memory)
+	$(BIN)/python -m pytest -m cluster $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
