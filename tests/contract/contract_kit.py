@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
+from cassandra_keyspaces import Keyspaces
+from postgres_clock import turned_database
+from postgres_databases import Databases
 
 from persistence import NO_HEADERS, Appended, Key, NewMessage, Record, Store
 
@@ -16,34 +19,87 @@ START_US = 1_700_000_000_000_000
 SECOND_US = 1_000_000
 
 
-@dataclass(frozen=True)
-class Backend:
-    """A kind of store. A new one joins the suite by an entry in BACKENDS."""
-
-    name: str
-    new_url: Callable[[Path], str]
-    """The URL of a new, empty store, given a directory of the test's own."""
-    durable: bool
-    """Outlives its opener, and other processes may open it too."""
-
-
-BACKENDS = (
-    Backend("memory", lambda directory: "memory:", durable=False),
-    Backend("sqlite", lambda directory: f"sqlite:///{directory / 'log.db'}", durable=True),
-)
-
-
 class Clock:
-    """The store's clock: stands still until it is told."""
+    """The store's clock: stands still until it is told, and tells those that keep one of their own."""
 
     def __init__(self) -> None:
-        self.now_us = START_US
+        self._now_us = START_US
+        self._followers: list[Callable[[int], None]] = []
 
     def __call__(self) -> int:
-        return self.now_us
+        return self._now_us
+
+    @property
+    def now_us(self) -> int:
+        return self._now_us
+
+    @now_us.setter
+    def now_us(self, now_us: int) -> None:
+        self._now_us = now_us
+        for turn in self._followers:
+            turn(now_us)
 
     def advance(self, seconds: float) -> None:
         self.now_us += int(seconds * SECOND_US)
+
+    @contextmanager
+    def followed_by(self, turn: Callable[[int], None]) -> Generator[None]:
+        """Call ``turn`` with the time, now and at every change, for the length of the block."""
+        turn(self._now_us)
+        self._followers.append(turn)
+        try:
+            yield
+        finally:
+            self._followers.remove(turn)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A kind of store. A new one joins the suite by an entry in `BACKENDS` (conftest.py)."""
+
+    name: str
+    new_url: Callable[[Path, Clock], AbstractContextManager[str]]
+    """The URL of a new, empty store, given a directory of the test's own and the clock that it has to show."""
+    durable: bool
+    """Outlives its opener, and other processes may open it too."""
+    sweeps: bool = True
+    """`Store.sweep` drops what has expired, and counts it; otherwise the database does, by itself and later."""
+    lent_url: Callable[[], AbstractContextManager[str]] | None = None
+    """The URL of an empty store that other tests had opened before; where that is much faster than a new one."""
+
+    def empty_url(self, directory: Path, clock: Clock) -> AbstractContextManager[str]:
+        """The URL of an empty store, new or lent."""
+        return self.lent_url() if self.lent_url else self.new_url(directory, clock)
+
+    def swept(self, expired: int) -> int:
+        """How many messages `Store.sweep` removes of so many that have expired."""
+        return expired if self.sweeps else 0
+
+
+MEMORY = Backend("memory", lambda directory, clock: nullcontext("memory:"), durable=False)
+SQLITE = Backend("sqlite", lambda directory, clock: nullcontext(f"sqlite:///{directory / 'log.db'}"), durable=True)
+
+
+def postgres_on(databases: Databases) -> Backend:
+    """PostgreSQL, on a server that is there; the clock is the database's, and it is turned as the test's is."""
+
+    @contextmanager
+    def new_url(directory: Path, clock: Clock) -> Generator[str]:
+        with turned_database(databases) as database, clock.followed_by(database.turn):
+            yield database.url
+
+    return Backend("postgres", new_url, durable=True)
+
+
+def cassandra_on(keyspaces: Keyspaces) -> Backend:
+    """Cassandra, on a cluster that is there; the store takes the test's clock, and rows expire by their TTL."""
+    return Backend(
+        "cassandra",
+        lambda directory, clock: keyspaces.new(),
+        durable=True,
+        sweeps=False,
+        lent_url=keyspaces.lend,
+    )
 
 
 def message(

@@ -114,7 +114,10 @@ async def test_calls_cancelled_midway_leave_the_store_working(store: Store, call
     assert len(await read_all(store, "after")) == 1
 
 
-async def test_an_append_waits_for_at_most_the_step_of_sweeping_in_progress(store: Store, clock: Clock) -> None:
+async def test_an_append_waits_for_at_most_the_step_of_sweeping_in_progress(
+    sweeping_store: Store, clock: Clock
+) -> None:
+    store = sweeping_store
     for _ in range(6):
         await store.append([message(f"s{n % 7}", expiration_s=1) for n in range(2_000)])
     clock.advance(1)

@@ -1,7 +1,11 @@
+import os
 import re
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+
+# grpcio's own handlers of fork() crash it when a server is started while calls are under way
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 import pytest
 from e2e_broker import DATABASE, BrokerProcess, sqlite_url
@@ -9,13 +13,17 @@ from e2e_peers import PEERS, Peer
 
 _numbers = count(1)
 
-STORES: dict[str, Callable[[Path], str]] = {"memory": lambda directory: "memory:", "sqlite": sqlite_url}
+STORES: dict[str, Callable[[pytest.FixtureRequest], str]] = {
+    "memory": lambda request: "memory:",
+    "sqlite": lambda request: sqlite_url(request.getfixturevalue("tmp_path_factory").mktemp("store")),
+    "postgres": lambda request: request.getfixturevalue("postgres").create(),
+}
 
 
 @pytest.fixture(scope="session", params=STORES)
-def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+def broker(request: pytest.FixtureRequest) -> Iterator[BrokerProcess]:
     """A broker on each kind of store, for all tests that leave it as they find it. It must never log an error."""
-    with BrokerProcess(STORES[request.param](tmp_path_factory.mktemp("store"))) as process:
+    with BrokerProcess(STORES[request.param](request)) as process:
         yield process
         process.stop()
 

@@ -1,0 +1,121 @@
+"""The tables, and how a database of an older version becomes one of this version.
+
+Owns:      the schema ``trio_broker``, its numbered steps, and which databases are ours.
+Not here:  statements on the tables (flush.py, reading.py, sweeping.py, registers.py, outcome.py).
+Threads:   worker threads; each function blocks.
+
+A role that owns only the schema is enough: what exists is not created again, not even with IF NOT EXISTS, for which
+PostgreSQL demands the right all the same.
+"""
+
+from persistence.errors import CannotOpen
+from persistence.postgres.connection import Address, Connection
+
+MIGRATION_LOCK = int.from_bytes(b"trib")
+"""The advisory lock of whoever changes the schema."""
+
+_FIRST = """
+-- Rows are never deleted: the last id must outlive the messages. Each flush changes a few: half of a page stays free,
+-- so that the new version of a row finds room beside the old one, and no index has to change.
+CREATE TABLE trio_broker.subjects (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name text COLLATE "C" NOT NULL UNIQUE,
+    last_id bigint NOT NULL,
+    last_at timestamptz NOT NULL
+) WITH (fillfactor = 50);
+
+CREATE TABLE trio_broker.messages (
+    subject_id bigint NOT NULL,
+    id bigint NOT NULL,
+    published_at timestamptz NOT NULL,
+    expires_at timestamptz,
+    headers bytea,
+    body bytea NOT NULL,
+    PRIMARY KEY (subject_id, id)
+);
+CREATE INDEX messages_expiry ON trio_broker.messages (expires_at) WHERE expires_at IS NOT NULL;
+
+-- One row for each process that appends: what its last flush was, for when the answer got lost.
+CREATE TABLE trio_broker.writers (
+    id uuid PRIMARY KEY,
+    epoch bigint NOT NULL,
+    flush bigint NOT NULL,
+    last_ids bigint[] NOT NULL,
+    times timestamptz[] NOT NULL,
+    seen_at timestamptz NOT NULL
+) WITH (fillfactor = 10);
+
+CREATE TABLE trio_broker.registers (
+    name text COLLATE "C" PRIMARY KEY,
+    value bytea NOT NULL,
+    version bigint NOT NULL
+);
+
+-- One row: versions of registers are never used again, also after a delete.
+CREATE TABLE trio_broker.register_versions (last bigint NOT NULL) WITH (fillfactor = 10);
+INSERT INTO trio_broker.register_versions VALUES (0);
+
+CREATE TABLE trio_broker.schema_version (version int PRIMARY KEY, applied_at timestamptz NOT NULL);
+"""
+
+STEPS = (_FIRST,)
+"""Step n makes a database of version n from one of version n - 1. A released step never changes."""
+
+# By the catalogs, and not by such as to_regclass: those may remember what was not there before the lock was waited for.
+_TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'trio_broker'"
+_VERSION = "SELECT coalesce(max(version), 0) FROM trio_broker.schema_version"
+_SCHEMA = "SELECT 1 FROM pg_namespace WHERE nspname = 'trio_broker'"
+
+
+def check_ours(connection: Connection, address: Address, *, migrate: bool) -> None:
+    """Refuse a schema that is another application's, newer than this release, or older when ``migrate`` is false.
+
+    Raises:
+        CannotOpen: with what to do.
+    """
+    version = schema_version(connection)
+    if version == 0 and connection.execute(_TABLES).fetchone() is not None:
+        raise CannotOpen(f"{address}: the schema trio_broker holds tables of another application; use another database")
+    if version > len(STEPS):
+        raise CannotOpen(
+            f"{address} has schema version {version}, and this release knows versions up to {len(STEPS)}; "
+            "use the release that upgraded it, or a later one"
+        )
+    if version < len(STEPS) and not migrate:
+        raise CannotOpen(
+            f"{address} has schema version {version}, and this release needs {len(STEPS)}; start once with migration"
+        )
+
+
+def migrate_to_latest(connection: Connection) -> None:
+    """Take the steps that the database has not had, in one transaction. Safe when several processes do it at once."""
+    if schema_version(connection) >= len(STEPS):
+        return  # without a lock, and without any right to change the schema
+    with connection.transaction():
+        connection.execute("SET LOCAL statement_timeout = 0")
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])
+        # again, under the lock: another process may have been here
+        if connection.execute(_SCHEMA).fetchone() is None:
+            connection.execute("CREATE SCHEMA trio_broker")
+        for version in range(schema_version(connection) + 1, len(STEPS) + 1):
+            connection.execute(_step(version))
+
+
+def script(from_version: int) -> str:
+    """Return what `migrate_to_latest` does to a database of that version, for an administrator to run by psql."""
+    schema = [] if from_version else ["CREATE SCHEMA IF NOT EXISTS trio_broker;\n"]
+    steps = [_step(version) for version in range(from_version + 1, len(STEPS) + 1)]
+    return "".join(["BEGIN;\n", *schema, *steps, "COMMIT;\n"])
+
+
+def schema_version(connection: Connection) -> int:
+    """Return the number of the last step the database has had; 0: none."""
+    if ("schema_version",) not in connection.execute(_TABLES).fetchall():
+        return 0
+    (version,) = connection.execute(_VERSION).fetchone() or (0,)
+    return int(version)
+
+
+def _step(version: int) -> str:
+    """Return the SQL that leads to a version from the one before."""
+    return f"{STEPS[version - 1]}INSERT INTO trio_broker.schema_version VALUES ({version}, clock_timestamp());\n"  # noqa: S608

@@ -1,0 +1,101 @@
+import os
+from collections.abc import Iterator
+
+import pytest
+from cassandra_cluster import CassandraCluster
+from cassandra_keyspaces import Keyspaces
+from cassandra_server import MISSING, CassandraServer, is_there
+from postgres_databases import Databases
+from postgres_server import PostgresServer
+
+POSTGRES = "TRIO_BROKER_TEST_POSTGRES"
+"""The URL of a PostgreSQL server to test on, of a role that may create databases; otherwise tests start their own."""
+CASSANDRA = "TRIO_BROKER_TEST_CASSANDRA"
+"""The URL of a store on a Cassandra to test on, its keyspace left out: ``cassandra://host:9042/?replication_factor=3``;
+otherwise tests start their own, and are skipped where that cannot be (in CI, with ``CI=true``, they fail)."""
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Databases]:
+    """The PostgreSQL server that all tests share: for those that leave it running."""
+    if url := os.environ.get(POSTGRES):
+        with Databases(url) as databases:
+            yield databases
+    else:
+        with PostgresServer() as server:
+            yield Databases(server.dsn())
+
+
+@pytest.fixture
+def postgres_url(postgres: Databases) -> Iterator[str]:
+    """An empty database of the test's own on the shared server."""
+    with postgres.new() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def _mortal_postgres() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres(_mortal_postgres: PostgresServer) -> PostgresServer:
+    """A running server for the test alone, to kill, freeze or stop, and to leave as it is then."""
+    _mortal_postgres.revive()  # some 20 ms after a kill, where a new server takes half a second
+    return _mortal_postgres
+
+
+@pytest.fixture(scope="session")
+def cassandra_installed() -> None:
+    """For tests that start a `CassandraServer` themselves: skip them where none can run, and fail them in CI."""
+    if not is_there():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(MISSING)
+
+
+@pytest.fixture(scope="session")
+def cassandra(request: pytest.FixtureRequest) -> Iterator[Keyspaces]:
+    """The Cassandra that all tests share: for those that leave it running. It starts with the first that asks."""
+    if url := os.environ.get(CASSANDRA):
+        with Keyspaces(url) as keyspaces:
+            yield keyspaces
+    else:
+        request.getfixturevalue("cassandra_installed")
+        with CassandraServer() as server, Keyspaces(server.url()) as keyspaces:
+            yield keyspaces
+
+
+@pytest.fixture
+def cassandra_url(cassandra: Keyspaces) -> Iterator[str]:
+    """The URL of a keyspace of the test's own on the shared server; it is not there yet."""
+    with cassandra.new() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def _mortal_cassandra(cassandra_installed: None) -> Iterator[CassandraServer]:
+    with CassandraServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_cassandra(_mortal_cassandra: CassandraServer) -> CassandraServer:
+    """A running server for the test alone, to kill, freeze or stop, and to leave as it is then."""
+    _mortal_cassandra.revive()
+    return _mortal_cassandra
+
+
+@pytest.fixture(scope="session")
+def _cassandra_nodes(cassandra_installed: None) -> Iterator[CassandraCluster]:
+    with CassandraCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cassandra_cluster(_cassandra_nodes: CassandraCluster) -> CassandraCluster:
+    """Three nodes that know each other, for the test alone: to kill, freeze or stop, and to leave as they are then.
+
+    For tests marked ``cluster``, which `make test-cluster` runs.
+    """
+    _cassandra_nodes.revive()
+    return _cassandra_nodes
