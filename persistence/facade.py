@@ -16,6 +16,8 @@ from typing import NamedTuple, Self
 
 import trio
 
+from persistence.errors import StoreError
+
 NO_HEADERS: Mapping[str, bytes] = {}
 
 
@@ -42,7 +44,14 @@ class Rejected(NamedTuple):
     why: str
 
 
-Outcome = Appended | Rejected
+class Failed(NamedTuple):
+    """The message was not appended, or it is unknown whether it was, while others of its batch did better."""
+
+    error: StoreError
+    """What `Store.append` would have raised for a batch of this subject alone."""
+
+
+Outcome = Appended | Rejected | Failed
 """The result of one message of a batch. Duplicate(id) and Conflict(last_id) join with idempotency keys."""
 
 
@@ -166,7 +175,8 @@ class Store(ABC):
 
         Atomic per subject; the ids of one subject are contiguous, in batch order, and in commit order across
         all processes that share the database. Durable on return. Runs to its end once begun, also when the
-        caller is cancelled: it never commits with nobody told.
+        caller is cancelled: it never commits with nobody told. A store that appends each subject by itself returns
+        `Failed` for those that fail while others do not; what all have in common it raises.
 
         Raises:
             StoreUnavailable: nothing was appended; trying again is safe.

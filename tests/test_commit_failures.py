@@ -66,6 +66,33 @@ async def test_a_message_that_the_store_rejects_fails_alone() -> None:
     assert bodies(delivered) == [b"1", b"3"]
 
 
+async def test_of_a_store_that_appends_each_subject_by_itself_some_may_fail() -> None:
+    store = TrialStore()
+    store.plan.append(lambda found: [found[0], persistence.Failed(persistence.StoreUnavailable("no quorum")), found[2]])
+    delivered: Delivered = []
+    async with committing(store, delivered) as committer:
+        group = committer.hand_over(messages(b"1", b"2", b"3"), "me")
+        assert await outcomes(group) == [1, StorageUnavailable, 3]
+    assert bodies(delivered) == [b"1", b"3"]
+
+
+async def test_what_a_store_refuses_among_others_is_split_until_only_the_guilty_fail() -> None:
+    store = TrialStore()
+    bad = persistence.BadContent("bad")
+    store.plan += [lambda found: [found[0], *[persistence.Failed(bad)] * 3], lambda found: found, bad, bad]
+    async with committing(store, []) as committer:
+        group = committer.hand_over(messages(b"1", b"2", b"bad", b"4"), "me")
+        assert [found for found in await outcomes(group) if not isinstance(found, int)] == [Rejected]
+    assert isinstance(group.pendings[2].outcome, Rejected)
+    assert [[new.body for new in batch] for batch in store.appends] == [
+        [b"1", b"2", b"bad", b"4"],
+        [b"2"],
+        [b"bad", b"4"],
+        [b"bad"],
+        [b"4"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("failure", "outcome"),
     [

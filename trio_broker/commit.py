@@ -18,7 +18,7 @@ import structlog
 import trio
 
 import persistence
-from persistence import Appended, NewMessage, Outcome, Store
+from persistence import Appended, Failed, NewMessage, Outcome, Store
 from persistence.headers import headers_size_bytes
 from trio_broker.config import Config
 from trio_broker.errors import BrokerClosed, BrokerError, Draining, NotApplied, OutcomeUnknown, Overloaded, Rejected
@@ -266,13 +266,13 @@ class Committer:
                     log.exception("append_failed", messages=len(part))  # a bug in the store must not stop the broker
                     self._fail(part, error)
                 else:
-                    self._succeed(part, outcomes)
+                    self._succeed(lane, part, outcomes)
                 await trio.lowlevel.checkpoint_if_cancelled()  # before more is taken: it can say that it was not
             if self._closed:
                 return
             lane.rest()
 
-    def _succeed(self, part: list[Pending], outcomes: list[Outcome]) -> None:
+    def _succeed(self, lane: "_Lane", part: list[Pending], outcomes: list[Outcome]) -> None:
         self.flushes += 1
         self.flushed_messages += len(part)
         self._availability.appended()
@@ -285,8 +285,19 @@ class Committer:
                 if isinstance(outcome, Appended)
             ]
         )
+        guilty = []
         for pending, outcome in zip(part, outcomes, strict=True):
-            _complete_flown(pending, outcome if isinstance(outcome, Appended) else Rejected(outcome.why))
+            match outcome:
+                case Appended():
+                    _complete_flown(pending, outcome)
+                case persistence.Rejected(why):
+                    _complete_flown(pending, Rejected(why))
+                case Failed(persistence.BadContent()) if len(part) > 1:
+                    guilty.append(pending)
+                case Failed(error):  # the store is there: it took others of the flush
+                    _complete_flown(pending, broker_error(error))
+        if guilty:
+            lane.split(guilty)
 
     def _fail(self, part: list[Pending], error: Exception) -> None:
         self._availability.failed(error)
@@ -354,7 +365,7 @@ class _Lane:
     def split(self, part: list[Pending]) -> None:
         """Append ``part`` in halves, next and in order: its content is to blame, and its neighbours are innocent."""
         middle = len(part) // 2
-        self._parts += [part[middle:], part[:middle]]
+        self._parts += [half for half in (part[middle:], part[:middle]) if half]
 
 
 def _complete_flown(pending: Pending, outcome: Appended | BrokerError) -> None:
