@@ -54,6 +54,7 @@ class Pool:
             min_size=1,
             max_size=READERS + 1,
             reconnect_timeout=_RECONNECT_TIMEOUT_S,
+            num_workers=1,  # closing waits for each of them in turn, and one may be stuck connecting
             name="trio-broker",
             open=True,
         )

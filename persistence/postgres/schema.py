@@ -63,6 +63,7 @@ STEPS = (_FIRST,)
 
 # By the catalogs, and not by such as to_regclass: those may remember what was not there before the lock was waited for.
 _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'trio_broker'"
+_VERSION_TABLE = ("schema_version",)
 _VERSION = "SELECT coalesce(max(version), 0) FROM trio_broker.schema_version"
 _SCHEMA = "SELECT 1 FROM pg_namespace WHERE nspname = 'trio_broker'"
 
@@ -73,9 +74,10 @@ def check_ours(connection: Connection, address: Address, *, migrate: bool) -> No
     Raises:
         CannotOpen: with what to do.
     """
-    version = schema_version(connection)
-    if version == 0 and connection.execute(_TABLES).fetchone() is not None:
+    tables = connection.execute(_TABLES).fetchall()  # in one look: another process may be making ours
+    if tables and _VERSION_TABLE not in tables:
         raise CannotOpen(f"{address}: the schema trio_broker holds tables of another application; use another database")
+    version = schema_version(connection)
     if version > len(STEPS):
         raise CannotOpen(
             f"{address} has schema version {version}, and this release knows versions up to {len(STEPS)}; "
@@ -110,7 +112,7 @@ def script(from_version: int) -> str:
 
 def schema_version(connection: Connection) -> int:
     """Return the number of the last step the database has had; 0: none."""
-    if ("schema_version",) not in connection.execute(_TABLES).fetchall():
+    if _VERSION_TABLE not in connection.execute(_TABLES).fetchall():
         return 0
     (version,) = connection.execute(_VERSION).fetchone() or (0,)
     return int(version)

@@ -1,0 +1,140 @@
+"""Cassandra as the store sees it, in this process: what each request does to the tables, and what may happen to it.
+
+Owns:      the tables; `Network`, in which requests are late, are lost, or are done and never answered for.
+Not here:  anything of the store; TTLs: nothing expires here.
+Threads:   any, one at a time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from persistence.cassandra import buckets, reading, writing
+from persistence.cassandra.steps import Batch, Bound, OutOfPatience, Pause, Request, Rows, Steps, Unclear
+from persistence.errors import StoreError, StoreUnavailable
+
+R = TypeVar("R")
+Partition = tuple[str, int]
+
+
+class Nodes:
+    """The tables of a keyspace, and statements on them."""
+
+    def __init__(self, *, check_conditions: bool = True) -> None:
+        self.subjects: set[tuple[int, str]] = set()
+        self.buckets: dict[Partition, int] = {}
+        self.states: dict[Partition, tuple[Any, ...]] = {}
+        self.rows: dict[Partition, dict[int, dict[str, Any]]] = {}
+        self._check_conditions = check_conditions
+        self._statements: dict[object, Callable[..., Rows | None]] = {
+            buckets._LAST: lambda subject: self._bases(subject, lambda base_id: True)[-1:],
+            buckets._HOLDING: lambda subject, id_: self._bases(subject, lambda base_id: base_id < id_)[-1:],
+            buckets._FROM: lambda subject, first: self._bases(subject, lambda base_id: base_id >= first)[:1],
+            buckets._ADD: lambda subject, base_id, began_at, ttl: self.buckets.update({(subject, base_id): began_at}),
+            buckets._ADD_SUBJECT: lambda shard, subject: self.subjects.add((shard, subject)),
+            buckets._STATE: lambda *key: self._select(key[:2], lambda id_: id_ == key[2]),
+            reading._CHUNKS: lambda *key: self._select(key[:2], lambda id_: id_ >= key[2])[: key[3]],
+            writing._ATTEMPT: lambda *key: self._select(key[:2], lambda id_: id_ == key[2]),
+            writing._PUT_CHUNK: lambda *values: self._put(*values[:3], chunk=values[3]),
+            writing._PUT_ATTEMPT: lambda *values: self._put(*values[:3], attempt=values[3]),
+            writing._PUT_END: lambda *values: self._put(*values),
+            writing._MOVE_HEAD: lambda *values: self.states.update({values[5:7]: values[:5]}),
+        }
+
+    def do(self, request: Bound | Batch) -> Rows | None:
+        """Carry a request out; return the rows of the answer."""
+        if isinstance(request, Bound):
+            return self._statements[request.statement](*request.values)
+        moves = [part for part in request.parts if part.statement is writing._MOVE_HEAD]
+        for move in moves:
+            partition, expected = (move.values[5], move.values[6]), tuple(move.values[7:])
+            if self._check_conditions and self.states.get(partition, (None,) * 5) != expected:
+                state = dict(zip(buckets.STATE, self.states.get(partition, ()), strict=False))
+                return [{"[applied]": False, **state}]
+        for part in request.parts:
+            self._statements[part.statement](*part.values)
+        return [{"[applied]": True}] if moves else None
+
+    def take(self, steps: Steps[R]) -> R:
+        """Take steps to their end while nothing goes wrong."""
+        answer: Rows | None = None
+        while True:
+            try:
+                request = steps.send(answer)  # type: ignore[arg-type]
+            except StopIteration as end:
+                return end.value
+            answer = None if isinstance(request, Pause) else self.do(request)
+
+    def _bases(self, subject: str, wanted: Callable[[int], bool]) -> Rows:
+        found = sorted(base_id for name, base_id in self.buckets if name == subject and wanted(base_id))
+        return [{"base_id": base_id, "began_at": self.buckets[subject, base_id]} for base_id in found]
+
+    def _select(self, partition: Partition, wanted: Callable[[int], bool]) -> Rows:
+        statics = dict(zip(buckets.STATE, self.states.get(partition, (None,) * 5), strict=True))
+        rows = self.rows.get(partition, {})
+        return [{"chunk": None, **statics, "id": id_, **rows[id_]} for id_ in sorted(rows) if wanted(id_)]
+
+    def _put(self, subject: str, base_id: int, id_: int, **columns: object) -> None:
+        self.rows.setdefault((subject, base_id), {})[id_] = columns
+
+
+@dataclass
+class Work(Generic[R]):
+    """Steps under way through a bad network."""
+
+    steps: Steps[R]
+    asked: Request | None = None
+    on_its_way: list[Request] = field(default_factory=list)
+    """Requests that nobody waits for any more, and that nodes may still carry out."""
+    result: R | StoreError | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self.result is not None
+
+    def begin(self) -> "Work[R]":
+        self._go_on(lambda: next(self.steps))
+        return self
+
+    def happen(self, what: str, nodes: Nodes) -> None:
+        """Let something happen to what was asked for."""
+        asked = self.asked
+        if isinstance(asked, Pause) and what != "give up":
+            self._go_on(lambda: next(self.steps))
+        elif what == "answer":
+            answer = nodes.do(asked)
+            self._go_on(lambda: next(self.steps) if answer is None else self.steps.send(answer))
+        elif what == "lose the answer":
+            nodes.do(asked)
+            self._throw(Unclear("no answer"))
+        elif what == "lose the request":
+            self._throw(Unclear("no answer"))
+        elif what == "delay":
+            self.on_its_way.append(asked)
+            self._throw(Unclear("no answer"))
+        elif what == "refuse":
+            self._throw(StoreUnavailable("refused"))
+        else:
+            assert what == "give up"
+            if not isinstance(asked, Pause):
+                self.on_its_way.append(asked)
+            self._throw(OutOfPatience("too late"))
+
+    def arrive(self, nodes: Nodes) -> None:
+        """Let the oldest of the delayed requests be carried out."""
+        nodes.do(self.on_its_way.pop(0))
+
+    def _throw(self, error: StoreError) -> None:
+        self._go_on(lambda: self.steps.throw(error))
+
+    def _go_on(self, step: Callable[[], Request]) -> None:
+        self.asked = None
+        try:
+            self.asked = step()
+        except StopIteration as end:
+            self.result = end.value
+        except StoreError as error:
+            self.result = error
+
+
+EVENTS = ("answer", "lose the answer", "lose the request", "delay", "refuse", "give up")
