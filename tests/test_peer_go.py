@@ -42,7 +42,8 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path, nursery: trio.N
     """A broker on the store that the test names; ended with the test."""
     script = Path(sys.executable).with_name("trio-broker")
     listeners = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
-    command = [script, "serve", "--store", request.param, *listeners, "--log-format", "json"]
+    store = request.getfixturevalue("postgres_url") if request.param == "postgres" else request.param
+    command = [script, "serve", "--store", store, *listeners, "--log-format", "json"]
     process = await nursery.start(partial(trio.run_process, command, cwd=tmp_path, stderr=subprocess.PIPE, check=False))
     log = lines_of(process.stderr)
     async for line in log:
@@ -67,7 +68,7 @@ async def read_to_the_end(lines: AsyncIterator[bytes]) -> None:
         pass
 
 
-@pytest.mark.parametrize("broker", ["memory:", "sqlite:///broker.db"], indirect=True)
+@pytest.mark.parametrize("broker", ["memory:", "sqlite:///broker.db", "postgres"], indirect=True)
 async def test_the_contract_holds_for_grpc_go(peertest: Path, broker: Broker) -> None:
     with trio.fail_after(PATIENCE_S):
         done = await trio.run_process(
