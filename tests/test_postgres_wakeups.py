@@ -117,7 +117,7 @@ async def test_a_lost_connection_is_replaced_and_something_hinted_at(
             await listening(wakeups)
             await store.append([message("after")])
             assert await next_hint(wakeups) == {"after"}
-    assert [record.levelname for record in caplog.records if "wakeups_lost" in record.message] == ["WARNING"] * 3
+    assert [record.levelname for record in caplog.records if "wakeups_not_heard" in record.message] == ["WARNING"] * 3
 
 
 async def test_while_nothing_is_heard_anything_is_hinted_again_and_again(

@@ -44,7 +44,7 @@ from trio_broker.errors import (  # noqa: E402
 )
 from trio_broker.fanout import Fanout, Messages, Subscription  # noqa: E402
 from trio_broker.message import Message  # noqa: E402
-from trio_broker.storage import Availability, Hearing, broker_error, keep_probing, keep_sweeping  # noqa: E402
+from trio_broker.storage import Availability, Hearing, keep_probing, keep_sweeping  # noqa: E402
 from trio_broker.subject import check_subject  # noqa: E402
 
 HEADERS_MAX = 64
@@ -181,7 +181,7 @@ class Broker:
                 found = iter(await self._store.get(asked))
             except persistence.StoreError as error:
                 self._availability.failed(error)
-                raise broker_error(error) from error
+                raise StorageUnavailable("the store cannot be reached") from error
         return [fault or _answer(key, next(found)) for key, fault in zip(keys, faults, strict=True)]
 
     @asynccontextmanager

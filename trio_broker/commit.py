@@ -21,7 +21,16 @@ import persistence
 from persistence import Appended, Failed, NewMessage, Outcome, Store
 from persistence.headers import headers_size_bytes
 from trio_broker.config import Config
-from trio_broker.errors import BrokerClosed, BrokerError, Draining, NotApplied, OutcomeUnknown, Overloaded, Rejected
+from trio_broker.errors import (
+    BrokerClosed,
+    BrokerError,
+    Draining,
+    NotApplied,
+    OutcomeUnknown,
+    Overloaded,
+    Rejected,
+    StorageUnavailable,
+)
 from trio_broker.fair_queue import FairQueue
 from trio_broker.storage import Availability, broker_error
 
@@ -315,6 +324,8 @@ class Committer:
                 elif lane.flight:
                     why = f"the store has not committed within {self._timeout_s:g} s"
                     self._availability.lost(why)
+                    for pending in lane.drop_untried():
+                        pending.complete(StorageUnavailable(f"{why}; it was not given this message: not appended"))
                     _complete_open(lane.flight, why)
             await trio.sleep_until(next_due)
 
@@ -361,6 +372,12 @@ class _Lane:
             self.flight_began = trio.current_time()
             return self.flight
         return self._parts.pop()
+
+    def drop_untried(self) -> list[Pending]:
+        """Return what of a flight that was split is not being appended now, and will not be, and has no answer yet."""
+        untried = [pending for part in self._parts for pending in part if pending.outcome is None]
+        self._parts.clear()
+        return untried
 
     def split(self, part: list[Pending]) -> None:
         """Append ``part`` in halves, next and in order: its content is to blame, and its neighbours are innocent."""

@@ -32,8 +32,8 @@ _LIMITS = {
     *("streams_per_connection", "body_max_bytes"),
 }
 
-_PASSWORD_IN_AUTHORITY = re.compile(r"""(\b[a-zA-Z][\w+.-]*://[^\s:/@"']*):[^\s"']*@""")
-_PASSWORD_IN_QUERY = re.compile(r"""([?&](?:ssl)?password=)[^&\s"']*""", re.IGNORECASE)
+_PASSWORD_IN_AUTHORITY = re.compile(r"(\b[a-zA-Z][\w+.-]*://[^\s:/@]*):\S*@")
+_PASSWORD_IN_QUERY = re.compile(r"([?&](?:ssl)?password=)[^&\s\"]*", re.IGNORECASE)
 
 _SHARED = "others may use this store; each delivers to its own subscribers only what was published to itself"
 

@@ -81,6 +81,7 @@ class _Process:
         self._waits_for = ""
         """Why the store cannot be opened yet."""
         self._store = ""
+        self._opening = trio.CancelScope()
         self._draining = False
         self._health = Health(NAME)
         self._metrics = CallMetrics(METHODS, lambda: self._broker.subscribers if self._broker else 0)
@@ -102,24 +103,36 @@ class _Process:
         signalled = trio.Event()
         with ExitStack() as until_the_end, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_await_signals, signals, signalled)
+                nursery.start_soon(self._await_signals, signals, signalled)
                 metrics_listen = parse_listen(config.metrics_listen)
                 assert isinstance(metrics_listen, TcpAddress), "the settings see to that"
                 with _telling("--metrics-listen"):
                     registry = build_registry(self._metrics, StoreMetrics(self._hears))
                     metrics_at = await nursery.start(serve_http, *metrics_listen, registry, self.readiness)
                 async with AsyncExitStack() as opened:
-                    store = await self._open_store(opened, signalled)
+                    store = None
+                    with self._opening:
+                        store = await self._open_store(opened)
                     if store is not None:
+                        nursery.start_soon(self._give_up_in_time, store, signalled)
                         announce = partial(self._announce, store, format_address(metrics_at), started)
                         await self._serve(store, announce, signalled, until_the_end)
                 nursery.cancel_scope.cancel()
         log.info("stopped")
 
-    async def _open_store(self, opened: AsyncExitStack, signalled: trio.Event) -> Store | None:
-        """Open the store; try again while it cannot be reached. None: told to stop meanwhile."""
+    async def _await_signals(self, signals: AsyncIterator[int], signalled: trio.Event) -> None:
+        """The first signal begins to stop, the second ends the process at once."""
+        async for number in signals:
+            log.info("signal", name=signal.Signals(number).name)
+            if signalled.is_set():
+                os._exit(1)
+            signalled.set()
+            self._opening.cancel()
+
+    async def _open_store(self, opened: AsyncExitStack) -> Store:
+        """Open the store; try again while it cannot be reached."""
         config = self._config
-        while not signalled.is_set():
+        while True:
             opening = open_store(
                 config.store,
                 listen_url=config.store_listen,
@@ -133,9 +146,13 @@ class _Process:
                 if str(error) != self._waits_for:
                     log.warning("store_away", why=str(error), retry_s=OPEN_AGAIN_S)
                 self._waits_for = str(error)
-            with trio.move_on_after(OPEN_AGAIN_S):
-                await signalled.wait()
-        return None
+            await trio.sleep(OPEN_AGAIN_S)
+
+    async def _give_up_in_time(self, store: Store, signalled: trio.Event) -> None:
+        """Wait for the database no longer than the grace period, also while the store is being closed."""
+        await signalled.wait()
+        await trio.sleep(self._config.drain_delay + self._config.grace)
+        store.give_up()
 
     async def _serve(
         self, store: Store, announce: Callable[[socket.socket], None], signalled: trio.Event, until_the_end: ExitStack
@@ -155,7 +172,7 @@ class _Process:
                     await signalled.wait()
                     last_resort_s = config.drain_delay + config.grace + LAST_RESORT_S
                     until_the_end.enter_context(_last_resort(last_resort_s))
-                    await self._stop(server, broker, store)
+                    await self._stop(server, broker)
                     serving.cancel_scope.cancel()
 
     def _hears(self) -> bool:
@@ -206,7 +223,7 @@ class _Process:
             self._health.set(NAME, serving=ready)
             await trio.sleep(HEALTH_INTERVAL_S)
 
-    async def _stop(self, server: Server, broker: Broker, store: Store) -> None:
+    async def _stop(self, server: Server, broker: Broker) -> None:
         """Drain, for as long as the grace period allows."""
         config = self._config
         self._draining = True
@@ -219,16 +236,6 @@ class _Process:
                 self._health.stop()
         if grace.cancelled_caught:
             log.warning("grace_over", grace_s=config.grace)
-            store.give_up()
-
-
-async def _await_signals(signals: AsyncIterator[int], stopping: trio.Event) -> None:
-    """The first signal begins to stop, the second ends the process at once."""
-    async for number in signals:
-        log.info("signal", name=signal.Signals(number).name)
-        if stopping.is_set():
-            os._exit(1)
-        stopping.set()
 
 
 @contextmanager

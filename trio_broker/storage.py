@@ -127,10 +127,9 @@ async def keep_sweeping(store: Store, availability: Availability, interval_s: fl
         more = False
         try:
             more = (await store.sweep()).more
-        except persistence.StoreUnavailable as error:
-            availability.failed(error)
         except StoreError as error:
-            log.warning("sweep_failed", why=str(error))  # such as a full disk; it gets a line per interval
+            if not availability.away:  # whether it is, the probe and appends find out; a lock alone keeps a sweep too
+                log.warning("sweep_failed", why=str(error))
         except Exception:
             log.exception("sweep_failed")  # a bug in the store must not stop the broker
         await trio.sleep(SWEEP_PAUSE_S if more else interval_s)

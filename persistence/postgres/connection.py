@@ -42,13 +42,13 @@ _DEFAULTS: Mapping[str, str | int] = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
 }
-_KINDS: Mapping[str, type[StoreError]] = {
-    "22": BadContent,
-    "23": BadContent,
-    "P0001": BadContent,  # RAISE in a trigger
-    "53100": StoreFull,
-}
-"""By SQLSTATE or its class; any other is `StoreUnavailable`."""
+_DISK_FULL = "53100"
+_OF_CONTENT = ("22", "23", "44", "P0")
+"""Classes of SQLSTATE that blame what was written."""
+_OF_THE_SERVER = ("08", "25", "40", "53", "55", "57", "58")
+"""Classes that blame no message, whoever raises them. All others do if a function does, such as somebody's trigger."""
+_REASON_MAX = 500
+"""Characters: a trigger may quote what it refuses, and texts travel in headers."""
 _PREAMBLE = re.compile(r"^connection (failed|is bad): (connection to server .*? failed: )?(FATAL: +)?")
 _EPOCH_US = 946_684_800_000_000
 """PostgreSQL counts from 2000-01-01 UTC."""
@@ -96,7 +96,15 @@ class Address:
             "context": ADAPTERS,
         }
         hosts = str(given.get("host") or given.get("hostaddr") or "localhost").split(",")
-        ports = cycle(str(given.get("port") or 5432).split(","))  # one for all, or one for each
+        all_ports = str(given.get("port") or 5432).split(",")
+        if "@" in f"{hosts}{given.get('dbname')}" or not all((port or "0").isdecimal() for port in all_ports):
+            raise CannotOpen(
+                "the PostgreSQL URL cannot be read: in user and password write %40 for @, %2F for / and %3A for :"
+            )
+        if len(hosts) > 1:
+            self.parameters.setdefault("target_session_attrs", "read-write")  # after a failover: the new primary
+            self._connect_timeout_s = max(2, self._connect_timeout_s // len(hosts))  # libpq's is for each host
+        ports = cycle(all_ports)  # one for all, or one for each
         places = ",".join(f"{host}:{port or 5432}" for host, port in zip(hosts, ports, strict=False))
         self._name = f"PostgreSQL at {places}/{given.get('dbname') or given.get('user') or ''}"
 
@@ -116,10 +124,20 @@ class Address:
         return connection
 
     def set_up(self, connection: "Connection", patience: Patience) -> None:
-        """Bound what the server does for a connection, in case we cannot tell it to stop."""
+        """Bound what the server does for a connection, in case we cannot tell it to stop; undo a role's own settings.
+
+        Raises:
+            psycopg.OperationalError: it is a read replica, which may lack what was acknowledged.
+        """
         connection.patience = patience
+        if connection.is_of_replica():
+            raise psycopg.OperationalError("it is a read replica")
         connection.statement_timeout_ms = math.ceil(self.statement_timeout_s * SERVER_SHARE * 1000)
-        connection.execute(f"SET statement_timeout = {connection.statement_timeout_ms}")
+        connection.execute(
+            f"SET statement_timeout = {connection.statement_timeout_ms}; SET lock_timeout = 0;"
+            "SET default_transaction_isolation = 'read committed';"
+            "SET client_min_messages = warning"  # one of them says that a standby was not waited for
+        )
 
 
 class Connection(psycopg.Connection[TupleRow]):
@@ -127,6 +145,13 @@ class Connection(psycopg.Connection[TupleRow]):
 
     patience: Patience
     statement_timeout_ms: int
+
+    def is_of_replica(self) -> bool:
+        """Say whether the server is a read replica."""
+        told = self.pgconn.parameter_status(b"in_hot_standby")  # from version 14 on, without asking
+        if told is None:
+            return self.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
+        return told == b"on"
 
     def is_silent(self) -> bool:
         """Say whether nothing has come while the connection was idle. What comes is its end, as a rule."""
@@ -199,12 +224,21 @@ def failure(error: psycopg.Error | OutOfPatience, address: Address) -> StoreErro
     sqlstate = error.sqlstate
     if sqlstate is None and not isinstance(error, psycopg.OperationalError):
         raise error
-    kind = _KINDS.get(sqlstate or "") or _KINDS.get((sqlstate or "")[:2], StoreUnavailable)
-    return kind(reason(error) if kind is BadContent else f"{address}: {reason(error)}")
+    if _is_of_content(error):
+        return BadContent(reason(error))
+    kind = StoreFull if sqlstate == _DISK_FULL else StoreUnavailable
+    return kind(f"{address}: {reason(error)}")
+
+
+def _is_of_content(error: psycopg.Error) -> bool:
+    kind = (error.sqlstate or "08")[:2]
+    context = error.diag.context or ""
+    by_a_function = bool(context) and not context.startswith("while ")  # such as "while locking tuple"
+    return kind in _OF_CONTENT or (by_a_function and kind not in _OF_THE_SERVER)
 
 
 def reason(error: psycopg.Error) -> str:
     """Return what the server or libpq says, in one line."""
     if error.sqlstate is not None:
-        return f"{error.diag.message_primary} (SQLSTATE {error.sqlstate})"
+        return f"{(error.diag.message_primary or '')[:_REASON_MAX]} (SQLSTATE {error.sqlstate})"
     return _PREAMBLE.sub("", str(error)).partition("\n")[0]

@@ -38,7 +38,7 @@ WITH fence AS MATERIALIZED (
     RETURNING id, name, last_id, last_at
 ), flushed AS MATERIALIZED (
     SELECT array_agg(id) AS subject_ids, array_agg(last_id) AS last_ids, array_agg(last_at) AS times
-    FROM (SELECT * FROM heads ORDER BY name) AS in_order HAVING count(*) > 0
+    FROM (SELECT * FROM heads ORDER BY name) AS in_order HAVING count(*) > 0 AND count(*) = cardinality($4::text[])
 ), kept AS (
     INSERT INTO trio_broker.messages (subject_id, id, published_at, expires_at, headers, body)
     SELECT subject_ids[place], last_ids[place] - after, times[place], times[place] + seconds * interval '1 second',

@@ -28,12 +28,13 @@ _OPEN_TIMEOUT_S = 10.0
 _MIGRATION_TIMEOUT_S = 600.0
 """A step may take long, and so may waiting for another process that takes it."""
 _SERVER = """
-    SELECT current_setting('server_version'), current_setting('server_version_num')::int, pg_is_in_recovery(),
+    SELECT current_setting('server_version'), current_setting('server_version_num')::int,
            getdatabaseencoding(), current_setting('synchronous_commit'), current_setting('fsync')
 """
 # What a server says to a client that it does not let in comes without an SQLSTATE; those of other languages than
 # English are not recognized, and taken for a server that may let us in later.
 _REFUSALS = {
+    "it is a read replica": "give the address of the primary",
     "password authentication failed": "check the user and the password in the URL",
     "no password supplied": "write the password in the URL, or set PGPASSWORD",
     "no pg_hba.conf entry": "let this host and user in by the server's pg_hba.conf",
@@ -101,11 +102,9 @@ def version_of(url: str) -> int:
 def _check_server(connection: Connection, address: Address) -> Durability:
     row = connection.execute(_SERVER).fetchone()
     assert row is not None
-    version, number, is_replica, encoding, synchronous_commit, fsync = row
+    version, number, encoding, synchronous_commit, fsync = row
     if number < VERSION_MIN:
         raise CannotOpen(f"{address} is PostgreSQL {version}; 13 or later is needed")
-    if is_replica:
-        raise CannotOpen(f"{address} is a read replica; give the address of the primary")
     if encoding not in ("UTF8", "SQL_ASCII"):
         raise CannotOpen(f"{address} has the encoding {encoding}; create a database with ENCODING 'UTF8'")
     return Durability(

@@ -25,6 +25,7 @@ _DROP = """
         FROM (
             SELECT ctid, body, expires_at FROM trio_broker.messages
             WHERE expires_at <= (SELECT now FROM turn) ORDER BY expires_at LIMIT %(messages_max)s
+            FOR UPDATE SKIP LOCKED  -- one row that somebody holds must not keep all others
         ) AS first
     ), dropped AS (
         DELETE FROM trio_broker.messages
@@ -44,7 +45,7 @@ def sweep(connection: Connection) -> Swept:
     """Do one step."""
     bounds = {"lock": _LOCK, "messages_max": MESSAGES_MAX, "bytes_max": BYTES_MAX}
     removed, due = connection.execute(_DROP, bounds).fetchone() or (0, 0)
-    more = removed < due or due == MESSAGES_MAX
+    more = removed > 0 and (removed < due or due == MESSAGES_MAX)  # none: something keeps them, do not try at once
     if not more:
         connection.execute(_DROP_WRITERS)
     return Swept(removed, more)

@@ -56,6 +56,8 @@ class PostgresWakeups(Wakeups):
         self._address = address
         self._limiter = trio.CapacityLimiter(1)
         self._connected = False
+        self._told = False
+        """The log has it that nothing is heard."""
         self._news = trio.Event()
         self._changed = _ANYTHING
         """Since somebody asked last; of no meaning without news."""
@@ -80,12 +82,14 @@ class PostgresWakeups(Wakeups):
                 with closing(_Line(self._address)) as line:
                     connection = await threads.read(self._limiter, line.connect)
                     log.info("wakeups_listening database=%s", self._address)
-                    self._connected, pause_s = True, _PAUSE_MIN_S
+                    self._connected, self._told, pause_s = True, False, _PAUSE_MIN_S
                     self._hear(_ANYTHING)  # what was appended in the meantime was not heard
                     await self._follow(connection)
             except (psycopg.Error, OutOfPatience) as error:
+                if not self._told:
+                    self._told = True
+                    log.warning("wakeups_not_heard why=%s", failure(error, self._address))
                 if self._connected:
-                    log.warning("wakeups_lost why=%s", failure(error, self._address))
                     self._connected = False
                     self._hear(_ANYTHING)
             await trio.sleep(pause_s)

@@ -6,6 +6,7 @@ Not here:  the statement (flush.py), the writer's row (outcome.py), everything e
 Threads:   one worker thread; each method blocks, for no longer than the commit timeout.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,6 +33,8 @@ _TRANSIENT = ("40001", "40P01")
 _STATEMENT = b"trio_broker_append"
 _BINARY = 1
 
+log = logging.getLogger(__name__)
+
 
 class Undone(StoreUnavailable):
     """Nothing was appended, and the next attempt may do better."""
@@ -53,6 +56,8 @@ class Writer:
         self._writer: UUID | None = None
         """Who appends, in the database's eyes; the same over all sessions, as long as its row is there."""
         self._flushes = 0
+        self._acknowledged = 0
+        """The last flush that was known to be applied."""
         self._unreplicated = False
 
     def open(self, patience: Patience) -> None:
@@ -76,6 +81,7 @@ class Writer:
         answer = Answer([], [])
         if flush.subjects:
             answer = self._append(flush)
+            self._acknowledged = self._flushes
             if self._session is not None:
                 self._session.hints.send(flush.subjects)
         return flush.outcomes(answer)
@@ -107,7 +113,7 @@ class Writer:
             return self._find_out(self._flushes, str(failure(error, self._address)), whole)
         if answer is None:
             self.close()
-            raise Undone(f"{self._address}: the row of this writer is gone")
+            raise Undone(f"{self._address}: the row of this writer is gone, or a trigger holds back that of a subject")
         return answer
 
     def _ready(self, patience: Patience) -> _Session:
@@ -137,6 +143,11 @@ class Writer:
         except BaseException:
             connection.close()
             raise
+        if turn.writer == self._writer and turn.last_flush < self._acknowledged:
+            log.error(
+                "commits_lost database=%s: acknowledged messages are gone, their ids are given again", self._address
+            )
+            self._acknowledged = turn.last_flush
         self._writer = turn.writer
         return self._session
 
