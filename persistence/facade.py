@@ -250,4 +250,4 @@ class Store(ABC):
 
     @abstractmethod
     def durability(self) -> Durability:
-        """What an acknowledgement means here. Constant while the store is open."""
+        """What an acknowledgement means here, as far as it is known: a server may change its settings."""

@@ -45,7 +45,7 @@ local all all trust
 host all /^{ASKED} 127.0.0.1/32 scram-sha-256
 host all all 127.0.0.1/32 trust
 """
-_READY = "database system is ready to accept connections"
+_READY = ("ready to accept connections", "ready to accept read-only connections")
 
 
 class PostgresServer:
@@ -206,7 +206,7 @@ class PostgresServer:
             for line in log:
                 with self._logged:
                     self.log.append(line.rstrip())
-                    self._ready = self._ready or _READY in line
+                    self._ready = self._ready or any(words in line for words in _READY)
                     self._logged.notify_all()
         with self._logged:
             self._ended = True

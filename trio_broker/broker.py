@@ -181,7 +181,7 @@ class Broker:
                 found = iter(await self._store.get(asked))
             except persistence.StoreError as error:
                 self._availability.failed(error)
-                raise StorageUnavailable("the store cannot be reached") from error
+                raise StorageUnavailable("the store is not available") from error
         return [fault or _answer(key, next(found)) for key, fault in zip(keys, faults, strict=True)]
 
     @asynccontextmanager

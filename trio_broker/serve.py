@@ -80,7 +80,7 @@ class _Process:
         self._broker: Broker | None = None
         self._waits_for = ""
         """Why the store cannot be opened yet."""
-        self._store = ""
+        self._store: Store | None = None
         self._opening = trio.CancelScope()
         self._draining = False
         self._health = Health(NAME)
@@ -89,10 +89,12 @@ class _Process:
     def readiness(self) -> Readiness:
         if self._draining:
             return Readiness(ready=False, detail="draining")
-        if self._broker is None:
+        if self._broker is None or self._store is None:
             return Readiness(ready=False, detail=f"starting{self._waits_for and ': '}{self._waits_for}")
         wakeups = "heard" if self._broker.hearing.connected else "not heard: polling instead"
-        facts = (f"store: {self._store}", f"wake-ups: {wakeups}")
+        durability = self._store.durability()
+        not_durable = "" if durability.durable else ", NOT DURABLE"
+        facts = (f"store: {durability.kind} ({durability.setting}){not_durable}", f"wake-ups: {wakeups}")
         away_s = self._broker.store_away_s()
         if away_s > self._config.store_grace:
             return Readiness(ready=False, detail=f"the store has been away for {away_s:.0f} s", facts=facts)
@@ -159,8 +161,7 @@ class _Process:
     ) -> None:
         """Serve until a signal comes; then stop."""
         config = self._config
-        durability = store.durability()
-        self._store = f"{durability.kind} ({durability.setting})"
+        self._store = store
         async with run_broker(store, config) as broker:
             with _listen(config.listen) as listener:
                 server = self._server(broker)

@@ -32,7 +32,7 @@ def broker_error(error: Exception) -> BrokerError:
     """
     match error:
         case persistence.StoreUnavailable():
-            return StorageUnavailable("the store cannot be reached; nothing was appended")
+            return StorageUnavailable("the store is not available; nothing was appended")
         case persistence.StoreFull():
             return StorageFull("the store has no space left; nothing was appended")
         case persistence.BadContent():

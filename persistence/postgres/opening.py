@@ -13,7 +13,6 @@ from typing import NamedTuple
 import psycopg
 
 from persistence.errors import CannotOpen, StoreUnavailable
-from persistence.facade import Durability
 from persistence.postgres.connection import CONNECT_TIMEOUT_S, Address, Connection, failure, reason
 from persistence.postgres.patience import OutOfPatience, Patience
 from persistence.postgres.schema import check_ours, migrate_to_latest, schema_version
@@ -27,10 +26,6 @@ VERSION_MIN = 13_00_00
 _OPEN_TIMEOUT_S = 10.0
 _MIGRATION_TIMEOUT_S = 600.0
 """A step may take long, and so may waiting for another process that takes it."""
-_SERVER = """
-    SELECT current_setting('server_version'), current_setting('server_version_num')::int,
-           getdatabaseencoding(), current_setting('synchronous_commit'), current_setting('fsync')
-"""
 # What a server says to a client that it does not let in comes without an SQLSTATE; those of other languages than
 # English are not recognized, and taken for a server that may let us in later.
 _REFUSALS = {
@@ -59,7 +54,6 @@ class Database(NamedTuple):
     listen_address: Address
     """Where to listen for wake-ups; nothing is connected there yet."""
     writer: Writer
-    durability: Durability
 
 
 def open_database(
@@ -76,7 +70,7 @@ def open_database(
     bounded = partial(Patience, check_cancelled=check_cancelled)
     with _refusals(address):
         with closing(address.connect(bounded(_OPEN_TIMEOUT_S))) as connection:
-            durability = _check_server(connection, address)
+            _check_server(connection, address)
             check_ours(connection, address, migrate=migrate)
             if migrate:
                 connection.patience = bounded(_MIGRATION_TIMEOUT_S)
@@ -84,7 +78,7 @@ def open_database(
                 check_ours(connection, address, migrate=migrate)  # a later release may have come in between
         writer = Writer(address, commit_timeout_s)
         writer.open(bounded(_OPEN_TIMEOUT_S))
-    return Database(address, listen_address, writer, durability)
+    return Database(address, listen_address, writer)
 
 
 def version_of(url: str) -> int:
@@ -99,19 +93,13 @@ def version_of(url: str) -> int:
         return schema_version(connection)
 
 
-def _check_server(connection: Connection, address: Address) -> Durability:
-    row = connection.execute(_SERVER).fetchone()
-    assert row is not None
-    version, number, encoding, synchronous_commit, fsync = row
-    if number < VERSION_MIN:
+def _check_server(connection: Connection, address: Address) -> None:
+    if connection.info.server_version < VERSION_MIN:
+        version = connection.info.parameter_status("server_version")
         raise CannotOpen(f"{address} is PostgreSQL {version}; 13 or later is needed")
+    encoding = connection.info.parameter_status("server_encoding")
     if encoding not in ("UTF8", "SQL_ASCII"):
         raise CannotOpen(f"{address} has the encoding {encoding}; create a database with ENCODING 'UTF8'")
-    return Durability(
-        kind=f"PostgreSQL {version.partition(' ')[0]}",
-        setting=f"synchronous_commit={synchronous_commit} fsync={fsync}",
-        durable=synchronous_commit != "off" and fsync == "on",
-    )
 
 
 @contextmanager

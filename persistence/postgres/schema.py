@@ -62,6 +62,13 @@ STEPS = (_FIRST,)
 """Step n makes a database of version n from one of version n - 1. A released step never changes."""
 
 # By the catalogs, and not by such as to_regclass: those may remember what was not there before the lock was waited for.
+# Not IF NOT EXISTS, which demands the right to create schemas even where there is one.
+_MAKE_SCHEMA = """
+-- Run this as the role of the broker, or SET ROLE to it first: what is made belongs to who runs it.
+DO $$ BEGIN
+    IF to_regnamespace('trio_broker') IS NULL THEN CREATE SCHEMA trio_broker; END IF;
+END $$;
+"""
 _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'trio_broker'"
 _VERSION_TABLE = ("schema_version",)
 _VERSION = "SELECT coalesce(max(version), 0) FROM trio_broker.schema_version"
@@ -85,7 +92,8 @@ def check_ours(connection: Connection, address: Address, *, migrate: bool) -> No
         )
     if version < len(STEPS) and not migrate:
         raise CannotOpen(
-            f"{address} has schema version {version}, and this release needs {len(STEPS)}; start once with migration"
+            f"{address} has schema version {version}, and this release needs {len(STEPS)}; start once with migration, "
+            "or run 'trio-broker migrate up'"
         )
 
 
@@ -105,7 +113,7 @@ def migrate_to_latest(connection: Connection) -> None:
 
 def script(from_version: int) -> str:
     """Return what `migrate_to_latest` does to a database of that version, for an administrator to run by psql."""
-    schema = [] if from_version else ["CREATE SCHEMA IF NOT EXISTS trio_broker;\n"]
+    schema = [] if from_version else [_MAKE_SCHEMA]
     steps = [_step(version) for version in range(from_version + 1, len(STEPS) + 1)]
     return "".join(["BEGIN;\n", *schema, *steps, "COMMIT;\n"])
 

@@ -77,7 +77,6 @@ class PostgresStore(Store):
 
     def __init__(self, database: Database) -> None:
         self._writer = database.writer
-        self._durability = database.durability
         self._listen_address = database.listen_address
         self._writing = threads.Worker("postgres-writer")
         self._pool = Pool(database.address)
@@ -132,7 +131,7 @@ class PostgresStore(Store):
         return LIMITS
 
     def durability(self) -> Durability:
-        return self._durability
+        return self._writer.durability
 
     async def close(self) -> None:
         """Close the connections once no thread uses them. A checkpoint; cancelled, it leaves threads that do so."""

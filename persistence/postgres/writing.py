@@ -16,7 +16,7 @@ import psycopg
 from psycopg.errors import Diagnostic
 
 from persistence.errors import OutcomeUnknown, StoreError, StoreUnavailable
-from persistence.facade import NewMessage, Outcome
+from persistence.facade import Durability, NewMessage, Outcome
 from persistence.postgres.arrays import int8
 from persistence.postgres.connection import Address, Connection, failure, is_undone, reason
 from persistence.postgres.flush import APPEND, Answer, Flush
@@ -32,6 +32,7 @@ _RECONNECT_PAUSE_S = 0.05
 _TRANSIENT = ("40001", "40P01")
 _STATEMENT = b"trio_broker_append"
 _BINARY = 1
+_DURABILITY = "SELECT current_setting('synchronous_commit'), current_setting('fsync')"
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class Writer:
         self._writer: UUID | None = None
         """Who appends, in the database's eyes; the same over all sessions, as long as its row is there."""
         self._flushes = 0
+        self.durability = Durability("PostgreSQL", "", durable=True)
+        """Of the session that appends; known once it was opened."""
         self._acknowledged = 0
         """The last flush that was known to be applied."""
         self._unreplicated = False
@@ -139,6 +142,7 @@ class Writer:
             self._check_replicated()
             connection.pgconn.send_prepare(_STATEMENT, APPEND)
             connection.results()
+            self._look_at_durability(connection)
             self._session = _Session(connection, turn, Hints(connection))
         except BaseException:
             connection.close()
@@ -150,6 +154,18 @@ class Writer:
             self._acknowledged = turn.last_flush
         self._writer = turn.writer
         return self._session
+
+    def _look_at_durability(self, connection: Connection) -> None:
+        """See what an acknowledgement means in a new session: a role's settings change, and servers fail over."""
+        ((synchronous_commit, fsync),) = connection.execute(_DURABILITY).fetchall()
+        before = self.durability
+        self.durability = Durability(
+            kind=f"PostgreSQL {(connection.info.parameter_status('server_version') or '').partition(' ')[0]}",
+            setting=f"synchronous_commit={synchronous_commit} fsync={fsync}",
+            durable=synchronous_commit != "off" and fsync == "on",
+        )
+        if before.setting not in ("", self.durability.setting):
+            log.warning("durability_changed setting=%r durable=%s", self.durability.setting, self.durability.durable)
 
     def _send(self, session: _Session, flush: Flush) -> Answer | None:
         """Append; None: the turn is over, or the flush is empty, and nothing was done."""

@@ -126,7 +126,7 @@ def _check_place(path: Path, *, migrate: bool) -> None:
     if not path.parent.is_dir():
         raise CannotOpen(f"{path.parent} is not a directory; create it, or give another path")
     if not migrate and not path.exists():
-        raise CannotOpen(f"{path} does not exist; start once with migration")
+        raise CannotOpen(f"{path} does not exist; start once with migration, or run 'trio-broker migrate up'")
 
 
 def _connect_writer(path: Path, *, migrate: bool, busy_timeout_s: float) -> sqlite3.Connection:

@@ -72,7 +72,8 @@ def check_ours(connection: sqlite3.Connection, path: Path, *, migrate: bool) -> 
         )
     if version < len(STEPS) and not migrate:
         raise CannotOpen(
-            f"{path} has schema version {version}, and this release needs {len(STEPS)}; start once with migration"
+            f"{path} has schema version {version}, and this release needs {len(STEPS)}; start once with migration, "
+            "or run 'trio-broker migrate up'"
         )
 
 
