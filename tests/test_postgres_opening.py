@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 
-import postgres_server
 import psycopg
 import pytest
 import trio
@@ -151,14 +150,12 @@ async def test_a_server_that_is_too_old(postgres_url: str, monkeypatch: pytest.M
     assert "13 or later is needed" in await refusal(postgres_url)
 
 
-async def test_a_read_replica(own_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_read_replica(own_postgres: PostgresServer) -> None:
     signal = own_postgres.directory / "data" / "standby.signal"
     own_postgres.stop()
     signal.touch()
     try:
-        with monkeypatch.context() as patching:
-            patching.setattr(postgres_server, "_READY", "ready to accept read-only connections")
-            own_postgres.start()
+        own_postgres.start()
         assert "give the address of the primary" in await refusal(own_postgres.dsn())
     finally:
         signal.unlink()

@@ -52,7 +52,8 @@ async def listening(wakeups: Wakeups) -> None:
 
 
 def listeners(outside: Outside) -> list[int]:
-    return [pid for (pid,) in outside.do("SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN %%'")]
+    ours = "query LIKE 'LISTEN %%' AND datname = current_database()"
+    return [pid for (pid,) in outside.do(f"SELECT pid FROM pg_stat_activity WHERE {ours}")]
 
 
 async def test_what_any_store_appends_is_heard(store: Store, postgres_url: str) -> None:
