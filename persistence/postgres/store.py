@@ -34,7 +34,7 @@ from persistence.postgres import reading, registers
 from persistence.postgres.flush import EXPIRATION_MAX_S
 from persistence.postgres.opening import Database, open_database
 from persistence.postgres.pool import Pool
-from persistence.postgres.sweeping import sweep
+from persistence.postgres.sweeping import Sweeper
 from persistence.postgres.wakeups import listen
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class PostgresStore(Store):
         self._listen_address = database.listen_address
         self._writing = threads.Worker("postgres-writer")
         self._pool = Pool(database.address)
+        self._sweeper = Sweeper()
         self._given_up = False
 
     async def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
@@ -110,7 +111,7 @@ class PostgresStore(Store):
         return await self._pool.change(registers.delete_register, name, version)
 
     async def sweep(self) -> Swept:
-        return await self._pool.change(sweep)
+        return await self._pool.change(self._sweeper.sweep)
 
     async def now(self) -> int:
         return await self._pool.read(reading.read_clock)
