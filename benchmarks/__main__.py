@@ -14,11 +14,14 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import grpc
+import psycopg
 
+from benchmarks.expiry import watch_expiry
 from benchmarks.fsyncs import count_fsyncs
 from benchmarks.loads import Measured
+from benchmarks.postgres import postgres
 from benchmarks.report import Outcome, machine, save, table
-from benchmarks.servers import SCRATCH, Server, running
+from benchmarks.servers import SCRATCH, Place, Server, running
 from benchmarks.workloads import WORKLOADS, Side, Workload
 
 
@@ -30,6 +33,9 @@ def main() -> int:
         print(count_fsyncs(arguments.seconds))
         return 0
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
+    if arguments.expiry:
+        print(watch_expiry(arguments.expiry, arguments.json, arguments.graph))
+        return 0
     print(f"medians of {arguments.rounds} rounds of {arguments.seconds} s (least-most)")
     if shutil.which("go") is None:
         print("Go is not installed: grpcio.aio makes the load, whose own cost then hides much of the servers'")
@@ -58,34 +64,48 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=names, help="this workload; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round to FILE")
     parser.add_argument("--fsyncs", action="store_true", help="only count fsyncs per publish on SQLite (needs strace)")
+    expiry = "only publish what lives 1-60 s, on PostgreSQL"
+    parser.add_argument("--expiry", type=int, nargs="?", const=230, metavar="SECONDS", help=expiry)
+    parser.add_argument("--graph", type=Path, metavar="FILE", help="with --expiry: draw it, as SVG")
     return parser.parse_args()
 
 
 def compare(workload: Workload, rounds: int, seconds: float) -> Outcome:
-    """Measure both sides in turns: what the machine does meanwhile then happens to both."""
-    measured: tuple[list[Measured], list[Measured]] = ([], [])
+    """Measure the sides in turns: what the machine does meanwhile then happens to all."""
+    measured: tuple[list[Measured], ...] = tuple([] for _ in workload.sides)
     with ExitStack() as stack:
         servers = [] if workload.restart else [stack.enter_context(started(side)) for side in workload.sides]
         for number in range(rounds):
-            for place in (1, 0) if number % 2 else (0, 1):
-                side = workload.sides[place]
+            for place, side in [*enumerate(workload.sides)][:: -1 if number % 2 else 1]:
                 with started(side) if workload.restart else nullcontext(servers[place]) as server:
                     measured[place].append(measure(side, server, seconds))
-    return Outcome(workload, measured)
+    counted = {
+        side.name: server.database.counted
+        for side, server in zip(workload.sides, servers, strict=False)
+        if server.database and server.database.counted
+    }
+    return Outcome(workload, measured, counted)
 
 
 @contextmanager
 def started(side: Side) -> Iterator[Server]:
-    """Run the server of a side, with a directory of its own for its files."""
-    with tempfile.TemporaryDirectory(dir=SCRATCH) as directory, running(side.command(Path(directory))) as server:
-        yield server
+    """Run the database of a side and its server, as far as it has them, with a directory of its own for its files."""
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=SCRATCH)))
+        database = stack.enter_context(postgres(SCRATCH)) if side.on_postgres else None
+        if side.command is None:
+            assert database is not None, f"{side.name} has nothing to run"
+            yield Server(database.url, database.pid, database)
+        else:
+            place = Place(directory, database.url if database else "")
+            yield stack.enter_context(running(side.command(place), database))
 
 
 def measure(side: Side, server: Server, seconds: float) -> Measured:
     """Measure one side once; a load generator that fails makes the figure void, not the run."""
     try:
         return side.load.run(server, seconds)
-    except (RuntimeError, grpc.RpcError, subprocess.TimeoutExpired) as error:
+    except (RuntimeError, grpc.RpcError, psycopg.Error, subprocess.TimeoutExpired) as error:
         return Measured(calls=1, seconds=1, problem=str(error))
     finally:
         server.settle()

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.loads import BrokerLoad, fresh_subject, last_id
-from benchmarks.servers import SCRATCH, broker, running
+from benchmarks.servers import SCRATCH, Place, broker, running
 
 
 def count_fsyncs(seconds: float) -> str:
@@ -23,7 +23,7 @@ def count_fsyncs(seconds: float) -> str:
         trace = Path(directory) / "trace"
         # -D: the server stays our child; --seccomp-bpf: only these two system calls are slowed down
         strace = ["strace", "-D", "-f", "-qq", "--seccomp-bpf", "-e", "trace=fsync,fdatasync", f"--output={trace}"]
-        command = broker("sqlite:///{directory}/broker.db")(Path(directory))
+        command = broker("sqlite:///{directory}/broker.db")(Place(Path(directory)))
         subject = fresh_subject()
         with running([*strace, *command]) as server:
             before = fsyncs_in(trace)

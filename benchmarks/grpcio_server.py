@@ -116,10 +116,10 @@ def handlers(broker: Broker) -> grpc.GenericRpcHandler:
     )
 
 
-async def serve() -> None:
-    """Serve until SIGTERM."""
+async def serve(handler: grpc.GenericRpcHandler) -> None:
+    """Say where it listens, and serve until SIGTERM."""
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((handlers(Broker()),))
+    server.add_generic_rpc_handlers((handler,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: asyncio.ensure_future(server.stop(0)))
@@ -128,4 +128,4 @@ async def serve() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve())
+    asyncio.run(serve(handlers(Broker())))

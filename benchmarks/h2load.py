@@ -4,7 +4,7 @@ Owns:      its command line, reading its report, the flood beside a lone caller.
 Not here:  the other load generator (loads.py).
 
 h2load counts answers and reads none of them, so ids are checked from outside: after n publishes on a fresh
-subject the next one must get id n + 1.
+subject the next one must get id n + 1. Where a server gives out ids over all subjects, they must have advanced by n.
 """
 
 import re
@@ -37,11 +37,16 @@ FLOOD_LEAD_S = 1
 
 
 class H2Load(Load):
-    """``connections`` connections with ``streams`` publishes in flight on each."""
+    """``connections`` connections with ``streams`` publishes in flight on each.
 
-    def __init__(self, *, connections: int, streams: int) -> None:
+    Args:
+        shared_ids: the server gives out ids over all subjects, not from 1 for each.
+    """
+
+    def __init__(self, *, connections: int, streams: int, shared_ids: bool = False) -> None:
         self.connections = connections
         self.streams = streams
+        self._shared_ids = shared_ids
 
     def missing(self) -> str:
         """It has to be installed."""
@@ -54,27 +59,32 @@ class H2Load(Load):
 
     def _publish(self, server: Server, calls: int) -> Measured:
         subject = fresh_subject()
+        first = last_id(server, subject) + 1 if self._shared_ids else 0
         with tempfile.NamedTemporaryFile() as log:
             with self.command(server, subject, f"--requests={calls}", f"--log-file={log.name}") as command:
-                cpu_s = server.cpu_s()
+                database_cpu_s, cpu_s = server.database_cpu_s(), server.cpu_s()
                 report = output_of(command, ENDING_S)
                 cpu_s = server.cpu_s() - cpu_s
+                database_cpu_s = server.database_cpu_s() - database_cpu_s
             durations_us = [int(line.split("\t")[2]) for line in Path(log.name).read_text().splitlines()]
         percentiles_us = statistics.quantiles(durations_us, n=100)
-        appended = last_id(server, subject)
+        appended = last_id(server, subject) - first
         return Measured(
             calls=calls,
             seconds=finished_in_s(report),
             server_cpu_s=cpu_s,
+            database_cpu_s=database_cpu_s,
             p50_ms=percentiles_us[49] / 1000,
             p99_ms=percentiles_us[98] / 1000,
             problem="" if appended == calls == succeeded(report) else f"{calls} calls, {appended} ids:\n{report}",
         )
 
     @contextmanager
-    def command(self, server: Server, subject: str, *limits: str) -> Iterator[list[str]]:
+    def command(
+        self, server: Server, subject: str, *limits: str, expiration_s: int = EXPIRATION_S
+    ) -> Iterator[list[str]]:
         """Make the command line; the request that it sends lies in a file for the length of the block."""
-        message = pb.PublishRequest(subject=subject, body=bytes(BODY_BYTES), expirationSeconds=EXPIRATION_S)
+        message = pb.PublishRequest(subject=subject, body=bytes(BODY_BYTES), expirationSeconds=expiration_s)
         encoded = message.SerializeToString()
         with tempfile.NamedTemporaryFile() as request:
             request.write(struct.pack(">BI", 0, len(encoded)) + encoded)

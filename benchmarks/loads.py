@@ -36,6 +36,7 @@ class Measured:
     """Calls, or deliveries, that ended inside the measured window."""
     seconds: float
     server_cpu_s: float = 0.0
+    database_cpu_s: float = 0.0
     p50_ms: float = 0.0
     p99_ms: float = 0.0
     bytes_per_stream: float = 0.0
@@ -50,6 +51,11 @@ class Measured:
     def cpu_us(self) -> float:
         """Microseconds of the server's CPU per call."""
         return self.server_cpu_s / self.calls * 1e6
+
+    @property
+    def database_cpu_us(self) -> float:
+        """Microseconds of the CPU of all processes of its database per call."""
+        return self.database_cpu_s / self.calls * 1e6
 
 
 class Load(ABC):

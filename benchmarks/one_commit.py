@@ -15,14 +15,19 @@ from persistence import NewMessage, open_store
 
 
 class OneCommit(Load):
-    """Append one message after another to a SQLite store of its own, in this process; the server idles."""
+    """Append one message after another to a store of its own, in this process.
+
+    On PostgreSQL if the side has a database; otherwise on SQLite, and the server idles.
+    """
 
     def missing(self) -> str:
         """Nothing is needed."""
         return ""
 
-    def run(self, server: Server, seconds: float) -> Measured:  # noqa: ARG002 - it has no server
+    def run(self, server: Server, seconds: float) -> Measured:
         """Append for ``seconds``."""
+        if server.database:
+            return trio.run(append_for, server.database.url, seconds)
         with tempfile.TemporaryDirectory(dir=SCRATCH) as directory:
             return trio.run(append_for, f"sqlite:///{directory}/store.db", seconds)
 

@@ -23,8 +23,10 @@ class Outcome:
     """All rounds of one workload."""
 
     workload: Workload
-    measured: tuple[list[Measured], list[Measured]]
-    """By side, as in ``workload.sides``; place i of both lists is round i."""
+    measured: tuple[list[Measured], ...]
+    """By side, as in ``workload.sides``; place i of all lists is round i."""
+    counted: dict[str, str]
+    """By the name of a side: what its database counted, over all rounds."""
 
     @property
     def problems(self) -> list[str]:
@@ -33,27 +35,29 @@ class Outcome:
         return [f"{side.name}: {one.problem}" for side, rounds in sides for one in rounds if one.problem]
 
 
-WIDTHS = (20, 32, 32, 24)
+WIDTHS = (22, 32, 32, 24)
 
 
 def table(outcome: Outcome) -> str:
-    """One workload: medians of its rounds, with the least and the most, and how much better ours is.
+    """One workload: medians of its rounds, with the least and the most, and how much better ours is than each other.
 
-    A ratio is taken within each round, whose two halves ran one after the other, and then its median.
+    A ratio is taken within each round, whose parts ran one after the other, and then its median.
     """
     workload = outcome.workload
-    lines = [
-        f"\n**{workload.name}**: {workload.what}\n",
-        _line("", *(side.name for side in workload.sides), "better by"),
-        _line(*("-" * width for width in WIDTHS)),
-    ]
-    lines += [_line(measure.title, *cells(measure, outcome)) for measure in workload.measures]
+    ours, *others = workload.sides
+    lines = [f"\n**{workload.name}**: {workload.what}"]
+    for place, other in enumerate(others, 1):
+        lines += ["", _line("", ours.name, other.name, "better by"), _line(*("-" * width for width in WIDTHS))]
+        rounds = outcome.measured[0], outcome.measured[place]
+        lines += [_line(measure.title, *cells(measure, *rounds)) for measure in other.measures or workload.measures]
+    if outcome.counted:
+        lines += ["", *(f"- {side}: {counted}" for side, counted in outcome.counted.items())]
     return "\n".join(lines)
 
 
-def cells(measure: Measure, outcome: Outcome) -> tuple[str, str, str]:
-    """Both sides and the ratio."""
-    ours, other = ([measure.value(one) for one in rounds] for rounds in outcome.measured)
+def cells(measure: Measure, our_rounds: list[Measured], other_rounds: list[Measured]) -> tuple[str, str, str]:
+    """Two sides and the ratio."""
+    ours, other = ([measure.value(one) for one in rounds] for rounds in (our_rounds, other_rounds))
     pairs = zip(ours, other, strict=True) if measure.more_is_better else zip(other, ours, strict=True)
     return _spread(ours), _spread(other), _spread([better / worse for better, worse in pairs], unit="x")
 
@@ -89,6 +93,7 @@ def save(path: Path, outcomes: Sequence[Outcome], **settings: object) -> None:
     workloads = {
         outcome.workload.name: {
             "what": outcome.workload.what,
+            "counted": outcome.counted,
             **{
                 side.name: [asdict(one) for one in rounds]
                 for side, rounds in zip(outcome.workload.sides, outcome.measured, strict=True)

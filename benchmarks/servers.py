@@ -1,7 +1,7 @@
 """Start a server as a process of its own, and read what it costs.
 
-Owns:      the command lines, readiness, stopping, the CPU clock of another process.
-Not here:  load (loads.py), what is compared with what (workloads.py).
+Owns:      the command lines, readiness, stopping.
+Not here:  load (loads.py), databases (postgres.py), what is compared with what (workloads.py).
 Threads:   one per server, which reads its output to the end so that a full pipe never stops it.
 """
 
@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO
+from typing import IO, NamedTuple
+
+from benchmarks.clocks import cpu_s_of
+from benchmarks.postgres import Postgres
 
 ROOT = Path(__file__).parent.parent
 SCRATCH = ROOT / ".cache"
@@ -24,15 +27,24 @@ START_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 15
 QUIET_TIMEOUT_S = 20
 
-Command = Callable[[Path], Sequence[str]]
-"""Makes the command line of a server whose files go to the directory given."""
+
+class Place(NamedTuple):
+    """Where a server may keep things."""
+
+    directory: Path
+    postgres_url: str = ""
+    """Of an empty database, if it asked for one."""
+
+
+Command = Callable[[Place], Sequence[str]]
+"""Makes the command line of a server."""
 
 
 def broker(store: str) -> Command:
-    """The broker as anybody runs it. ``{directory}`` in ``store`` is replaced."""
+    """The broker as anybody runs it. ``{directory}`` and ``{postgres_url}`` in ``store`` are replaced."""
 
-    def command(directory: Path) -> Sequence[str]:
-        url = store.format(directory=directory)
+    def command(place: Place) -> Sequence[str]:
+        url = store.format(**place._asdict())
         script = Path(sys.executable).with_name("trio-broker")
         listeners = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
         return [str(script), "serve", "--store", url, *listeners, "--log-format", "json"]
@@ -40,9 +52,14 @@ def broker(store: str) -> Command:
     return command
 
 
-def grpcio_aio(_directory: Path) -> Sequence[str]:
+def grpcio_aio(_place: Place) -> Sequence[str]:
     """The peer: benchmarks/grpcio_server.py."""
     return [sys.executable, "-m", "benchmarks.grpcio_server"]
+
+
+def grpcio_aio_on_postgres(place: Place) -> Sequence[str]:
+    """The peer on PostgreSQL: benchmarks/grpcio_postgres_server.py."""
+    return [sys.executable, "-m", "benchmarks.grpcio_postgres_server", place.postgres_url]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +68,29 @@ class Server:
 
     address: str
     pid: int
+    database: Postgres | None = None
+    """Its own, if it has one."""
 
     def cpu_s(self) -> float:
-        """CPU time, user and system, of all its threads so far; in nanoseconds where /proc has steps of 10 ms."""
-        return time.clock_gettime(~self.pid << 3 | 2)  # clock_getcpuclockid(3), which Python lacks
+        """CPU time of all its threads so far."""
+        return cpu_s_of(self.pid)
+
+    def database_cpu_s(self) -> float:
+        """CPU time of all processes of its database so far."""
+        return self.database.cpu_s() if self.database else 0.0
 
     def settle(self) -> None:
         """Wait until the server is idle: what one run left behind must not be paid by the next one."""
         give_up = time.monotonic() + QUIET_TIMEOUT_S
         while time.monotonic() < give_up:
-            before = self.cpu_s()
+            before_s = self.cpu_s() + self.database_cpu_s()
             time.sleep(0.1)
-            if self.cpu_s() - before < 0.01:
+            if self.cpu_s() + self.database_cpu_s() - before_s < 0.01:
                 return
 
 
 @contextmanager
-def running(command: Sequence[str]) -> Iterator[Server]:
+def running(command: Sequence[str], database: Postgres | None = None) -> Iterator[Server]:
     """Run a server for the length of the ``with`` block.
 
     Raises:
@@ -82,7 +105,7 @@ def running(command: Sequence[str]) -> Iterator[Server]:
         address = ready.get(timeout=START_TIMEOUT_S)
         if isinstance(address, Exception):
             raise address
-        yield Server(address, process.pid)
+        yield Server(address, process.pid, database)
     finally:
         process.terminate()
         try:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from benchmarks.h2load import H2Load, LoneBesideFlood
 from benchmarks.loads import BrokerLoad, Load, Measured
 from benchmarks.one_commit import OneCommit
-from benchmarks.servers import Command, broker, grpcio_aio
+from benchmarks.pgbench import COUNTED, PLAIN, Pgbench
+from benchmarks.servers import Command, broker, grpcio_aio, grpcio_aio_on_postgres
 
 MEMORY = broker("memory:")
 SQLITE = broker("sqlite:///{directory}/broker.db")
+POSTGRES = broker("{postgres_url}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,7 @@ class Measure:
 
 RATE = Measure(title="calls/s", value=lambda m: m.rate, more_is_better=True)
 CPU = Measure(title="server CPU, us/call", value=lambda m: m.cpu_us)
+DATABASE_CPU = Measure(title="database CPU, us/call", value=lambda m: m.database_cpu_us)
 P50 = Measure(title="p50, ms", value=lambda m: m.p50_ms)
 P99 = Measure(title="p99, ms", value=lambda m: m.p99_ms)
 BYTES = Measure(title="bytes/subscription", value=lambda m: m.bytes_per_stream)
@@ -35,20 +38,25 @@ CALLS = (RATE, CPU, P50, P99)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One of the two things compared: a server and its load."""
+    """One of the things compared: a server and its load."""
 
     name: str
-    command: Command
+    command: Command | None
+    """None: it has no server but its database."""
     load: Load
+    on_postgres: bool = False
+    """It gets a PostgreSQL server of its own."""
+    measures: tuple[Measure, ...] = ()
+    """What it is compared by, if not by all that the workload has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Two sides, ours first, measured in turns."""
+    """Two sides or more, ours first, measured in turns."""
 
     name: str
     what: str
-    sides: tuple[Side, Side]
+    sides: tuple[Side, ...]
     measures: tuple[Measure, ...] = CALLS
     restart: bool = False
     """Every measurement gets a server of its own: one that has grown once does not grow again."""
@@ -71,6 +79,32 @@ def on_sqlite(name: str, what: str, load: Load, other: Side, measures: tuple[Mea
     """The broker on SQLite, and something to hold it against."""
     ours = Side(name="trio-broker on SQLite", command=SQLITE, load=load)
     return Workload(name=name, what=what, sides=(ours, other), measures=measures)
+
+
+def on_postgres(name: str, what: str, load: H2Load) -> Workload:
+    """The broker on PostgreSQL, a peer that inserts row by row, and the database alone doing so for as many clients."""
+    clients = load.connections * load.streams
+    rows = H2Load(connections=load.connections, streams=load.streams, shared_ids=True)
+    sides = (
+        Side(name="trio-broker on PostgreSQL", command=POSTGRES, load=load, on_postgres=True),
+        Side(name="grpcio.aio, a row per call", command=grpcio_aio_on_postgres, load=rows, on_postgres=True),
+        by_pgbench(f"pgbench x {clients}, INSERT", PLAIN, clients),
+        by_pgbench(f"pgbench x {clients}, counter + INSERT", COUNTED, clients),
+    )
+    return Workload(name=name, what=what, sides=sides, measures=(RATE, CPU, DATABASE_CPU, P50, P99))
+
+
+def by_pgbench(name: str, script: str, clients: int) -> Side:
+    """The database without a server before it: nothing but its rate can be compared."""
+    load = Pgbench(script, clients=clients)
+    return Side(name=name, command=None, load=load, on_postgres=True, measures=(RATE,))
+
+
+def lone_on_postgres(name: str, what: str) -> Workload:
+    """One caller, and what a commit takes that caller's store."""
+    ours = Side(name="trio-broker on PostgreSQL", command=POSTGRES, load=LONE, on_postgres=True)
+    other = Side(name="one commit by the store", command=None, load=OneCommit(), on_postgres=True)
+    return Workload(name=name, what=what, sides=(ours, other))
 
 
 def in_memory(load: Load) -> Side:
@@ -103,4 +137,7 @@ WORKLOADS = (
     on_sqlite("sqlite-8x100", "unary Publish, h2load, 8 x 100", EIGHT_BY_100, in_memory(EIGHT_BY_100)),
     on_sqlite("lone", "one caller", LONE, ONE_COMMIT),
     on_sqlite("flood", "one caller beside 4 x 1,000", FLOODED, ALONE, (P50, P99)),
+    on_postgres("postgres-4x25", "unary Publish, h2load, 4 x 25", FOUR_BY_25),
+    on_postgres("postgres-8x100", "unary Publish, h2load, 8 x 100", EIGHT_BY_100),
+    lone_on_postgres("postgres-lone", "one caller"),
 )
