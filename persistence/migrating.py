@@ -6,6 +6,7 @@ Threads:   the trio thread; what blocks goes to another one.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from persistence import threads
@@ -76,6 +77,12 @@ def _kind_of(url: str) -> _Kind:
             from persistence.postgres import schema as postgres_schema
 
         return _Kind(postgres.version_of, len(postgres_schema.STEPS), postgres_schema.script)
+    if scheme == "cassandra":
+        with needs_extra("cassandra"):
+            from persistence.cassandra import opening as cassandra
+            from persistence.cassandra import schema as cassandra_schema
+
+        return _Kind(cassandra.version_of, len(cassandra_schema.STEPS), partial(cassandra_schema.script, url))
     if scheme == "memory":
         raise CannotOpen("a store in memory has no schema; name a store by its URL, such as sqlite:///broker.db")
-    raise CannotOpen(f"no store is called {scheme!r}; write sqlite:///path or postgresql://user@host/database")
+    raise CannotOpen(f"no store is called {scheme!r}; write sqlite:///path, postgresql:// or cassandra://host/name")

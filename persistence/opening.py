@@ -1,7 +1,7 @@
 """Open a store by its URL.
 
 Owns:      which scheme is which store.
-Not here:  how a store opens (persistence/memory.py, persistence/sqlite/, persistence/postgres/).
+Not here:  how a store opens (memory.py, sqlite/, postgres/, cassandra/).
 Threads:   the trio thread only.
 """
 
@@ -32,7 +32,8 @@ async def open_store(
     """Open the store at ``url`` for the length of the ``async with`` block. A checkpoint.
 
     Args:
-        url: ``memory:``, ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``postgresql://user@host/database``.
+        url: ``memory:``, ``sqlite:///relative.db``, ``sqlite:////absolute.db``, ``postgresql://user@host/database``,
+            ``cassandra://host1:9042,host2/keyspace``.
         listen_url: PostgreSQL only: where to listen for wake-ups, if ``url`` leads to a pooler, which cannot.
         exclusive: refuse when another process has opened this store exclusively (SQLite: the broker's file lock).
         migrate: create or upgrade the schema; otherwise a missing or old one is `CannotOpen`.
@@ -56,10 +57,15 @@ async def open_store(
             from persistence.postgres.store import open_postgres
         async with open_postgres(url, listen_url or url, migrate=migrate, commit_timeout_s=commit_timeout_s) as store:
             yield store
+    elif scheme == "cassandra":
+        with needs_extra("cassandra"):
+            from persistence.cassandra.store import open_cassandra
+        async with open_cassandra(url, migrate=migrate, commit_timeout_s=commit_timeout_s, clock=clock) as store:
+            yield store
     else:
         raise CannotOpen(
-            f"no store is called {scheme!r}; write memory:, sqlite:///relative.db, sqlite:////absolute.db or "
-            "postgresql://user@host/database"
+            f"no store is called {scheme!r}; write memory:, sqlite:///relative.db, sqlite:////absolute.db, "
+            "postgresql://user@host/database or cassandra://host/keyspace"
         )
 
 

@@ -5,9 +5,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
-from postgres_kit import ids, message, read_all
+from postgres_kit import ids, message
 
-from persistence import Failed, NewMessage, Outcome, OutcomeUnknown, Store, StoreError, StoreUnavailable, open_store
+from persistence import (
+    Failed,
+    NewMessage,
+    Outcome,
+    OutcomeUnknown,
+    Page,
+    Record,
+    Store,
+    StoreError,
+    StoreUnavailable,
+    open_store,
+)
 from persistence.cassandra.store import CassandraStore
 
 
@@ -48,7 +59,7 @@ class Told:
 
     async def check(self, store: Store, subject: str = "orders") -> None:
         """The log has no gap and nothing twice; all that was acknowledged, and else only what is unknown."""
-        stored = [(record.id, record.body) for record in await read_all(store, subject)]
+        stored = [(record.id, record.body) for record in await read_on(store, subject)]
         assert [id_ for id_, _ in stored] == list(range(1, len(stored) + 1))
         bodies = {body: id_ for id_, body in stored}
         assert len(bodies) == len(stored)
@@ -57,19 +68,29 @@ class Told:
         assert not bodies.keys() & self.not_appended
 
 
+async def read_on(store: Store, subject: str) -> list[Record]:
+    """Read a log of any length."""
+    records: list[Record] = []
+    page = Page([], 0, 1)
+    while page.scanned_to < page.last_id:
+        page = await store.read(subject, page.scanned_to, max_messages=1_000, max_bytes=2**20)
+        records += page.records
+    return records
+
+
 class Writer:
     """Appends batches to ``orders``, one after another, whose bodies nobody else has."""
 
     def __init__(self, name: str, store: Store, told: Told) -> None:
         self._name = name
-        self._store = store
+        self.store = store
         self._told = told
         self.batches = 0
 
     async def write(self) -> None:
         self.batches += 1
         batch = [message(body=f"{self._name}.{self.batches}.{n}".encode()) for n in range(self.batches % 4 + 1)]
-        self._told.note(batch, await append(self._store, *batch))
+        self._told.note(batch, await append(self.store, *batch))
 
 
 @asynccontextmanager

@@ -1,11 +1,12 @@
 """A log over many buckets: reading across them, what expires with them, and what stays."""
 
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import pytest
-import trio
 from cassandra_keyspaces import Keyspaces, keyspace_of
 from cassandra_kit import opened
+from cassandra_server import CassandraServer
 from postgres_kit import ids, message, read_all, until
 
 from persistence import ExpiredId, Head, InvalidId, Key, Page, Record, Store, open_store
@@ -22,8 +23,8 @@ def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick_expiry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows go as soon as what is in them has expired."""
-    monkeypatch.setattr(buckets, "_SLACK_S", 0)
+    """Rows go soon after what is in them has expired."""
+    monkeypatch.setattr(buckets, "_SLACK_S", 1)
 
 
 @pytest.fixture
@@ -50,14 +51,6 @@ class Tables:
             f"SELECT id FROM {self._name}.log WHERE subject = 'orders' AND base_id = %s AND id > 0", base_id
         )
         return [row.id for row in rows if row.id != buckets.END_ID]
-
-    def alter(self, what: str) -> None:
-        self._keyspaces.execute(f"ALTER TABLE {self._name}.log WITH {what}")
-
-    def compactions(self) -> int:
-        """How often rows of messages were compacted."""
-        rows = self._keyspaces.execute("SELECT keyspace_name, columnfamily_name FROM system.compaction_history")
-        return rows.count((self._name, "log"))
 
 
 @pytest.fixture
@@ -189,27 +182,34 @@ async def test_a_bucket_that_is_gone_is_never_appended_to_again(
 
 
 async def test_ids_that_expired_and_ids_that_never_were_when_nothing_is_left_and_the_store_is_opened_again(
-    cassandra_url: str, tables: Tables, quick_expiry: None
+    own_cassandra: CassandraServer, quick_expiry: None
 ) -> None:
-    async with open_store(cassandra_url) as store:
-        for _ in range(2):
-            await store.append([message(expiration_s=1)] * 3)
-        await store.append([message(expiration_s=1)])
-    tables.alter("gc_grace_seconds = 0")
-    await until(lambda: not tables.chunks(0) and not tables.chunks(6))
-    await compact(tables)
-    async with open_store(cassandra_url) as store:
+    url = own_cassandra.url("expired")
+    with Keyspaces(url) as keyspaces:
+        async with open_store(url) as store:
+            keyspaces.execute("ALTER TABLE expired.log WITH memtable_flush_period_in_ms = 50 AND gc_grace_seconds = 0")
+            for count in (3, 3, 1):
+                files = data_files(own_cassandra)
+                await store.append([message(expiration_s=1)] * count)
+                await until(lambda files=files: data_files(own_cassandra) - files)
+            tables = Tables(keyspaces, url)
+            await until(lambda: not tables.chunks(0) and not tables.chunks(6))
+            keyspaces.execute(
+                "ALTER TABLE expired.log WITH "
+                "compaction = {'class': 'SizeTieredCompactionStrategy', 'min_threshold': '2'}"
+            )
+            files = data_files(own_cassandra)
+            await store.append([message("other")])  # the next file is what makes it look
+            await until(lambda: not data_files(own_cassandra) & files)
+    async with open_store(url) as store:
         assert await store.head("orders") == Head(8, 7)
         keys = [Key("orders", id_) for id_ in (0, 1, 6, 7, 8)]
         assert await store.get(keys) == [InvalidId(7), ExpiredId(7), ExpiredId(7), ExpiredId(7), InvalidId(7)]
         assert await read_all(store) == []
-        assert await store.subjects() == ["orders"]
+        assert await store.subjects() == ["orders", "other"]
         assert ids(await store.append([message()])) == [8]
 
 
-async def compact(tables: Tables) -> None:
-    """Have what is on the disk rewritten without what has expired."""
-    before = tables.compactions()
-    tables.alter("compaction = {'class': 'LeveledCompactionStrategy', 'tombstone_compaction_interval': '1'}")
-    await until(lambda: tables.compactions() > before)
-    await trio.lowlevel.checkpoint()
+def data_files(server: CassandraServer) -> set[Path]:
+    """The files that the messages of the keyspace ``expired`` are in."""
+    return set((server.directory / "data" / "expired").glob("log-*/*-Data.db"))

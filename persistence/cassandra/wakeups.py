@@ -1,0 +1,53 @@
+"""Learn what others appended by asking for the heads of subjects, again and again.
+
+Owns:      what was seen of each subject that somebody is interested in.
+Not here:  who is interested in what (the broker); asking (store.py).
+Threads:   the trio thread only.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+
+import trio
+
+from persistence.cassandra.buckets import Bucket, find_head, look_at
+from persistence.cassandra.steps import Steps
+from persistence.errors import StoreUnavailable
+from persistence.facade import Wakeups
+
+POLL_INTERVAL_S = 0.5
+
+Heads = Mapping[str, Bucket | None]
+
+
+class Polling(Wakeups):
+    """Hints by polling. It asks for no subject but those of interest, and again only when it has been answered."""
+
+    def __init__(self, interest: Callable[[], Collection[str]], ask: Callable[[Heads], Awaitable[Heads]]) -> None:
+        self._interest = interest
+        self._ask = ask
+        self._heads: Heads = {}
+        self._connected = True
+
+    @property
+    def connected(self) -> bool:
+        return self._connected
+
+    async def __anext__(self) -> frozenset[str]:
+        while True:
+            await trio.sleep(POLL_INTERVAL_S)
+            known = {subject: self._heads.get(subject) for subject in self._interest()}
+            try:
+                self._heads = await self._ask(known)
+            except StoreUnavailable:
+                self._connected = False
+                return frozenset()
+            self._connected = True
+            if changed := frozenset(subject for subject, head in self._heads.items() if head != known[subject]):
+                return changed
+
+
+def look_again(subject: str, head: Bucket | None) -> Steps[Bucket | None]:
+    """Return the head of a subject, given what it was."""
+    if head is None or head.sealed:
+        return (yield from find_head(subject))
+    return (yield from look_at(subject, head))

@@ -1,0 +1,178 @@
+"""Appending.
+
+Owns:      the statement that appends, and what is told of each message: appended, or not and never, or unknown; what
+           is remembered of the heads of subjects.
+Not here:  buckets (buckets.py), chunks (shares.py, chunks.py), what an answer that is missing means (steps.py).
+Threads:   one worker thread; `Writer.append` blocks, for no longer than the commit timeout.
+
+One conditional batch appends a share: it moves the head of the log from what it is believed to be, and it writes the
+rows, all in one partition and so all or nothing. The order of ids is the order in which the nodes agreed on the heads.
+Whoever was wrong about the head is told what it is, and tries again.
+
+With the messages goes a row that says whose attempt this was. It is read when an answer was lost, and lives for longer
+than anybody may still want to know.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from uuid import UUID, uuid4
+
+from persistence.cassandra.buckets import (
+    BYTES_MAX,
+    END_ID,
+    MESSAGES_MAX,
+    Bucket,
+    begin,
+    begin_next,
+    find_head,
+    ttl_s,
+)
+from persistence.cassandra.chunks import encode_chunk
+from persistence.cassandra.clock import Clock
+from persistence.cassandra.database import Database, Patience
+from persistence.cassandra.shares import Share, refusal
+from persistence.cassandra.steps import Batch, Statement, Steps, apply_once, pause, surely
+from persistence.errors import BadContent, StoreError
+from persistence.facade import Appended, Failed, NewMessage, Outcome, Rejected
+
+ANSWER_SHARE = 0.95
+"""Part of the commit timeout within which a flush is answered, finding its outcome included."""
+SHARE_BYTES_MAX = 8 * 1024 * 1024
+"""A node takes 16 MiB in one request, or less if it has little memory."""
+HEADS_MAX = 20_000
+"""How many subjects' heads are remembered. For another one there are two reads more."""
+
+_ATTEMPT_SLACK_S = 600
+"""By so much the row of an attempt outlives its flush: the clock of a node may be set meanwhile."""
+_CONTENTION_PAUSE_S = 0.005
+_CONTENTION_PAUSE_MAX_S = 0.1
+
+_PENDING = Appended(0, 0)
+
+_MOVE_HEAD = Statement("""
+    UPDATE {keyspace}.log SET last_id = ?, last_at = ?, size = ?, until = ?, sealed = ?
+    WHERE subject = ? AND base_id = ?
+    IF last_id = ? AND last_at = ? AND size = ? AND until = ? AND sealed = ?
+""")
+_PUT_CHUNK = Statement("INSERT INTO {keyspace}.log (subject, base_id, id, chunk) VALUES (?, ?, ?, ?) USING TTL ?")
+_PUT_ATTEMPT = Statement("INSERT INTO {keyspace}.log (subject, base_id, id, attempt) VALUES (?, ?, ?, ?) USING TTL ?")
+_PUT_END = Statement("INSERT INTO {keyspace}.log (subject, base_id, id) VALUES (?, ?, ?)")
+_ATTEMPT = Statement("SELECT attempt FROM {keyspace}.log WHERE subject = ? AND base_id = ? AND id = ?", serial=True)
+
+
+class Writer:
+    """Appends batches, one at a time."""
+
+    def __init__(self, database: Database, clock: Clock, commit_timeout_s: float) -> None:
+        self._database = database
+        self._clock = clock
+        self._answer_s = commit_timeout_s * ANSWER_SHARE
+        self._attempt_ttl_s = int(commit_timeout_s) + _ATTEMPT_SLACK_S
+        self._heads: dict[str, Bucket] = {}  # the longest unused first
+
+    def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
+        """Do what the facade says."""
+        outcomes: list[Outcome] = []
+        places: dict[str, list[int]] = {}
+        for place, message in enumerate(batch):
+            why = refusal(message)
+            outcomes.append(Rejected(why) if why else _PENDING)
+            if not why:
+                places.setdefault(message.subject, []).append(place)
+        shares = [Share(subject, [batch[place] for place in mine]) for subject, mine in places.items()]
+        results = self._database.run_all([self._append(share) for share in shares], Patience(self._answer_s))
+        for mine, result in zip(places.values(), results, strict=True):
+            told = [Failed(result)] * len(mine) if isinstance(result, StoreError) else result
+            for place, outcome in zip(mine, told, strict=True):
+                outcomes[place] = outcome
+        _raise_common_failure(outcomes)
+        return outcomes
+
+    def _append(self, share: Share) -> Steps[list[Outcome]]:
+        """Append a share, or else each half of it, down to single messages, if there is something in it to refuse."""
+        count = len(share.messages)
+        try:
+            head = yield from self._append_whole(share)
+        except BadContent as why:
+            if count == 1:
+                return [Rejected(str(why))]
+            first, second = share.halves()
+            return [*(yield from self._append(first)), *(yield from self._append(second))]
+        except StoreError as error:
+            return [Failed(error)] * count
+        return [Appended(id_, head.last_at) for id_ in range(head.last_id - count + 1, head.last_id + 1)]
+
+    def _append_whole(self, share: Share) -> Steps[Bucket]:
+        """Try until the share is appended; return what the head is then."""
+        if share.size > SHARE_BYTES_MAX:
+            raise BadContent(f"{share.size} bytes are more than {SHARE_BYTES_MAX}")
+        subject = share.subject
+        head = self._heads.pop(subject, None) or (yield from _find_or_begin(subject))
+        longest_pause_s = _CONTENTION_PAUSE_S
+        while True:
+            if head.sealed:
+                head = yield from begin_next(subject, head, self._clock.now_us())
+            attempt = uuid4()
+            next_head, batch = self._attempt(share, head, attempt)
+            row = yield from apply_once(batch, partial(_was_mine, subject, head, attempt))
+            if row is None:
+                self._remember(subject, next_head)
+                return next_head
+            # without a head: somebody emptied the tables
+            head = head.seen(row) if row.get("last_id") else (yield from _find_or_begin(subject))
+            yield pause(longest_pause_s)
+            longest_pause_s = min(2 * longest_pause_s, _CONTENTION_PAUSE_MAX_S)
+
+    def _attempt(self, share: Share, head: Bucket, attempt: UUID) -> tuple[Bucket, Batch]:
+        """Return the head after appending a share to it, and the batch that does so."""
+        now_us = self._clock.now_us()
+        time_us = max(now_us, head.last_at)
+        last_id, size = head.last_id + len(share.messages), head.size + share.size
+        next_head = head._replace(
+            last_id=last_id,
+            last_at=time_us,
+            size=size,
+            until=max([head.until, *(chunk.expires_us(time_us) for chunk in share.chunks)]),
+            sealed=last_id - head.base_id >= MESSAGES_MAX or size >= BYTES_MAX,
+        )
+        partition = (share.subject, head.base_id)
+        parts = [_MOVE_HEAD(*next_head.state, *partition, *head.state)]
+        if head.is_new:
+            parts.append(_PUT_END(*partition, END_ID))
+        parts.append(_PUT_ATTEMPT(*partition, _attempt_id(head), attempt, self._attempt_ttl_s))
+        parts += [
+            _PUT_CHUNK(
+                *partition,
+                head.last_id + 1 + chunk.last,
+                encode_chunk(time_us, chunk.messages),
+                ttl_s(chunk.expires_us(time_us), now_us),
+            )
+            for chunk in share.chunks
+        ]
+        return next_head, Batch(parts)
+
+    def _remember(self, subject: str, head: Bucket) -> None:
+        self._heads[subject] = head
+        if len(self._heads) > HEADS_MAX:
+            del self._heads[next(iter(self._heads))]
+
+
+def _find_or_begin(subject: str) -> Steps[Bucket]:
+    return (yield from find_head(subject)) or (yield from begin(subject))
+
+
+def _attempt_id(head: Bucket) -> int:
+    """Return the id of the row of an attempt: that of its first message, negative, out of the way of readers."""
+    return -(head.last_id + 1)
+
+
+def _was_mine(subject: str, head: Bucket, attempt: UUID) -> Steps[bool]:
+    rows = yield from surely(_ATTEMPT(subject, head.base_id, _attempt_id(head)))
+    return bool(rows) and rows[0]["attempt"] == attempt
+
+
+def _raise_common_failure(outcomes: Sequence[Outcome]) -> None:
+    """Raise how all failed, if all failed in the same way."""
+    failures = [outcome.error for outcome in outcomes if isinstance(outcome, Failed)]
+    if failures and len(failures) == len(outcomes) and len({type(error) for error in failures}) == 1:
+        raise failures[0]

@@ -1,0 +1,213 @@
+"""Opening a Cassandra store: what is refused, with what words; making a keyspace, by several processes at once too."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import trio
+from cassandra_keyspaces import Keyspaces, keyspace_of
+from cassandra_kit import opened
+from postgres_kit import ids, message
+
+from persistence import CannotOpen, Schema, StoreUnavailable, migrate, migration_sql, open_store, read_schema
+from persistence.cassandra.address import Address, read_url
+from persistence.cassandra.schema import replication_factor
+
+
+async def refusal(url: str, kind: type[Exception] = CannotOpen, *, migrate: bool = True) -> str:
+    with pytest.raises(kind) as refused:
+        async with open_store(url, migrate=migrate, commit_timeout_s=5):
+            pass
+    text = str(refused.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_url_says_everything() -> None:
+    address = read_url(
+        "cassandra://jo:p%40ss@one:9142,two,[::1]:1/broker?dc=east&consistency=QUORUM&serial=SERIAL&replication_factor=5"
+    )
+    assert address.hosts == (("one", 9142), ("two", 9042), ("::1", 1))
+    assert address.login is not None
+    assert tuple(address.login) == ("jo", "p@ss")
+    assert (address.keyspace, address.dc, address.replication_factor) == ("broker", "east", 5)
+    assert (address.consistency, address.serial) == ("QUORUM", "SERIAL")
+    assert address.tls is None
+    assert "p@ss" not in f"{address} {address!r} {address.login!r}"
+
+
+def test_a_url_that_says_little() -> None:
+    address = read_url("cassandra://host/broker")
+    assert str(address) == "Cassandra at host:9042/broker"
+    assert address.login is None
+    assert address.dc is None
+    assert (address.consistency, address.serial, address.replication_factor) == ("LOCAL_QUORUM", "LOCAL_SERIAL", 3)
+
+
+def test_encryption_in_a_url() -> None:
+    def hosts_are_checked(address: Address) -> bool | None:
+        return address.tls and address.tls.check_hostname
+
+    assert hosts_are_checked(read_url("cassandra://host/broker?ssl=true")) is True
+    assert hosts_are_checked(read_url("cassandra://host/broker?ssl=true&check_hostname=false")) is False
+    assert hosts_are_checked(read_url("cassandra://host/broker?ssl=false&ca=/nowhere")) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("jo:secret@host/broker?datacenter=a", "no parameter 'datacenter'; there are dc, consistency"),
+        ("jo:secret@host/broker?consistancy=QUORUM", "no parameter 'consistancy'; did you mean consistency?"),
+        ("jo:secret@host/broker?consistency=LOCAL_ONE", "does not keep what it acknowledges; choose LOCAL_QUORUM or"),
+        ("jo:secret@host/broker?serial=SERIAL", "consistency=LOCAL_QUORUM goes with serial=LOCAL_SERIAL, not SERIAL"),
+        ("jo:secret@host/broker?replication_factor=0", "replication_factor=0 is no number of replicas"),
+        ("jo:secret@host/broker?ssl=yes", "ssl=yes is neither true nor false"),
+        ("jo:secret@host/broker?ca=/nowhere", "ca=/nowhere: No such file or directory"),
+        ("jo:secret@host/broker?ca=/dev/null", "ca=/dev/null: "),
+        ("jo:secret@host/broker?password_file=/nowhere", "password_file=/nowhere: No such file or directory"),
+        ("jo:secret@host", "'' is no name of a keyspace"),
+        ("jo:secret@host/Broker", "'Broker' is no name of a keyspace; it has a-z, 0-9 and _"),
+        ("jo:secret@host:port/broker", "'host:port' is no host"),
+        ("jo:secret@one,,two/broker", "it names no host"),
+        ("/broker", "it names no host"),
+    ],
+)
+async def test_a_url_that_cannot_be_read(url: str, expected: str) -> None:
+    text = await refusal(f"cassandra://{url}")
+    assert text.startswith("the Cassandra URL cannot be read: ")
+    assert expected in text
+    assert "secret" not in text
+
+
+async def test_a_missing_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("persistence.cassandra.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cassandra.cluster", None)
+    assert 'pip install "trio-broker[cassandra]"' in await refusal("cassandra://host/broker")
+
+
+async def test_nobody_there() -> None:
+    text = await refusal("cassandra://127.0.0.1:1/broker", StoreUnavailable)
+    assert text == "Cassandra at 127.0.0.1:1/broker: 127.0.0.1:1: Connection refused"
+    text = await refusal("cassandra://nowhere.invalid/broker", StoreUnavailable)
+    assert text.endswith("the names of the hosts cannot be resolved")
+
+
+async def test_a_keyspace_is_made_and_says_how_it_keeps_messages(
+    cassandra_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(cassandra_url) as store:
+        durability = store.durability()
+        assert durability.kind.startswith("Cassandra 5.")
+        assert durability.setting == "LOCAL_QUORUM LOCAL_SERIAL replication_factor=1 commitlog_sync=batch"
+        assert durability.durable
+        assert store.limits().shared
+    assert "store_not_replicated" in caplog.text
+    async with open_store(cassandra_url, migrate=False) as store:
+        assert await store.subjects() == ["orders"]
+
+
+async def test_more_replicas_than_nodes(cassandra: Keyspaces, cassandra_url: str) -> None:
+    text = await refusal(cassandra_url.partition("?")[0])
+    assert "3 replicas are wanted, and the datacenter datacenter1 has 1 nodes; add nodes, or write" in text
+    assert not cassandra.execute(
+        "SELECT * FROM system_schema.keyspaces WHERE keyspace_name = %s", keyspace_of(cassandra_url)
+    )
+
+
+async def test_without_migration_nothing_is_made(cassandra_url: str) -> None:
+    text = await refusal(cassandra_url, migrate=False)
+    assert text.endswith("has schema version 0, and this release needs 1; start once with migration")
+    assert await read_schema(cassandra_url) == Schema(0, 1)
+
+
+async def test_an_unknown_datacenter(cassandra_url: str) -> None:
+    text = await refusal(f"{cassandra_url}&dc=east")
+    assert text.endswith("has no datacenter east; there are datacenter1")
+
+
+async def test_a_keyspace_that_is_written_in_another_way(cassandra: Keyspaces, cassandra_url: str) -> None:
+    async with opened(cassandra_url):
+        pass
+    text = await refusal(f"{cassandra_url}&consistency=QUORUM")
+    assert "is written with LOCAL_SERIAL consistency in datacenter1, and this URL says SERIAL" in text
+    assert text.endswith("write consistency=LOCAL_QUORUM and dc=datacenter1")
+    cassandra.execute(f"UPDATE {keyspace_of(cassandra_url)}.store SET dc = 'east' WHERE id = 0")
+    text = await refusal(cassandra_url)
+    assert "LOCAL_SERIAL consistency in east, and this URL says LOCAL_SERIAL in datacenter1" in text
+    assert "such brokers would give an id twice" in text
+
+
+async def test_a_keyspace_of_all_datacenters(cassandra_url: str) -> None:
+    async with opened(f"{cassandra_url}&consistency=QUORUM") as store:
+        assert store.durability().setting.startswith("QUORUM SERIAL replication_factor=1")
+    text = await refusal(cassandra_url)
+    assert "is written with SERIAL consistency, and this URL says LOCAL_SERIAL" in text
+    assert text.endswith("write consistency=QUORUM")
+
+
+async def test_a_keyspace_of_a_later_release(cassandra: Keyspaces, cassandra_url: str) -> None:
+    async with opened(cassandra_url):
+        pass
+    cassandra.execute(f"UPDATE {keyspace_of(cassandra_url)}.store SET version = 99 WHERE id = 0")
+    assert "schema version 99, and this release knows versions up to 1" in await refusal(cassandra_url)
+
+
+@pytest.mark.parametrize("table", ["log (a int PRIMARY KEY)", "store (a int PRIMARY KEY)"])
+async def test_tables_of_another_application(cassandra: Keyspaces, cassandra_url: str, table: str) -> None:
+    make_keyspace(cassandra, cassandra_url, "datacenter1")
+    cassandra.execute(f"CREATE TABLE {keyspace_of(cassandra_url)}.{table}")
+    assert "may hold tables of another application; use another one" in await refusal(cassandra_url)
+
+
+@pytest.mark.parametrize(
+    ("options", "here", "everywhere"),
+    [
+        ("NetworkTopologyStrategy east=3", 3, 3),
+        ("NetworkTopologyStrategy east=3 west=2", 3, 5),
+        ("NetworkTopologyStrategy west=2", 0, 2),
+        ("SimpleStrategy replication_factor=2", 2, 2),
+    ],
+)
+def test_how_many_replicas_count(options: str, here: int, everywhere: int) -> None:
+    name, *factors = options.split()
+    replication = {"class": f"org.apache.cassandra.locator.{name}", **dict(each.split("=") for each in factors)}
+    session = SimpleNamespace(execute=lambda *_: SimpleNamespace(one=lambda: {"replication": replication}))
+    assert replication_factor(session, read_url("cassandra://host/broker"), "east") == here
+    assert replication_factor(session, read_url("cassandra://host/broker?consistency=QUORUM"), "east") == everywhere
+
+
+def make_keyspace(cassandra: Keyspaces, url: str, dc: str) -> None:
+    cassandra.execute(
+        f"CREATE KEYSPACE {keyspace_of(url)} WITH replication = {{'class': 'NetworkTopologyStrategy', '{dc}': 1}}"
+    )
+
+
+async def test_several_stores_are_opened_at_once_where_nothing_is_yet(cassandra_url: str) -> None:
+    found: list[int] = []
+
+    async def append() -> None:
+        async with open_store(cassandra_url) as store:
+            found.extend(ids(await store.append([message()])))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(append)
+    assert sorted(found) == [1, 2, 3, 4]
+
+
+async def test_migrating_apart_from_opening(cassandra_url: str) -> None:
+    assert await migrate(cassandra_url) == Schema(1, 1)
+    assert await read_schema(cassandra_url) == Schema(1, 1)
+    assert await migration_sql(cassandra_url) == ""
+
+
+async def test_what_an_administrator_is_given_makes_the_keyspace(cassandra: Keyspaces, cassandra_url: str) -> None:
+    with pytest.raises(CannotOpen, match="name the datacenter in the URL, by dc="):
+        await migration_sql(cassandra_url)
+    url = f"{cassandra_url}&dc=datacenter1"
+    for statement in (await migration_sql(url)).split(";\n"):
+        if statement.strip() and "CONSISTENCY" not in statement:  # those are cqlsh's own
+            cassandra.execute(statement)
+    async with open_store(url, migrate=False) as store:
+        assert ids(await store.append([message()])) == [1]
