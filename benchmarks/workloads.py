@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from benchmarks.h2load import H2Load, LoneBesideFlood
 from benchmarks.loads import BrokerLoad, Load, Measured
 from benchmarks.one_commit import OneCommit
-from benchmarks.pgbench import COUNTED, PLAIN, Pgbench
+from benchmarks.pgbench import COUNTED, PLAIN, Pgbench, Script
 from benchmarks.servers import Command, broker, grpcio_aio, grpcio_aio_on_postgres
 
 MEMORY = broker("memory:")
@@ -94,7 +94,7 @@ def on_postgres(name: str, what: str, load: H2Load) -> Workload:
     return Workload(name=name, what=what, sides=sides, measures=(RATE, CPU, DATABASE_CPU, P50, P99))
 
 
-def by_pgbench(name: str, script: str, clients: int) -> Side:
+def by_pgbench(name: str, script: Script, clients: int) -> Side:
     """The database without a server before it: nothing but its rate can be compared."""
     load = Pgbench(script, clients=clients)
     return Side(name=name, command=None, load=load, on_postgres=True, measures=(RATE,))

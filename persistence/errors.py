@@ -1,4 +1,4 @@
-"""The errors of every store, in one tree. The broker turns them into its own (trio_broker/broker.py)."""
+"""The errors of every store, in one tree. The broker turns them into its own (trio_broker/storage.py)."""
 
 
 class StoreError(Exception):

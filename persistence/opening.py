@@ -44,6 +44,8 @@ async def open_store(
         CannotOpen: with what is wrong and what to do.
     """
     scheme = url.partition(":")[0]
+    if listen_url and scheme not in POSTGRES_SCHEMES:
+        raise CannotOpen("--store-listen is for a --store on PostgreSQL: leave it out")
     if url == "memory:":
         await trio.lowlevel.checkpoint()
         yield MemoryStore(clock or wall_clock_us)

@@ -1,11 +1,11 @@
 """The only ways into a thread for blocking drivers.
 
 Owns:      whether a thread's work is finished or left behind when its caller is cancelled; the order of waiting.
-Not here:  connections, and how many there are (persistence/sqlite/, persistence/postgres/).
+Not here:  connections, and how many there are (each store).
 Threads:   called from the trio thread; ``fn`` runs in another one.
 
 Waiting for a connection happens in trio (cancellable, first come first served, visible), not in a thread: a pool has
-one limiter with as many tokens as connections, and the one connection that writes has a `Worker`.
+one limiter with as many tokens as connections, and what is changed one at a time has a `Worker`.
 """
 
 import threading

@@ -154,7 +154,7 @@ async def test_a_newer_file_is_refused_with_both_versions_and_what_to_do(path: P
     assert str(path) in text
     assert "version 99" in text
     assert f"up to {len(schema.STEPS)}" in text
-    assert "use the release that wrote the file, or a later one" in text
+    assert "use the release that upgraded it, or a later one" in text
 
 
 async def test_a_file_that_another_process_is_just_making_is_not_taken_for_anothers(

@@ -14,7 +14,7 @@ Threads:   the trio thread only.
 """
 
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -64,22 +64,26 @@ async def open_broker(url: str = "sqlite:///trio-broker.db", config: Config | No
         StorageUnavailable: the database cannot be reached now; trying again may help.
     """
     config = config or Config()
-    opening = open_store(
-        url,
-        listen_url=config.store_listen,
-        exclusive=True,
-        migrate=not config.no_migrate,
-        commit_timeout_s=config.commit_timeout,
-    )
     async with AsyncExitStack() as opened:
         try:
-            store = await opened.enter_async_context(opening)
+            store = await opened.enter_async_context(configured_store(url, config))
         except persistence.CannotOpen as error:
             raise CannotOpen(str(error)) from error
         except persistence.StoreUnavailable as error:
             raise StorageUnavailable(str(error)) from error
         async with run_broker(store, config) as broker:
             yield broker
+
+
+def configured_store(url: str, config: Config) -> AbstractAsyncContextManager[Store]:
+    """Return what opens the store as a broker does: as the only one, where there can be only one."""
+    return open_store(
+        url,
+        listen_url=config.store_listen,
+        exclusive=True,
+        migrate=not config.no_migrate,
+        commit_timeout_s=config.commit_timeout,
+    )
 
 
 @asynccontextmanager

@@ -81,8 +81,6 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _is_meant(self) -> Self:
-        if self.store_listen and not self.store.startswith(("postgresql:", "postgres:")):
-            raise ValueError("--store-listen is for a --store on PostgreSQL: leave it out")
         if bool(self.tls_cert) != bool(self.tls_key):
             missing = "--tls-key" if self.tls_cert else "--tls-cert"
             raise ValueError(f"TLS needs a certificate and its key: {missing} is missing")

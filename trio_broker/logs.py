@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 _OURS = ("trio_broker", "persistence", "metrics")
 
-_CHATTY = ("psycopg.pool",)
-"""It warns every second while a database is away, which the broker tells once."""
-
 _LIMITS = {
     *("queue_messages", "queue_bytes", "flush_messages", "flush_bytes", "subscriber_messages", "subscriber_bytes"),
     *("streams_per_connection", "body_max_bytes"),
@@ -72,8 +69,7 @@ def configure_logging(
     root.setLevel(logging.WARNING)
     for name in _OURS:
         logging.getLogger(name).setLevel(level.upper())
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # it warns every second while a database is away
 
 
 def _for_people(log_format: Literal["auto", "console", "json"], stream: TextIO) -> bool:

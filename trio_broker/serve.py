@@ -25,9 +25,9 @@ import structlog
 import trio
 
 from metrics import CallMetrics, Readiness, StoreMetrics, build_registry, serve_http
-from persistence import Store, StoreUnavailable, open_store
+from persistence import Store, StoreUnavailable
 from trio_broker._proto.pool import POOL
-from trio_broker.broker import Broker, run_broker
+from trio_broker.broker import Broker, configured_store, run_broker
 from trio_broker.config import MESSAGE_OVERHEAD_BYTES, Config
 from trio_broker.logs import Started
 from trio_broker.notation import TcpAddress, UnixAddress, parse_listen
@@ -78,8 +78,8 @@ class _Process:
         self._config = config
         self._began = time.perf_counter()
         self._broker: Broker | None = None
-        self._waits_for = ""
-        """Why the store cannot be opened yet."""
+        self._starting = "starting"
+        """What /readyz says until there is a broker."""
         self._store: Store | None = None
         self._opening = trio.CancelScope()
         self._draining = False
@@ -90,7 +90,7 @@ class _Process:
         if self._draining:
             return Readiness(ready=False, detail="draining")
         if self._broker is None or self._store is None:
-            return Readiness(ready=False, detail=f"starting{self._waits_for and ': '}{self._waits_for}")
+            return Readiness(ready=False, detail=self._starting)
         wakeups = "heard" if self._broker.hearing.connected else "not heard: polling instead"
         durability = self._store.durability()
         not_durable = "" if durability.durable else ", NOT DURABLE"
@@ -109,7 +109,9 @@ class _Process:
                 metrics_listen = parse_listen(config.metrics_listen)
                 assert isinstance(metrics_listen, TcpAddress), "the settings see to that"
                 with _telling("--metrics-listen"):
-                    registry = build_registry(self._metrics, StoreMetrics(self._hears))
+                    registry = build_registry(
+                        self._metrics, StoreMetrics(lambda: self._broker is None or self._broker.hearing.connected)
+                    )
                     metrics_at = await nursery.start(serve_http, *metrics_listen, registry, self.readiness)
                 async with AsyncExitStack() as opened:
                     store = None
@@ -135,19 +137,15 @@ class _Process:
         """Open the store; try again while it cannot be reached."""
         config = self._config
         while True:
-            opening = open_store(
-                config.store,
-                listen_url=config.store_listen,
-                exclusive=True,
-                migrate=not config.no_migrate,
-                commit_timeout_s=config.commit_timeout,
-            )
             try:
-                return await opened.enter_async_context(opening)
+                store = await opened.enter_async_context(configured_store(config.store, config))
             except StoreUnavailable as error:
-                if str(error) != self._waits_for:
+                if (starting := f"starting: {error}") != self._starting:
                     log.warning("store_away", why=str(error), retry_s=OPEN_AGAIN_S)
-                self._waits_for = str(error)
+                    self._starting = starting
+            else:
+                self._starting = "starting"
+                return store
             await trio.sleep(OPEN_AGAIN_S)
 
     async def _give_up_in_time(self, store: Store, signalled: trio.Event) -> None:
@@ -175,9 +173,6 @@ class _Process:
                     until_the_end.enter_context(_last_resort(last_resort_s))
                     await self._stop(server, broker)
                     serving.cancel_scope.cancel()
-
-    def _hears(self) -> bool:
-        return self._broker is None or self._broker.hearing.connected
 
     def _server(self, broker: Broker) -> Server:
         config = self._config

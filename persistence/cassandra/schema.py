@@ -18,6 +18,7 @@ from cassandra.query import SimpleStatement
 
 from persistence.cassandra.address import Address, read_url
 from persistence.errors import CannotOpen, StoreUnavailable
+from persistence.versions import check_version
 
 _KEYSPACE = """
 CREATE KEYSPACE IF NOT EXISTS {keyspace}
@@ -119,15 +120,7 @@ def check_ours(address: Address, dc: str, recorded: Recorded | None, *, migrate:
         CannotOpen: with what to do.
     """
     version = recorded.version if recorded else 0
-    if version > len(STEPS):
-        raise CannotOpen(
-            f"{address} has schema version {version}, and this release knows versions up to {len(STEPS)}; "
-            "use the release that upgraded it, or a later one"
-        )
-    if version < len(STEPS) and not migrate:
-        raise CannotOpen(
-            f"{address} has schema version {version}, and this release needs {len(STEPS)}; start once with migration"
-        )
+    check_version(address, version, len(STEPS), migrate=migrate)
     if recorded and (recorded.serial, recorded.dc) != (address.serial, _deciding(address, dc)):
         wanted = f"consistency=LOCAL_QUORUM and dc={recorded.dc}" if recorded.dc else "consistency=QUORUM"
         raise CannotOpen(

@@ -10,6 +10,7 @@ PostgreSQL demands the right all the same.
 
 from persistence.errors import CannotOpen
 from persistence.postgres.connection import Address, Connection
+from persistence.versions import check_version
 
 MIGRATION_LOCK = int.from_bytes(b"trib")
 """The advisory lock of whoever changes the schema."""
@@ -63,14 +64,13 @@ CREATE TABLE trio_broker.schema_version (version int PRIMARY KEY, applied_at tim
 STEPS = (_FIRST,)
 """Step n makes a database of version n from one of version n - 1. A released step never changes."""
 
-# By the catalogs, and not by such as to_regclass: those may remember what was not there before the lock was waited for.
-# Not IF NOT EXISTS, which demands the right to create schemas even where there is one.
 _MAKE_SCHEMA = """
 -- Run this as the role of the broker, or SET ROLE to it first: what is made belongs to who runs it.
 DO $$ BEGIN
     IF to_regnamespace('trio_broker') IS NULL THEN CREATE SCHEMA trio_broker; END IF;
 END $$;
 """
+# By the catalogs, and not by such as to_regclass: those may remember what was not there before the lock was waited for.
 _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'trio_broker'"
 _VERSION_TABLE = ("schema_version",)
 _VERSION = "SELECT coalesce(max(version), 0) FROM trio_broker.schema_version"
@@ -87,16 +87,7 @@ def check_ours(connection: Connection, address: Address, *, migrate: bool) -> No
     if tables and _VERSION_TABLE not in tables:
         raise CannotOpen(f"{address}: the schema trio_broker holds tables of another application; use another database")
     version = schema_version(connection)
-    if version > len(STEPS):
-        raise CannotOpen(
-            f"{address} has schema version {version}, and this release knows versions up to {len(STEPS)}; "
-            "use the release that upgraded it, or a later one"
-        )
-    if version < len(STEPS) and not migrate:
-        raise CannotOpen(
-            f"{address} has schema version {version}, and this release needs {len(STEPS)}; start once with migration, "
-            "or run 'trio-broker migrate up'"
-        )
+    check_version(address, version, len(STEPS), migrate=migrate)
 
 
 def migrate_to_latest(connection: Connection) -> None:
@@ -117,7 +108,8 @@ def script(from_version: int) -> str:
     """Return what `migrate_to_latest` does to a database of that version, for an administrator to run by psql."""
     schema = [] if from_version else [_MAKE_SCHEMA]
     steps = [_step(version) for version in range(from_version + 1, len(STEPS) + 1)]
-    return "".join(["BEGIN;\n", *schema, *steps, "COMMIT;\n"])
+    lock = f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK});\n"
+    return "".join(["BEGIN;\n", lock, *schema, *steps, "COMMIT;\n"])
 
 
 def schema_version(connection: Connection) -> int:

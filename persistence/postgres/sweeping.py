@@ -88,10 +88,9 @@ class Sweeper:
             return Swept(0, more=False)
         if whole:
             self._whole_at_s = self._clock() + WHOLE_INTERVAL_S
+            connection.execute(_DROP_WRITERS)
         more = removed > 0 and (removed < due or due == MESSAGES_MAX)  # none: something keeps them, do not try at once
         self._from_us = last_us if more else now_us
-        if not more:
-            connection.execute(_DROP_WRITERS)
         return Swept(removed, more)
 
     def _leave_for_later(self, connection: Connection) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from textwrap import dedent
 
 from persistence.errors import CannotOpen
+from persistence.versions import check_version
 
 APPLICATION_ID = int.from_bytes(b"trib")
 
@@ -65,16 +66,7 @@ def check_ours(connection: sqlite3.Connection, path: Path, *, migrate: bool) -> 
             connection.execute("ROLLBACK")
     if application_id != APPLICATION_ID and (application_id or version or tables):
         raise CannotOpen(f"{path} is a database of another application; give the path of a new file")
-    if version > len(STEPS):
-        raise CannotOpen(
-            f"{path} has schema version {version}, and this release knows versions up to {len(STEPS)}; "
-            "use the release that wrote the file, or a later one"
-        )
-    if version < len(STEPS) and not migrate:
-        raise CannotOpen(
-            f"{path} has schema version {version}, and this release needs {len(STEPS)}; start once with migration, "
-            "or run 'trio-broker migrate up'"
-        )
+    check_version(path, version, len(STEPS), migrate=migrate)
 
 
 def migrate_to_latest(connection: sqlite3.Connection) -> None:

@@ -195,13 +195,15 @@ class GroupScope:
     __slots__ = ("_open", "scope")
 
     def __init__(self, calls: list[Call]) -> None:
-        deadlines = [call.deadline for call in calls if call.deadline is not None]
-        self.scope = trio.CancelScope(deadline=max(deadlines) if len(deadlines) == len(calls) else math.inf)
+        last = max(math.inf if call.deadline is None else call.deadline for call in calls)
+        self.scope = trio.CancelScope(deadline=last)
         self._open = 0
         for call in calls:
             if not call.closed:
                 self._open += 1
                 call.scope = self
+        if not self._open:
+            self.scope.cancel()
 
     def cancel(self) -> None:
         """One of the calls is over."""
