@@ -39,7 +39,7 @@ async def append(store: Store, *batch: NewMessage) -> list[Outcome]:
         return [Failed(error)] * len(batch)
 
 
-@dataclass
+@dataclass(eq=False)
 class Told:
     """What writers were told of the messages of one subject, by body."""
 
@@ -79,17 +79,19 @@ async def read_on(store: Store, subject: str) -> list[Record]:
 
 
 class Writer:
-    """Appends batches to ``orders``, one after another, whose bodies nobody else has."""
+    """Appends batches to a subject, one after another, whose bodies nobody else has."""
 
-    def __init__(self, name: str, store: Store, told: Told) -> None:
+    def __init__(self, name: str, store: Store, told: Told, subject: str = "orders") -> None:
         self._name = name
         self.store = store
         self._told = told
+        self._subject = subject
         self.batches = 0
 
     async def write(self) -> None:
         self.batches += 1
-        batch = [message(body=f"{self._name}.{self.batches}.{n}".encode()) for n in range(self.batches % 4 + 1)]
+        bodies = [f"{self._name}.{self.batches}.{n}".encode() for n in range(self.batches % 4 + 1)]
+        batch = [message(self._subject, body) for body in bodies]
         self._told.note(batch, await append(self.store, *batch))
 
 

@@ -15,9 +15,10 @@ from cassandra.cluster import NoHostAvailable
 from cassandra.connection import ConnectionShutdown
 from cassandra.protocol import ErrorMessage, IsBootstrappingErrorMessage, OverloadedErrorMessage, ServerError
 
-from persistence import BadContent, StoreFull, StoreUnavailable
+from persistence import BadContent, CannotOpen, StoreFull, StoreUnavailable
 from persistence.cassandra.address import read_url
 from persistence.cassandra.connection import failure
+from persistence.cassandra.opening import refusal
 from persistence.cassandra.steps import TooFewReplicas, Unclear
 
 ADDRESS = read_url("cassandra://user:secret@host/broker")
@@ -62,6 +63,21 @@ def test_what_an_error_means(error: Exception, kind: type[Exception], text: str)
     assert "\n" not in str(meant)
     assert "secret" not in str(meant)
     assert isinstance(meant, BadContent) or str(meant).startswith(PREFIX)
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("certificate verify failed: unable to get local issuer certificate", "name the authority that signed"),
+        ("certificate verify failed: IP address mismatch, certificate is not valid", "write check_hostname=false"),
+        ("wrong version number: WRONG_VERSION_NUMBER", "leave ssl and ca out of the URL"),
+    ],
+)
+def test_what_to_do_about_certificates(text: str, advice: str) -> None:
+    meant = refusal(NoHostAvailable("no", {"host": OSError(1, f"Last error: {text}")}), ADDRESS)
+    assert type(meant) is CannotOpen
+    assert text in str(meant)
+    assert advice in str(meant)
 
 
 def test_what_is_no_error_of_the_driver_is_a_bug() -> None:

@@ -1,14 +1,16 @@
 """Nodes that are away, stand still or are too few: which error, and a store that is back by itself."""
 
+from functools import partial
+
 import pytest
 import trio
 import trio.testing
 from cassandra_keyspaces import Keyspaces, keyspace_of
 from cassandra_kit import opened
 from cassandra_server import CassandraServer
-from postgres_kit import ids, message, read_all
+from postgres_kit import Task, ids, message, read_all
 
-from persistence import Head, Key, Store, StoreUnavailable, open_store
+from persistence import Head, Key, OutcomeUnknown, Store, StoreUnavailable, open_store
 from persistence.cassandra import writing
 from persistence.cassandra.store import SLACK_S, CassandraStore
 
@@ -77,6 +79,25 @@ async def test_many_calls_given_up_while_a_node_stands_still_leave_room_for_othe
                 nursery.cancel_scope.cancel()
         with trio.fail_after(1 + SLACK_S + 1):  # a thread left behind ends with its call's patience
             await comes_back(store)
+
+
+async def test_giving_up_lets_everybody_go_at_once(own_cassandra: CassandraServer) -> None:
+    async with opened(own_cassandra.url("giving_up")) as store, trio.open_nursery() as nursery:
+        with own_cassandra.frozen():
+            begun = Task(nursery, store.append, [message()])
+            setting = Task(nursery, partial(store.compare_and_set, version=0), "leader", b"a")
+            await trio.testing.wait_all_tasks_blocked()
+            waiting = Task(nursery, store.append, [message()])
+            await trio.testing.wait_all_tasks_blocked()
+            began = trio.current_time()
+            store.give_up()
+            for call in (begun, setting):
+                with pytest.raises(OutcomeUnknown):
+                    await call.result()
+            with pytest.raises(StoreUnavailable):
+                await waiting.result()
+            await store.close()
+            assert trio.current_time() - began < 0.5
 
 
 async def test_too_few_replicas(cassandra: Keyspaces, cassandra_url: str) -> None:

@@ -117,7 +117,7 @@ async def test_more_replicas_than_nodes(cassandra: Keyspaces, cassandra_url: str
 
 async def test_without_migration_nothing_is_made(cassandra_url: str) -> None:
     text = await refusal(cassandra_url, migrate=False)
-    assert text.endswith("has schema version 0, and this release needs 1; start once with migration")
+    assert "has schema version 0, and this release needs 1; start once with migration" in text
     assert await read_schema(cassandra_url) == Schema(0, 1)
 
 

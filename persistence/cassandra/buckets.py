@@ -36,6 +36,7 @@ _FROM = Statement(
 )
 _ADD = Statement("INSERT INTO {keyspace}.buckets (subject, base_id, began_at) VALUES (?, ?, ?) USING TTL ?")
 _ADD_SUBJECT = Statement("INSERT INTO {keyspace}.subjects (shard, subject) VALUES (?, ?)")
+# Static columns alone may not be asked for by a row: that is why it says ``id``.
 _STATE = Statement("""
     SELECT id, last_id, last_at, size, until, sealed FROM {keyspace}.log WHERE subject = ? AND base_id = ? AND id = ?
 """)

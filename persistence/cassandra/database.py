@@ -9,7 +9,7 @@ Threads:   worker threads; `Database.run` blocks, for as long as its patience la
 import heapq
 import time
 from collections.abc import Callable, Sequence
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from typing import Generic
 
 from cassandra import ConsistencyLevel
@@ -117,7 +117,8 @@ class _Run(Generic[R]):
         self._patience = patience
         self._begun = 0
         self._results: dict[int, R | StoreError] = {}
-        self._answers: SimpleQueue[tuple[int, Answer]] = SimpleQueue()
+        # no SimpleQueue: its `get` waits for ever when a timeout is over at the wrong moment (CPython 3.11, 3.12)
+        self._answers: Queue[tuple[int, Answer]] = Queue()
         self._pauses: list[tuple[float, int]] = []  # a heap: until when, whose
 
     def run(self) -> list[R | StoreError]:

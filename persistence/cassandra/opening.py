@@ -33,6 +33,7 @@ _NODE = "SELECT data_center, release_version FROM system.local"
 _SYNC = "SELECT value FROM system_views.settings WHERE name = 'commitlog_sync'"
 _LOST = "the last seconds of what was acknowledged are lost if all replicas die together"
 _REFUSALS = {
+    "mismatch, certificate": "let the nodes' certificates name their addresses, or write check_hostname=false",
     "certificate verify failed": "name the authority that signed the nodes' certificates by ca= in the URL",
     "WRONG_VERSION_NUMBER": "leave ssl and ca out of the URL, or turn encryption for clients on in the nodes",
     "requires authentication": "write user:password@ in the URL",
@@ -100,7 +101,7 @@ def _connected(address: Address) -> Iterator[Session]:
             session.cluster.shutdown()
             raise
     except ERRORS as error:
-        raise _refusal(error, address) from error
+        raise refusal(error, address) from error
 
 
 def _check_node(session: Session, address: Address) -> tuple[str, str]:
@@ -130,7 +131,7 @@ def _durability(session: Session, address: Address, dc: str, kind: str) -> Durab
     return Durability(kind, f"{setting} commitlog_sync={sync['value']}", durable=True)
 
 
-def _refusal(error: Exception, address: Address) -> CannotOpen | StoreUnavailable:
+def refusal(error: Exception, address: Address) -> CannotOpen | StoreUnavailable:
     """Say what an error means while opening."""
     causes = [error, *error.errors.values()] if isinstance(error, NoHostAvailable) else [error]
     text = f"{address}: {reason(error)}"

@@ -128,7 +128,7 @@ class CassandraStore(Store):
         return await self._change(registers.delete_register(name, version))
 
     async def sweep(self) -> Swept:
-        """Do nothing: rows go by their TTL, and their space when nodes compact them."""
+        """Do nothing: rows go by their TTL, and the space they took when nodes compact what is on their disks."""
         await trio.lowlevel.checkpoint()
         return Swept(removed=0, more=False)
 
@@ -181,11 +181,7 @@ class CassandraStore(Store):
 
     async def _change(self, steps: Steps[R]) -> R:
         """Take steps that change something, in a thread, to their end. A checkpoint."""
-        return await self._changing.run(_run_in_time, self._database, steps, self._timeout_s)
-
-
-def _run_in_time(database: Database, steps: Steps[R], timeout_s: float) -> R:
-    return database.run(steps, Patience(timeout_s))
+        return await self._changing.run(lambda: self._database.run(steps, Patience(self._timeout_s)))
 
 
 def _run_all(database: Database, all_steps: Sequence[Steps[R]], patience: Patience) -> list[R]:

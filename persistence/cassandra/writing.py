@@ -32,7 +32,7 @@ from persistence.cassandra.clock import Clock
 from persistence.cassandra.database import Database, Patience
 from persistence.cassandra.shares import Share, refusal
 from persistence.cassandra.steps import Batch, Statement, Steps, apply_once, pause, surely
-from persistence.errors import BadContent, StoreError
+from persistence.errors import BadContent, OutcomeUnknown, StoreError, StoreFull, StoreUnavailable
 from persistence.facade import Appended, Failed, NewMessage, Outcome, Rejected
 
 ANSWER_SHARE = 0.95
@@ -44,8 +44,8 @@ HEADS_MAX = 20_000
 
 _ATTEMPT_SLACK_S = 600
 """By so much the row of an attempt outlives its flush: the clock of a node may be set meanwhile."""
-_CONTENTION_PAUSE_S = 0.005
-_CONTENTION_PAUSE_MAX_S = 0.1
+_CONTENTION_PAUSE_S = 0.002
+"""Longer pauses only starve who pauses (measured): whoever was faster knows the head, and is faster again."""
 
 _PENDING = Appended(0, 0)
 
@@ -108,7 +108,6 @@ class Writer:
             raise BadContent(f"{share.size} bytes are more than {SHARE_BYTES_MAX}")
         subject = share.subject
         head = self._heads.pop(subject, None) or (yield from _find_or_begin(subject))
-        longest_pause_s = _CONTENTION_PAUSE_S
         while True:
             if head.sealed:
                 head = yield from begin_next(subject, head, self._clock.now_us())
@@ -120,8 +119,7 @@ class Writer:
                 return next_head
             # without a head: somebody emptied the tables
             head = head.seen(row) if row.get("last_id") else (yield from _find_or_begin(subject))
-            yield pause(longest_pause_s)
-            longest_pause_s = min(2 * longest_pause_s, _CONTENTION_PAUSE_MAX_S)
+            yield pause(_CONTENTION_PAUSE_S)
 
     def _attempt(self, share: Share, head: Bucket, attempt: UUID) -> tuple[Bucket, Batch]:
         """Return the head after appending a share to it, and the batch that does so."""
@@ -174,5 +172,6 @@ def _was_mine(subject: str, head: Bucket, attempt: UUID) -> Steps[bool]:
 def _raise_common_failure(outcomes: Sequence[Outcome]) -> None:
     """Raise how all failed, if all failed in the same way."""
     failures = [outcome.error for outcome in outcomes if isinstance(outcome, Failed)]
-    if failures and len(failures) == len(outcomes) and len({type(error) for error in failures}) == 1:
-        raise failures[0]
+    for kind in (StoreUnavailable, StoreFull, OutcomeUnknown):
+        if len([error for error in failures if isinstance(error, kind)]) == len(outcomes) > 0:
+            raise failures[0]
