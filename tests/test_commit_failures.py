@@ -181,3 +181,20 @@ async def test_a_publish_the_store_keeps_too_long_is_answered_and_delivered_late
         store.release()
         assert await outcomes(next_group) == [3]
     assert bodies(delivered) == [b"1", b"2", b"3"]
+
+
+async def test_of_a_split_flush_that_takes_too_long_what_was_not_tried_is_known_not_to_be_appended(
+    autojump_clock: MockClock,
+) -> None:
+    store = TrialStore()
+    store.plan.append(persistence.BadContent("one of them"))
+    async with committing(store, [], commit_timeout=7) as committer:
+        store.hold()
+        group = committer.hand_over(messages(b"1", b"2", b"3", b"4"), "me")
+        await wait_all_tasks_blocked()
+        store.release()
+        store.hold()  # the first half is under way
+        assert await outcomes(group) == [OutcomeUnknown, OutcomeUnknown, StorageUnavailable, StorageUnavailable]
+        store.release()
+        assert await outcomes(committer.hand_over(messages(b"5"), "me")) == [3]
+    assert [new.body for new in store.applied] == [b"1", b"2", b"5"]
