@@ -8,9 +8,10 @@ Waiting for a connection happens in trio (cancellable, first come first served, 
 one limiter with as many tokens as connections, and what is changed one at a time has a `Worker`.
 """
 
+import logging
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -19,6 +20,8 @@ import trio
 
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
+
+log = logging.getLogger(__name__)
 
 
 class _Job:
@@ -114,6 +117,18 @@ def _go_on(_raise_cancel: object) -> trio.lowlevel.Abort:
 async def to_the_end(fn: Callable[[*Ts], R], *args: *Ts) -> R:
     """Run ``fn``, which may change something, in a thread to its end, even if the caller is cancelled. A checkpoint."""
     return await trio.to_thread.run_sync(fn, *args)
+
+
+@asynccontextmanager
+async def closing_within(seconds: float, close: Callable[[], Awaitable[None]], place: object) -> AsyncGenerator[None]:
+    """Close the store at ``place`` after the block, also when cancelled; leave behind what takes longer."""
+    try:
+        yield
+    finally:
+        with trio.move_on_after(seconds, shield=True) as closing:
+            await close()
+        if closing.cancelled_caught:
+            log.warning("store_close_abandoned path=%s after_s=%.1f", place, seconds)
 
 
 async def read(limiter: trio.CapacityLimiter, fn: Callable[[*Ts], R], *args: *Ts) -> R:

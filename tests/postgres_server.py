@@ -52,7 +52,7 @@ class PostgresServer:
     """A running server; it accepts connections when the ``with`` block begins, and nothing is left of it after.
 
     Args:
-        settings: of postgresql.conf, over those above; such as ``{"max_connections": "5"}``.
+        settings: of postgresql.conf, over those above; such as ``max_connections="5"``.
     """
 
     def __init__(self, **settings: str) -> None:

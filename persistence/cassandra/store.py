@@ -6,7 +6,6 @@ Threads:   the trio thread; everything that blocks goes to another one, by persi
 """
 
 import builtins
-import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -40,8 +39,6 @@ from persistence.facade import (
     Swept,
     Wakeups,
 )
-
-log = logging.getLogger(__name__)
 
 LIMITS = Limits(
     lanes=1,  # the subjects of a flush are appended to at once; two lanes only split flushes (measured)
@@ -77,14 +74,10 @@ async def open_cassandra(
         commit_timeout_s=commit_timeout_s,
         check_cancelled=trio.from_thread.check_cancelled,
     )
-    store = CassandraStore(await threads.to_the_end(opening), nodes_clock, commit_timeout_s)
-    try:
+    opened = await threads.to_the_end(opening)
+    store = CassandraStore(opened, nodes_clock, commit_timeout_s)
+    async with threads.closing_within(commit_timeout_s, store.close, opened.address):
         yield store
-    finally:
-        with trio.move_on_after(commit_timeout_s, shield=True) as closing:
-            await store.close()
-        if closing.cancelled_caught:
-            log.warning("store_close_abandoned after_s=%.1f", commit_timeout_s)
 
 
 class CassandraStore(Store):

@@ -5,7 +5,6 @@ Not here:  SQL (flush.py, reading.py, registers.py, sweeping.py), what is opened
 Threads:   the trio thread; everything that blocks goes to another one, by persistence/threads.py.
 """
 
-import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -37,8 +36,6 @@ from persistence.postgres.pool import Pool
 from persistence.postgres.sweeping import Sweeper
 from persistence.postgres.wakeups import listen
 
-log = logging.getLogger(__name__)
-
 LIMITS = Limits(
     lanes=1,  # two only split the flushes of one broker; other brokers are lanes already
     flush_messages_max=16_384,
@@ -62,14 +59,10 @@ async def open_postgres(url: str, listen_url: str, *, migrate: bool, commit_time
         commit_timeout_s=commit_timeout_s,
         check_cancelled=trio.from_thread.check_cancelled,
     )
-    store = PostgresStore(await threads.to_the_end(opening))
-    try:
+    database = await threads.to_the_end(opening)
+    store = PostgresStore(database)
+    async with threads.closing_within(commit_timeout_s, store.close, database.address):
         yield store
-    finally:
-        with trio.move_on_after(commit_timeout_s, shield=True) as closing:
-            await store.close()
-        if closing.cancelled_caught:
-            log.warning("store_close_abandoned after_s=%.1f", commit_timeout_s)
 
 
 class PostgresStore(Store):

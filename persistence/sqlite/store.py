@@ -5,13 +5,10 @@ Not here:  SQL (reading.py, writing.py, sweeping.py), what is opened (opening.py
 Threads:   the trio thread; everything that blocks goes to a worker thread, by persistence/threads.py.
 """
 
-import logging
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-
-import trio
 
 from persistence import threads
 from persistence.facade import (
@@ -34,8 +31,6 @@ from persistence.sqlite.opening import Database, open_database
 from persistence.sqlite.pool import ReaderPool
 from persistence.sqlite.sweeping import sweep
 from persistence.sqlite.writing import EXPIRATION_MAX_S
-
-log = logging.getLogger(__name__)
 
 LIMITS = Limits(
     lanes=1,  # a file has one writer at a time
@@ -68,13 +63,8 @@ async def open_sqlite(
     )
     database = await threads.to_the_end(opening)
     store = SQLiteStore(database, clock)
-    try:
+    async with threads.closing_within(commit_timeout_s, store.close, database.file.path):
         yield store
-    finally:
-        with trio.move_on_after(commit_timeout_s, shield=True) as closing:
-            await store.close()
-        if closing.cancelled_caught:
-            log.warning("store_close_abandoned path=%s after_s=%.1f", database.file.path, commit_timeout_s)
 
 
 class SQLiteStore(Store):
