@@ -24,13 +24,14 @@ from pathlib import Path
 import structlog
 import trio
 
-from metrics import CallMetrics, Readiness, StoreMetrics, build_registry, serve_http
+from metrics import UNKNOWN_METHOD, CallMetrics, Readiness, StoreMetrics, build_registry, serve_http
 from persistence import Store, StoreUnavailable
 from trio_broker._proto.pool import POOL
 from trio_broker.broker import Broker, configured_store, run_broker
 from trio_broker.config import MESSAGE_OVERHEAD_BYTES, Config
 from trio_broker.logs import Started
 from trio_broker.notation import TcpAddress, UnixAddress, parse_listen
+from trio_broker.rpc.call import Call
 from trio_broker.rpc.health import Health
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.listeners import format_address, listen_tcp, listen_unix
@@ -198,8 +199,9 @@ class _Process:
         client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
         return server_context(Path(config.tls_cert), Path(config.tls_key), client_ca)
 
-    def _call_over(self, method: str, code: int | None, seconds: float) -> None:
-        self._metrics.ended(method, "CANCELLED" if code is None else CODE_NAMES[code], seconds)
+    def _call_over(self, call: Call, seconds: float) -> None:
+        method = UNKNOWN_METHOD if call.method is None else call.method.name
+        self._metrics.ended(method, "CANCELLED" if call.status is None else CODE_NAMES[call.status.int_value], seconds)
 
     def _announce(
         self, store: Store, metrics_address: str, started: Callable[[str], None], listener: socket.socket

@@ -149,7 +149,7 @@ async def test_a_callback_that_raises_ends_one_connection(how, caplog, monkeypat
 
 
 async def test_an_account_of_calls_that_raises_does_no_harm(caplog):
-    def over(method, code, seconds):
+    def over(call, seconds):
         raise ValueError("a secret")
 
     async with serving(Toy(), on_call_over=over) as server, connected(server) as wire:

@@ -184,7 +184,7 @@ async def test_an_answer_that_waits_for_a_window_was_not_abandoned():
 
 async def test_the_status_of_an_abandoned_call_is_the_applications():
     toy = Toy()
-    toy.abandon_status = DetailedStatus(StatusCode.DEADLINE_EXCEEDED, "not applied", [BytesValue(value=b"why")])
+    toy.abandon_status = DetailedStatus(StatusCode.DEADLINE_EXCEEDED, "not applied", "WHY", [BytesValue(value=b"why")])
     async with serving(toy) as server, connected(server) as wire:
         await wire.write(wire.order(1, "Group", b"wait", more=[("grpc-timeout", "20m")]))
         answer = await wire.answered(1)

@@ -59,7 +59,7 @@ def test_a_long_text_is_cut_between_characters():
 
 def test_details():
     details = [BytesValue(value=b"one"), BytesValue(value=b"two")]
-    sent = fields(DetailedStatus(StatusCode.ABORTED, "nö", details), [("x-more", "y")])
+    sent = fields(DetailedStatus(StatusCode.ABORTED, "nö", "WHY", details), [("x-more", "y")])
     assert sent[b"x-more"] == b"y"
     rich = RichStatus.FromString(b64decode(sent[b"grpc-status-details-bin"] + b"=="))
     assert (rich.code, rich.message) == (StatusCode.ABORTED.value, "nö")
@@ -71,7 +71,7 @@ def test_details_larger_than_a_frame_arrive():
     peer = GrpcPeer()
     peer.decoder.max_header_list_size = 1 << 20
     call = peer.call(1, b"x")
-    call.finish(DetailedStatus(StatusCode.ABORTED, "", [BytesValue(value=bytes(50_000))]))
+    call.finish(DetailedStatus(StatusCode.ABORTED, "", "WHY", [BytesValue(value=bytes(50_000))]))
     rich = RichStatus.FromString(b64decode(peer.answer(1).trailers[b"grpc-status-details-bin"] + b"=="))
     assert BytesValue.FromString(rich.details[0].value).value == bytes(50_000)
 

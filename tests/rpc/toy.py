@@ -206,7 +206,12 @@ async def serving(toy: Toy, *services: purerpc.Service, **how: object) -> AsyncI
 
 def server_of(toy: Toy, *services: purerpc.Service, **how: object) -> Server:
     """Return a server that is yet to be started."""
-    server = Server(**{"on_call_over": lambda method, code, _: toy.note(f"over {method} {code}"), **how})
+
+    def over(call: Call, seconds: float) -> None:
+        method = "unknown" if call.method is None else call.method.name
+        toy.note(f"over {method} {call.status and call.status.int_value}")
+
+    server = Server(**{"on_call_over": over, **how})
     for service in (toy.service(), *services):
         server.add_service(service)
     return server

@@ -35,7 +35,7 @@ ACCEPT_PAUSE_S = 0.1
 GOAWAY_WAIT_S = 1.0
 """How long a client gets to answer the first GOAWAY's PING before the second one."""
 
-CallOver = Callable[[str, int | None, float], None]
+CallOver = Callable[[Call, float], None]
 
 
 class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
@@ -47,8 +47,8 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         tls: encrypt with this, see `trio_broker.rpc.tls.server_context`; None: plaintext.
         limits: what a client may ask of us.
         refusals: the statuses that this layer gives by itself.
-        on_call_over: told of each call that ended: the method's bare name ("unknown" if there is none), the status
-            code (None if the client cancelled or vanished), and the seconds it took.
+        on_call_over: told of each call that ended, and of the seconds it took. `Call.method` is None if there is no
+            such method, `Call.status` if the client cancelled or vanished.
     """
 
     def __init__(
@@ -211,6 +211,4 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
     def call_over(self, call: Call) -> None:
         """Account for a call."""
         if self._on_call_over is not None:
-            name = "unknown" if call.method is None else call.method.name
-            code = None if call.status is None else call.status.int_value
-            self._on_call_over(name, code, time.perf_counter() - call.started)
+            self._on_call_over(call, time.perf_counter() - call.started)

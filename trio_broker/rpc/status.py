@@ -30,10 +30,14 @@ _UNESCAPED = "".join(chr(c) for c in range(0x20, 0x7F) if chr(c) != "%")
 
 
 class DetailedStatus(Status):  # type: ignore[misc] # purerpc is untyped
-    """A status with details for programs: sent as google.rpc.Status in ``grpc-status-details-bin``."""
+    """A status with details for programs: sent as google.rpc.Status in ``grpc-status-details-bin``.
 
-    def __init__(self, code: StatusCode, message: str, details: Iterable[Message]) -> None:
+    ``reason`` is that of the google.rpc.ErrorInfo among them: what logs and metrics call it.
+    """
+
+    def __init__(self, code: StatusCode, message: str, reason: str, details: Iterable[Message]) -> None:
         super().__init__(code, message)
+        self.reason = reason
         rich = RichStatus(code=code.value, message=message)
         for detail in details:
             rich.details.add().Pack(detail)

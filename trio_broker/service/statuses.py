@@ -42,7 +42,7 @@ def status_of(error: BrokerError) -> Status:
     if isinstance(error, errors.InvalidArgument) and error.field:
         violation = BadRequest.FieldViolation(field=error.field, description=str(error))
         details.append(BadRequest(field_violations=[violation]))
-    return DetailedStatus(code, str(error), details)
+    return DetailedStatus(code, str(error), error.reason, details)
 
 
 class BrokerRefusals(Refusals):
@@ -67,6 +67,5 @@ class BrokerRefusals(Refusals):
 
     def internal(self) -> Status:
         """A bug; its text stays in the log."""
-        return DetailedStatus(
-            StatusCode.INTERNAL, "internal error", [ErrorInfo(reason=BrokerError.reason, domain=DOMAIN)]
-        )
+        info = ErrorInfo(reason=BrokerError.reason, domain=DOMAIN)
+        return DetailedStatus(StatusCode.INTERNAL, "internal error", info.reason, [info])
