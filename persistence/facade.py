@@ -10,7 +10,7 @@ on every store. Times are microseconds since 1970-01-01 UTC *by the store's cloc
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Self
 
@@ -233,8 +233,12 @@ class Store(ABC):
         """Ask the store for its time, in microseconds. Also how readiness asks whether it is there."""
 
     @asynccontextmanager
-    async def wakeups(self) -> AsyncGenerator[Wakeups]:
-        """Listen for the length of the block to what any process appends, this one's among it. A checkpoint."""
+    async def wakeups(self, interest: Callable[[], Collection[str]]) -> AsyncGenerator[Wakeups]:  # noqa: ARG002
+        """Listen for the length of the block to what any process appends, this one's among it. A checkpoint.
+
+        ``interest`` says which subjects somebody here wants to hear of now: a store that has to ask for each asks for
+        no other. One that is told hints at others as well.
+        """
         await trio.lowlevel.checkpoint()
         yield Wakeups()
 

@@ -14,17 +14,25 @@ from trio_broker.storage import Availability
 Delivered = list[tuple[NewMessage, Appended]]
 
 
-def committer_on(store: TrialStore, delivered: Delivered | None = None, **settings: object) -> Committer:
+def committer_on(
+    store: TrialStore,
+    delivered: Delivered | None = None,
+    availability: Availability | None = None,
+    **settings: object,
+) -> Committer:
     deliver = (lambda committed: None) if delivered is None else delivered.extend
     config = Config.model_construct(**settings)  # unchecked: limits may be smaller than a broker's
-    return Committer(store, config, deliver, Availability())
+    return Committer(store, config, deliver, availability or Availability())
 
 
 @asynccontextmanager
 async def committing(
-    store: TrialStore, delivered: Delivered | None = None, **settings: object
+    store: TrialStore,
+    delivered: Delivered | None = None,
+    availability: Availability | None = None,
+    **settings: object,
 ) -> AsyncGenerator[Committer]:
-    committer = committer_on(store, delivered, **settings)
+    committer = committer_on(store, delivered, availability, **settings)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(committer.run)
         yield committer

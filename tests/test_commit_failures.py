@@ -76,6 +76,19 @@ async def test_of_a_store_that_appends_each_subject_by_itself_some_may_fail() ->
     assert bodies(delivered) == [b"1", b"3"]
 
 
+async def test_a_store_that_appends_nothing_is_away_although_each_subject_fails_in_its_own_way() -> None:
+    store = TrialStore()
+    unavailable, unknown = persistence.StoreUnavailable("no quorum"), persistence.OutcomeUnknown("no answer")
+    store.plan.append(lambda found: [persistence.Failed(unavailable), persistence.Failed(unknown)])
+    availability = Availability()
+    async with committing(store, availability=availability) as committer:
+        group = committer.hand_over(messages(b"1", b"2"), "me")
+        assert await outcomes(group) == [StorageUnavailable, OutcomeUnknown]
+        assert availability.away
+        await outcomes(committer.hand_over(messages(b"3"), "me"))
+        assert not availability.away
+
+
 async def test_what_a_store_refuses_among_others_is_split_until_only_the_guilty_fail() -> None:
     store = TrialStore()
     bad = persistence.BadContent("bad")

@@ -57,7 +57,7 @@ def listeners(outside: Outside) -> list[int]:
 
 
 async def test_what_any_store_appends_is_heard(store: Store, postgres_url: str) -> None:
-    async with open_store(postgres_url) as other, other.wakeups() as wakeups:
+    async with open_store(postgres_url) as other, other.wakeups(tuple) as wakeups:
         await listening(wakeups)
         await store.append([message("a"), message("b.ü", expiration_s=0), message("a")])
         assert await next_hint(wakeups) == {"a", "b.ü"}
@@ -66,7 +66,7 @@ async def test_what_any_store_appends_is_heard(store: Store, postgres_url: str) 
 
 
 async def test_a_flush_of_many_subjects_hints_at_anything(store: Store) -> None:
-    async with store.wakeups() as wakeups:
+    async with store.wakeups(tuple) as wakeups:
         await listening(wakeups)
         await store.append([message(f"subject.{n:04}") for n in range(500)])
         hint = await next_hint(wakeups)
@@ -100,7 +100,7 @@ async def test_hints_are_gathered_while_nobody_asks(
 
 
 async def test_what_refuses_a_message_hints_at_nothing(store: Store) -> None:
-    async with store.wakeups() as wakeups:
+    async with store.wakeups(tuple) as wakeups:
         await listening(wakeups)
         await store.append([message("refused", expiration_s=-1)])
         await store.append([message("taken")])
@@ -110,7 +110,7 @@ async def test_what_refuses_a_message_hints_at_nothing(store: Store) -> None:
 async def test_a_lost_connection_is_replaced_and_something_hinted_at(
     store: Store, outside: Outside, quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with store.wakeups() as wakeups:
+    async with store.wakeups(tuple) as wakeups:
         await listening(wakeups)
         for _ in range(3):
             outside.terminate(*listeners(outside))
@@ -125,7 +125,7 @@ async def test_while_nothing_is_heard_anything_is_hinted_again_and_again(
     own_postgres: PostgresServer, quick: None
 ) -> None:
     with Databases(own_postgres.dsn()) as databases, databases.new() as url:
-        async with opened(url) as store, store.wakeups() as wakeups:
+        async with opened(url) as store, store.wakeups(tuple) as wakeups:
             await listening(wakeups)
             own_postgres.kill9()
             assert await next_hint(wakeups) == ANYTHING
@@ -139,7 +139,7 @@ async def test_while_nothing_is_heard_anything_is_hinted_again_and_again(
 
 async def test_it_listens_where_it_is_told_to(store: Store, postgres_url: str, outside: Outside) -> None:
     elsewhere = f"{postgres_url}?application_name=listener"
-    async with open_store(postgres_url, listen_url=elsewhere) as other, other.wakeups() as wakeups:
+    async with open_store(postgres_url, listen_url=elsewhere) as other, other.wakeups(tuple) as wakeups:
         await listening(wakeups)
         assert outside.do("SELECT query FROM pg_stat_activity WHERE application_name = 'listener'") == [
             (f"LISTEN {CHANNEL}",)
@@ -151,7 +151,7 @@ async def test_it_listens_where_it_is_told_to(store: Store, postgres_url: str, o
 
 async def test_a_place_to_listen_that_is_not_there_stops_nothing(store: Store, postgres_url: str, quick: None) -> None:
     nowhere = "postgresql://127.0.0.1:1/nowhere"
-    async with open_store(postgres_url, listen_url=nowhere) as other, other.wakeups() as wakeups:
+    async with open_store(postgres_url, listen_url=nowhere) as other, other.wakeups(tuple) as wakeups:
         assert await next_hint(wakeups) == ANYTHING
         assert not wakeups.connected
         assert ids(await other.append([message()])) == [2]
@@ -162,14 +162,14 @@ async def test_leaving_waits_for_nothing(store: Store, postgres: Databases, post
         hole.hold()
         listen_url = f"{hole.through(postgres_url)}?connect_timeout=2"
         async with open_store(postgres_url, listen_url=listen_url) as other:
-            async with other.wakeups():
+            async with other.wakeups(tuple):
                 await trio.to_thread.run_sync(hole.wait_request_held)
                 began = trio.current_time()
             assert trio.current_time() - began < 0.1
 
 
 async def test_leaving_ends_the_connection(store: Store, outside: Outside) -> None:
-    async with store.wakeups() as wakeups:
+    async with store.wakeups(tuple) as wakeups:
         await listening(wakeups)
         assert len(listeners(outside)) == 1
     await until(lambda: not listeners(outside))

@@ -284,16 +284,19 @@ class Committer:
     def _succeed(self, lane: "_Lane", part: list[Pending], outcomes: list[Outcome]) -> None:
         self.flushes += 1
         self.flushed_messages += len(part)
-        self._availability.appended()
+        appended = [
+            (pending.message, outcome)
+            for pending, outcome in zip(part, outcomes, strict=True)
+            if isinstance(outcome, Appended)
+        ]
+        failure = next((outcome.error for outcome in outcomes if isinstance(outcome, Failed)), None)
+        if failure is None or appended:
+            self._availability.appended()
+        else:
+            self._availability.failed(failure)
         # subscribers first: who has an id knows that they were offered the message. That nobody waits for the id
         # any more changes nothing: the message is in the log
-        self._deliver(
-            [
-                (pending.message, outcome)
-                for pending, outcome in zip(part, outcomes, strict=True)
-                if isinstance(outcome, Appended)
-            ]
-        )
+        self._deliver(appended)
         guilty = []
         for pending, outcome in zip(part, outcomes, strict=True):
             match outcome:
@@ -303,7 +306,7 @@ class Committer:
                     _complete_flown(pending, Rejected(why))
                 case Failed(persistence.BadContent()) if len(part) > 1:
                     guilty.append(pending)
-                case Failed(error):  # the store is there: it took others of the flush
+                case Failed(error):
                     _complete_flown(pending, broker_error(error))
         if guilty:
             lane.split(guilty)

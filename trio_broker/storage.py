@@ -147,8 +147,8 @@ class Hearing:
         return self._wakeups is None or self._wakeups.connected
 
     async def keep_listening(self, store: Store) -> None:
-        """Listen until cancelled. Nobody acts on what is heard before there are replicas."""
-        async with store.wakeups() as self._wakeups:
+        """Listen until cancelled. Before there are replicas nobody acts on what is heard: no subject is of interest."""
+        async with store.wakeups(tuple) as self._wakeups:
             async for _ in self._wakeups:
                 pass
 

@@ -129,7 +129,7 @@ class CassandraStore(Store):
         return await self._read(self._clock.ask())
 
     @asynccontextmanager
-    async def wakeups(self, interest: Callable[[], Collection[str]] = tuple) -> AsyncGenerator[Wakeups]:
+    async def wakeups(self, interest: Callable[[], Collection[str]]) -> AsyncGenerator[Wakeups]:
         await trio.lowlevel.checkpoint()
         yield Polling(interest, self._look_again)
 

@@ -5,7 +5,7 @@ Not here:  SQL (flush.py, reading.py, registers.py, sweeping.py), what is opened
 Threads:   the trio thread; everything that blocks goes to another one, by persistence/threads.py.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -110,7 +110,7 @@ class PostgresStore(Store):
         return await self._pool.read(reading.read_clock)
 
     @asynccontextmanager
-    async def wakeups(self) -> AsyncGenerator[Wakeups]:
+    async def wakeups(self, interest: Callable[[], Collection[str]]) -> AsyncGenerator[Wakeups]:  # noqa: ARG002 - all is heard
         async with listen(self._listen_address) as wakeups:
             yield wakeups
 
