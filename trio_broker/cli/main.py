@@ -14,7 +14,7 @@ import click
 from trio_broker._version import __version__
 from trio_broker.cli.running import ERROR, INTERRUPTED, USAGE, say
 
-_COMMANDS = ("serve", "pub", "sub", "get", "migrate", "version")
+_COMMANDS = ("serve", "pub", "sub", "get", "top", "migrate", "version")
 
 
 class _Commands(click.Group):
