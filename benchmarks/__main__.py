@@ -5,6 +5,7 @@ Not here:  everything that is measured (workloads.py says where).
 """
 
 import argparse
+import logging
 import shutil
 import subprocess
 import sys
@@ -16,22 +17,39 @@ from pathlib import Path
 import grpc
 import psycopg
 
+from benchmarks.accounting import measure_accounting
 from benchmarks.expiry import watch_expiry
 from benchmarks.fsyncs import count_fsyncs
-from benchmarks.loads import Measured
-from benchmarks.postgres import postgres
+from benchmarks.loads import Load, Measured
 from benchmarks.report import Outcome, machine, save, table
 from benchmarks.servers import SCRATCH, Place, Server, running
 from benchmarks.workloads import WORKLOADS, Side, Workload
+from persistence import StoreError
+from persistence.cassandra.connection import ERRORS as CASSANDRA_ERRORS
+
+FAILURES = (
+    RuntimeError,
+    StoreError,
+    grpc.RpcError,
+    psycopg.Error,
+    subprocess.TimeoutExpired,
+    *CASSANDRA_ERRORS,
+)
+"""What may become of one measurement."""
 
 
 def main() -> int:
     """Return 0 when every figure is valid, 1 when one is void."""
     arguments = parse()
     SCRATCH.mkdir(exist_ok=True)
+    logging.getLogger("persistence").setLevel(logging.ERROR)  # one replica is what is measured: no warning of it
     if arguments.fsyncs:
         print(count_fsyncs(arguments.seconds))
         return 0
+    if arguments.metrics:
+        accounted, affordable = measure_accounting()
+        print(accounted)
+        return 0 if affordable else 1
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
     if arguments.expiry:
         print(watch_expiry(arguments.expiry, arguments.json, arguments.graph))
@@ -64,6 +82,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=names, help="this workload; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round to FILE")
     parser.add_argument("--fsyncs", action="store_true", help="only count fsyncs per publish on SQLite (needs strace)")
+    parser.add_argument("--metrics", action="store_true", help="only measure what counting and timing a call costs")
     expiry = "only publish what lives 1-60 s, on PostgreSQL"
     parser.add_argument("--expiry", type=int, nargs="?", const=230, metavar="SECONDS", help=expiry)
     parser.add_argument("--graph", type=Path, metavar="FILE", help="with --expiry: draw it, as SVG")
@@ -75,10 +94,12 @@ def compare(workload: Workload, rounds: int, seconds: float) -> Outcome:
     measured: tuple[list[Measured], ...] = tuple([] for _ in workload.sides)
     with ExitStack() as stack:
         servers = [] if workload.restart else [stack.enter_context(started(side)) for side in workload.sides]
-        for number in range(rounds):
+        for number in range(-workload.rehearsals, rounds):
             for place, side in [*enumerate(workload.sides)][:: -1 if number % 2 else 1]:
+                load = side.load.following(measured[0][-1]) if measured[0] else side.load
                 with started(side) if workload.restart else nullcontext(servers[place]) as server:
-                    measured[place].append(measure(side, server, seconds))
+                    measured[place].append(measure(load, server, seconds))
+    measured = tuple(one[workload.rehearsals :] for one in measured)
     counted = {
         side.name: server.database.counted
         for side, server in zip(workload.sides, servers, strict=False)
@@ -92,7 +113,7 @@ def started(side: Side) -> Iterator[Server]:
     """Run the database of a side and its server, as far as it has them, with a directory of its own for its files."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=SCRATCH)))
-        database = stack.enter_context(postgres(SCRATCH)) if side.on_postgres else None
+        database = stack.enter_context(side.database.start(SCRATCH)) if side.database else None
         if side.command is None:
             assert database is not None, f"{side.name} has nothing to run"
             yield Server(database.url, database.pid, database)
@@ -101,11 +122,11 @@ def started(side: Side) -> Iterator[Server]:
             yield stack.enter_context(running(side.command(place), database))
 
 
-def measure(side: Side, server: Server, seconds: float) -> Measured:
-    """Measure one side once; a load generator that fails makes the figure void, not the run."""
+def measure(load: Load, server: Server, seconds: float) -> Measured:
+    """Measure once; a load generator that fails makes the figure void, not the run."""
     try:
-        return side.load.run(server, seconds)
-    except (RuntimeError, grpc.RpcError, psycopg.Error, subprocess.TimeoutExpired) as error:
+        return load.run(server, seconds)
+    except FAILURES as error:
         return Measured(calls=1, seconds=1, problem=str(error))
     finally:
         server.settle()

@@ -113,7 +113,7 @@ def watch_expiry(seconds: int, json_file: Path | None, graph: Path | None) -> st
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=SCRATCH)))
         database = stack.enter_context(postgres(SCRATCH))
-        command = broker("{postgres_url}")(Place(directory, database.url))
+        command = broker("{database_url}")(Place(directory, database.url))
         server = stack.enter_context(running(command, database))
         readings, overdue_s = readings_of(server, database, seconds)
     samples = samples_from(readings)

@@ -13,7 +13,8 @@ import statistics
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from benchmarks.loads import (
     ENDING_S,
     EXPIRATION_S,
     BrokerLoad,
+    Kept,
     Load,
     Measured,
     fresh_subject,
@@ -41,12 +43,21 @@ class H2Load(Load):
 
     Args:
         shared_ids: the server gives out ids over all subjects, not from 1 for each.
+        kept: reads back what the database has of a subject: all that was published.
     """
 
-    def __init__(self, *, connections: int, streams: int, shared_ids: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        connections: int,
+        streams: int,
+        shared_ids: bool = False,
+        kept: Callable[[Server, str], Kept] | None = None,
+    ) -> None:
         self.connections = connections
         self.streams = streams
-        self._shared_ids = shared_ids
+        self.shared_ids = shared_ids
+        self.kept = kept
 
     def missing(self) -> str:
         """It has to be installed."""
@@ -54,30 +65,7 @@ class H2Load(Load):
 
     def run(self, server: Server, seconds: float) -> Measured:
         """Send as many calls as will take about ``seconds``, going by a short run, which is the warm-up."""
-        rate = self._publish(server, WARM_UP_CALLS).rate
-        return self._publish(server, max(int(rate * seconds), WARM_UP_CALLS))
-
-    def _publish(self, server: Server, calls: int) -> Measured:
-        subject = fresh_subject()
-        first = last_id(server, subject) + 1 if self._shared_ids else 0
-        with tempfile.NamedTemporaryFile() as log:
-            with self.command(server, subject, f"--requests={calls}", f"--log-file={log.name}") as command:
-                database_cpu_s, cpu_s = server.database_cpu_s(), server.cpu_s()
-                report = output_of(command, ENDING_S)
-                cpu_s = server.cpu_s() - cpu_s
-                database_cpu_s = server.database_cpu_s() - database_cpu_s
-            durations_us = [int(line.split("\t")[2]) for line in Path(log.name).read_text().splitlines()]
-        percentiles_us = statistics.quantiles(durations_us, n=100)
-        appended = last_id(server, subject) - first
-        return Measured(
-            calls=calls,
-            seconds=finished_in_s(report),
-            server_cpu_s=cpu_s,
-            database_cpu_s=database_cpu_s,
-            p50_ms=percentiles_us[49] / 1000,
-            p99_ms=percentiles_us[98] / 1000,
-            problem="" if appended == calls == succeeded(report) else f"{calls} calls, {appended} ids:\n{report}",
-        )
+        return AtOnce(self).run(server, seconds)
 
     @contextmanager
     def command(
@@ -93,6 +81,80 @@ class H2Load(Load):
             headers = ["--header=content-type: application/grpc", "--header=te: trailers"]
             url = f"http://{server.address}/broker.Broker/Publish"
             yield ["h2load", *load, *limits, *headers, f"--data={request.name}", url]
+
+
+class AtOnce(Load):
+    """One h2load or several that run at once, each on a subject of its own."""
+
+    def __init__(self, *loads: H2Load) -> None:
+        self._loads = loads
+
+    def missing(self) -> str:
+        """What any of them misses."""
+        return next(filter(None, (load.missing() for load in self._loads)), "")
+
+    def run(self, server: Server, seconds: float) -> Measured:
+        """As `H2Load.run`. Each sends a part of the calls that is as large as its part of the streams."""
+        rate = self._publish(server, WARM_UP_CALLS).rate
+        return self._publish(server, max(int(rate * seconds), WARM_UP_CALLS))
+
+    def _publish(self, server: Server, calls: int) -> Measured:
+        streams = [load.connections * load.streams for load in self._loads]
+        runs = [
+            _Run(load, server, calls * part // sum(streams)) for load, part in zip(self._loads, streams, strict=True)
+        ]
+        with ThreadPoolExecutor(len(runs)) as threads:
+            database_cpu_s, cpu_s = server.database_cpu_s(), server.cpu_s()
+            list(threads.map(_Run.publish, runs))
+            cpu_s = server.cpu_s() - cpu_s
+            database_cpu_s = server.database_cpu_s() - database_cpu_s
+        problem = "".join([run.check() for run in runs])
+        percentiles_us = statistics.quantiles([each for run in runs for each in run.durations_us], n=100)
+        calls, batches = sum(run.calls for run in runs), sum(run.batches for run in runs)
+        return Measured(
+            calls=calls,
+            seconds=max(finished_in_s(run.report) for run in runs),
+            server_cpu_s=cpu_s,
+            database_cpu_s=database_cpu_s,
+            p50_ms=percentiles_us[49] / 1000,
+            p99_ms=percentiles_us[98] / 1000,
+            batch_messages=calls / batches if batches else 0,
+            problem=problem,
+        )
+
+
+class _Run:
+    """One run of h2load, on a fresh subject."""
+
+    def __init__(self, load: H2Load, server: Server, calls: int) -> None:
+        self.calls = calls
+        self.report = ""
+        self.durations_us: list[int] = []
+        self.batches = 0
+        """In which the database got the messages, where that is counted."""
+        self._load = load
+        self._server = server
+        self._subject = fresh_subject()
+        self._ids_before = last_id(server, self._subject) + 1 if load.shared_ids else 0
+
+    def publish(self) -> None:
+        with (
+            tempfile.NamedTemporaryFile() as log,
+            self._load.command(
+                self._server, self._subject, f"--requests={self.calls}", f"--log-file={log.name}"
+            ) as command,
+        ):
+            self.report = output_of(command, ENDING_S)
+            self.durations_us = [int(line.split("\t")[2]) for line in Path(log.name).read_text().splitlines()]
+
+    def check(self) -> str:
+        """Compare what was sent, what was answered, the ids and what is kept; return what is wrong."""
+        kept = self._load.kept(self._server, self._subject) if self._load.kept else Kept(self.calls, 0)
+        self.batches = kept.batches
+        appended = last_id(self._server, self._subject) - self._ids_before
+        if self.calls == succeeded(self.report) == appended == kept.messages:
+            return ""
+        return f"{self.calls} calls, {appended} ids, {kept.messages} messages kept:\n{self.report}"
 
 
 class LoneBesideFlood(Load):

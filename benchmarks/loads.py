@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 
@@ -40,6 +41,8 @@ class Measured:
     p50_ms: float = 0.0
     p99_ms: float = 0.0
     bytes_per_stream: float = 0.0
+    batch_messages: float = 0.0
+    """Messages of one subject in one write to its database, on average, where that was counted."""
     problem: str = ""
 
     @property
@@ -58,6 +61,14 @@ class Measured:
         return self.database_cpu_s / self.calls * 1e6
 
 
+class Kept(NamedTuple):
+    """What a database has of one subject."""
+
+    messages: int
+    batches: int
+    """The writes that they came in."""
+
+
 class Load(ABC):
     """One way to drive a server."""
 
@@ -68,6 +79,10 @@ class Load(ABC):
     @abstractmethod
     def run(self, server: Server, seconds: float) -> Measured:
         """Drive ``server``: a warm-up, then a measured window of about ``seconds``."""
+
+    def following(self, _ours: Measured) -> "Load":
+        """Return the load to make after our side was measured so; it is always the same for most."""
+        return self
 
 
 class BrokerLoad(Load):
@@ -115,13 +130,16 @@ def last_id(server: Server, subject: str) -> int:
         return publish(pb.PublishRequest(subject=subject), timeout=ENDING_S, wait_for_ready=True).id - 1
 
 
-def output_of(command: list[str], timeout_s: float) -> str:
-    """Run a program and return what it printed.
+def output_of(command: list[str], timeout_s: float, *, with_errors: bool = False) -> str:
+    """Run a program and return what it printed; ``with_errors``: on its standard error too.
 
     Raises:
-        RuntimeError: it failed; with what it printed.
+        RuntimeError: it failed; with all that it printed.
     """
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s, check=False)
+    errors = subprocess.STDOUT if with_errors else subprocess.PIPE
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, timeout=timeout_s, check=False
+    )
     if done.returncode != 0:
-        raise RuntimeError(f"{command[0]} failed:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"{command[0]} failed:\n{done.stdout}{done.stderr or ''}")
     return done.stdout

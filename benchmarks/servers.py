@@ -1,7 +1,7 @@
 """Start a server as a process of its own, and read what it costs.
 
 Owns:      the command lines, readiness, stopping.
-Not here:  load (loads.py), databases (postgres.py), what is compared with what (workloads.py).
+Not here:  load (loads.py), databases (postgres.py, cassandra.py), what is compared with what (workloads.py).
 Threads:   one per server, which reads its output to the end so that a full pipe never stops it.
 """
 
@@ -11,14 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from typing import IO, NamedTuple
+from queue import Empty, Queue
+from typing import IO, NamedTuple, Protocol
 
 from benchmarks.clocks import cpu_s_of
-from benchmarks.postgres import Postgres
 
 ROOT = Path(__file__).parent.parent
 SCRATCH = ROOT / ".cache"
@@ -32,8 +31,30 @@ class Place(NamedTuple):
     """Where a server may keep things."""
 
     directory: Path
-    postgres_url: str = ""
+    database_url: str = ""
     """Of an empty database, if it asked for one."""
+
+
+class Database(Protocol):
+    """A running database, of one side alone, with nothing in it."""
+
+    url: str
+    pid: int
+    counted: str
+    """What it tells of all rounds and warm-ups together; known at the end. Empty: nothing."""
+
+    def cpu_s(self) -> float:
+        """CPU time of all its processes so far."""
+        ...
+
+
+class DatabaseKind(NamedTuple):
+    """Where databases come from."""
+
+    start: Callable[[Path], AbstractContextManager[Database]]
+    """Run one with its files in a directory."""
+    missing: Callable[[], str]
+    """Why it cannot run on this machine; empty: it can."""
 
 
 Command = Callable[[Place], Sequence[str]]
@@ -41,7 +62,7 @@ Command = Callable[[Place], Sequence[str]]
 
 
 def broker(store: str) -> Command:
-    """The broker as anybody runs it. ``{directory}`` and ``{postgres_url}`` in ``store`` are replaced."""
+    """The broker as anybody runs it. ``{directory}`` and ``{database_url}`` in ``store`` are replaced."""
 
     def command(place: Place) -> Sequence[str]:
         url = store.format(**place._asdict())
@@ -59,7 +80,12 @@ def grpcio_aio(_place: Place) -> Sequence[str]:
 
 def grpcio_aio_on_postgres(place: Place) -> Sequence[str]:
     """The peer on PostgreSQL: benchmarks/grpcio_postgres_server.py."""
-    return [sys.executable, "-m", "benchmarks.grpcio_postgres_server", place.postgres_url]
+    return [sys.executable, "-m", "benchmarks.grpcio_postgres_server", place.database_url]
+
+
+def grpcio_aio_on_cassandra(place: Place) -> Sequence[str]:
+    """The peer on Cassandra: benchmarks/grpcio_cassandra_server.py."""
+    return [sys.executable, "-m", "benchmarks.grpcio_cassandra_server", place.database_url]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +94,7 @@ class Server:
 
     address: str
     pid: int
-    database: Postgres | None = None
+    database: Database | None = None
     """Its own, if it has one."""
 
     def cpu_s(self) -> float:
@@ -90,7 +116,7 @@ class Server:
 
 
 @contextmanager
-def running(command: Sequence[str], database: Postgres | None = None) -> Iterator[Server]:
+def running(command: Sequence[str], database: Database | None = None) -> Iterator[Server]:
     """Run a server for the length of the ``with`` block.
 
     Raises:
@@ -98,11 +124,15 @@ def running(command: Sequence[str], database: Postgres | None = None) -> Iterato
     """
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
-    ready = SimpleQueue[str | Exception]()
+    # no SimpleQueue: its `get` waits for ever when a timeout is over at the wrong moment (CPython 3.11, 3.12)
+    ready = Queue[str | Exception]()
     reader = threading.Thread(target=_read, args=(process.stdout, ready), daemon=True)
     reader.start()
     try:
-        address = ready.get(timeout=START_TIMEOUT_S)
+        try:
+            address = ready.get(timeout=START_TIMEOUT_S)
+        except Empty:
+            raise RuntimeError(f"the server was not ready after {START_TIMEOUT_S} s") from None
         if isinstance(address, Exception):
             raise address
         yield Server(address, process.pid, database)
@@ -117,7 +147,7 @@ def running(command: Sequence[str], database: Postgres | None = None) -> Iterato
         process.stdout.close()
 
 
-def _read(output: IO[str], ready: SimpleQueue[str | Exception]) -> None:
+def _read(output: IO[str], ready: Queue[str | Exception]) -> None:
     """Find the line that says where the server listens; then read on and forget."""
     seen = []
     for line in output:

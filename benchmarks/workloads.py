@@ -4,18 +4,32 @@ Owns:      the table of workloads.
 Not here:  how load is made (loads.py, h2load.py), rounds (__main__.py), printing (report.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.h2load import H2Load, LoneBesideFlood
-from benchmarks.loads import BrokerLoad, Load, Measured
-from benchmarks.one_commit import OneCommit
+from benchmarks import cassandra, postgres
+from benchmarks.h2load import AtOnce, H2Load, LoneBesideFlood
+from benchmarks.loads import BrokerLoad, Kept, Load, Measured
 from benchmarks.pgbench import COUNTED, PLAIN, Pgbench, Script
-from benchmarks.servers import Command, broker, grpcio_aio, grpcio_aio_on_postgres
+from benchmarks.servers import (
+    Command,
+    DatabaseKind,
+    Server,
+    broker,
+    grpcio_aio,
+    grpcio_aio_on_cassandra,
+    grpcio_aio_on_postgres,
+)
+from benchmarks.store_alone import StoreAlone, StoreAsFlushed
+
+REHEARSALS = 3
+"""On Cassandra: Java compiles what has run often."""
 
 MEMORY = broker("memory:")
 SQLITE = broker("sqlite:///{directory}/broker.db")
-POSTGRES = broker("{postgres_url}")
+ON_DATABASE = broker("{database_url}")
+POSTGRES = DatabaseKind(postgres.postgres, postgres.missing)
+CASSANDRA = DatabaseKind(cassandra.cassandra, cassandra.missing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +44,7 @@ class Measure:
 RATE = Measure(title="calls/s", value=lambda m: m.rate, more_is_better=True)
 CPU = Measure(title="server CPU, us/call", value=lambda m: m.cpu_us)
 DATABASE_CPU = Measure(title="database CPU, us/call", value=lambda m: m.database_cpu_us)
+BATCH = Measure(title="messages/batch", value=lambda m: m.batch_messages, more_is_better=True)
 P50 = Measure(title="p50, ms", value=lambda m: m.p50_ms)
 P99 = Measure(title="p99, ms", value=lambda m: m.p99_ms)
 BYTES = Measure(title="bytes/subscription", value=lambda m: m.bytes_per_stream)
@@ -44,10 +59,14 @@ class Side:
     command: Command | None
     """None: it has no server but its database."""
     load: Load
-    on_postgres: bool = False
-    """It gets a PostgreSQL server of its own."""
+    database: DatabaseKind | None = None
+    """It gets one of its own."""
     measures: tuple[Measure, ...] = ()
     """What it is compared by, if not by all that the workload has."""
+
+    def missing(self) -> str:
+        """Why it cannot run on this machine; empty: it can."""
+        return self.load.missing() or (self.database.missing() if self.database else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +79,12 @@ class Workload:
     measures: tuple[Measure, ...] = CALLS
     restart: bool = False
     """Every measurement gets a server of its own: one that has grown once does not grow again."""
+    rehearsals: int = 0
+    """Rounds before the first that counts."""
 
     def missing(self) -> str:
         """Why this cannot run on this machine; empty: it can."""
-        return next((missing for side in self.sides if (missing := side.load.missing())), "")
+        return next((missing for side in self.sides if (missing := side.missing())), "")
 
 
 def against_grpcio(
@@ -86,8 +107,8 @@ def on_postgres(name: str, what: str, load: H2Load) -> Workload:
     clients = load.connections * load.streams
     rows = H2Load(connections=load.connections, streams=load.streams, shared_ids=True)
     sides = (
-        Side(name="trio-broker on PostgreSQL", command=POSTGRES, load=load, on_postgres=True),
-        Side(name="grpcio.aio, a row per call", command=grpcio_aio_on_postgres, load=rows, on_postgres=True),
+        Side(name="trio-broker on PostgreSQL", command=ON_DATABASE, load=load, database=POSTGRES),
+        Side(name="grpcio.aio, a row per call", command=grpcio_aio_on_postgres, load=rows, database=POSTGRES),
         by_pgbench(f"pgbench x {clients}, INSERT", PLAIN, clients),
         by_pgbench(f"pgbench x {clients}, counter + INSERT", COUNTED, clients),
     )
@@ -97,14 +118,57 @@ def on_postgres(name: str, what: str, load: H2Load) -> Workload:
 def by_pgbench(name: str, script: Script, clients: int) -> Side:
     """The database without a server before it: nothing but its rate can be compared."""
     load = Pgbench(script, clients=clients)
-    return Side(name=name, command=None, load=load, on_postgres=True, measures=(RATE,))
+    return Side(name=name, command=None, load=load, database=POSTGRES, measures=(RATE,))
 
 
 def lone_on_postgres(name: str, what: str) -> Workload:
     """One caller, and what a commit takes that caller's store."""
-    ours = Side(name="trio-broker on PostgreSQL", command=POSTGRES, load=LONE, on_postgres=True)
-    other = Side(name="one commit by the store", command=None, load=OneCommit(), on_postgres=True)
+    ours = Side(name="trio-broker on PostgreSQL", command=ON_DATABASE, load=LONE, database=POSTGRES)
+    other = Side(name="one commit by the store", command=None, load=StoreAlone(), database=POSTGRES)
     return Workload(name=name, what=what, sides=(ours, other))
+
+
+def on_cassandra(name: str, what: str, streams: Sequence[tuple[int, int]]) -> Workload:
+    """The broker on Cassandra, a peer that inserts row by row, and the store alone in flushes like the broker's.
+
+    ``streams``: for each subject how many connections publish to it, and how many calls are in flight on each of them.
+    """
+    ours = Side(
+        name="trio-broker on Cassandra",
+        command=ON_DATABASE,
+        load=read_back(cassandra.kept_by_broker, streams),
+        database=CASSANDRA,
+    )
+    rows = Side(
+        name="grpcio.aio, a row per call",
+        command=grpcio_aio_on_cassandra,
+        load=read_back(cassandra.kept_by_peer, streams),
+        database=CASSANDRA,
+    )
+    alone = Side(
+        name="the store alone, such flushes",
+        command=None,
+        load=StoreAsFlushed(subjects=len(streams)),
+        database=CASSANDRA,
+        measures=(RATE, CPU, DATABASE_CPU, BATCH),
+    )
+    sides, measures = (ours, rows, alone), (RATE, CPU, DATABASE_CPU, BATCH, P50, P99)
+    return Workload(name=name, what=what, sides=sides, measures=measures, rehearsals=REHEARSALS)
+
+
+def read_back(kept: Callable[[Server, str], Kept], streams: Sequence[tuple[int, int]]) -> Load:
+    """Unary publishes to subjects at once, which are read back."""
+    return AtOnce(*(H2Load(connections=connections, streams=each, kept=kept) for connections, each in streams))
+
+
+def lone_on_cassandra(name: str, what: str) -> Workload:
+    """One caller, the same at the peer, and what one conditional batch takes."""
+    sides = (
+        Side(name="trio-broker on Cassandra", command=ON_DATABASE, load=LONE, database=CASSANDRA),
+        Side(name="grpcio.aio, a row per call", command=grpcio_aio_on_cassandra, load=LONE, database=CASSANDRA),
+        Side(name="one batch by the store", command=None, load=StoreAlone(), database=CASSANDRA),
+    )
+    return Workload(name=name, what=what, sides=sides, rehearsals=REHEARSALS)
 
 
 def in_memory(load: Load) -> Side:
@@ -118,7 +182,7 @@ WAITING = BrokerLoad("fanout", subscribers=100, window=1)
 LATENCY = BrokerLoad("latency", rate=200)
 IDLE = BrokerLoad("idle", subscribers=5000, connections=10)
 LONE = BrokerLoad("publish", connections=1, callers=1)
-ONE_COMMIT = Side(name="one commit by the store", command=SQLITE, load=OneCommit())
+ONE_COMMIT = Side(name="one commit by the store", command=SQLITE, load=StoreAlone())
 ALONE = Side(name="without it", command=SQLITE, load=LONE)
 FLOODED = LoneBesideFlood(H2Load(connections=4, streams=1000))
 
@@ -140,4 +204,9 @@ WORKLOADS = (
     on_postgres("postgres-4x25", "unary Publish, h2load, 4 x 25", FOUR_BY_25),
     on_postgres("postgres-8x100", "unary Publish, h2load, 8 x 100", EIGHT_BY_100),
     lone_on_postgres("postgres-lone", "one caller"),
+    on_cassandra("cassandra-1x100", "unary Publish to 1 subject, h2load, 100 streams", [(4, 25)]),
+    on_cassandra("cassandra-1x800", "unary Publish to 1 subject, h2load, 800 streams", [(8, 100)]),
+    on_cassandra("cassandra-8x100", "unary Publish to 8 subjects, h2load, 100 streams", [(1, 12), (1, 13)] * 4),
+    on_cassandra("cassandra-8x800", "unary Publish to 8 subjects, h2load, 800 streams", [(1, 100)] * 8),
+    lone_on_cassandra("cassandra-lone", "one caller"),
 )

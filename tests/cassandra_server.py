@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -71,17 +71,28 @@ class CassandraServer:
         address: where it listens, for clients and for other nodes; nowhere else.
         seed: the address of a node whose cluster it joins; otherwise it makes one.
         ports: shared with that node; otherwise it has its own.
+        place: where its directory is made; otherwise where temporary files are.
+        jvm: options for Java, over those in cassandra_node/jvm.args.
         settings: of cassandra.yaml, over those above; such as ``commitlog_sync="periodic"``.
     """
 
     def __init__(
-        self, address: str = "127.0.0.1", *, seed: str = "", ports: Ports | None = None, **settings: object
+        self,
+        address: str = "127.0.0.1",
+        *,
+        seed: str = "",
+        ports: Ports | None = None,
+        place: Path | None = None,
+        jvm: Sequence[str] = (),
+        **settings: object,
     ) -> None:
         self.address = address
         self._seed = seed or address
         self.log: deque[str] = deque(maxlen=5000)
         """What it has logged, the oldest lines dropped."""
         self._given_ports = ports
+        self._place = place
+        self._jvm = jvm
         self._settings = _SETTINGS | settings
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -90,7 +101,7 @@ class CassandraServer:
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
-            self.directory = Path(tempfile.mkdtemp(prefix="trio-broker-cassandra-"))
+            self.directory = Path(tempfile.mkdtemp(prefix="trio-broker-cassandra-", dir=self._place))
             undo.callback(shutil.rmtree, self.directory)
             undo.callback(_end_watch, _watch(self.directory))
             self.ports = self._given_ports or Ports()
@@ -126,7 +137,7 @@ class CassandraServer:
         assert self._process is None, "it runs already"
         self._started = self._ended = False
         self._process = subprocess.Popen(
-            _command(),
+            java_command("service.CassandraDaemon", jvm=self._jvm),
             cwd=self.directory,
             env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},  # none of the JAVA_* variables of a developer
             stdin=subprocess.DEVNULL,
@@ -297,8 +308,8 @@ def fetch_jars() -> Path:
     return jars
 
 
-def _command() -> list[str | Path]:
-    """What runs a node in the current directory."""
+def java_command(program: str, *arguments: str | Path, jvm: Sequence[str] = ()) -> list[str | Path]:
+    """What runs one of Cassandra's programs in the directory of a node, which is to be the current one."""
     java, jars = find_java(), fetch_jars()
     assert java is not None, MISSING
     agent = next(jars.glob("jamm-*.jar"))  # measures how much memory objects take
@@ -307,7 +318,7 @@ def _command() -> list[str | Path]:
         f"-javaagent:{agent}",
         f"-Dlogback.configurationFile={_FILES / 'logback.xml'}",
     ]
-    return [java, *options, "-cp", f"{jars}/*", "org.apache.cassandra.service.CassandraDaemon"]
+    return [java, *options, *jvm, "-cp", f"{jars}/*", f"org.apache.cassandra.{program}", *arguments]
 
 
 def _jars() -> Path:

@@ -52,10 +52,12 @@ class PostgresServer:
     """A running server; it accepts connections when the ``with`` block begins, and nothing is left of it after.
 
     Args:
+        place: where its directory is made; otherwise where temporary files are.
         settings: of postgresql.conf, over those above; such as ``max_connections="5"``.
     """
 
-    def __init__(self, **settings: str) -> None:
+    def __init__(self, *, place: Path | None = None, **settings: str) -> None:
+        self._place = place
         self.log: deque[str] = deque(maxlen=1000)
         """What it has logged, the oldest lines dropped."""
         self._settings = _SETTINGS | settings
@@ -65,7 +67,9 @@ class PostgresServer:
         self._ready = self._ended = False
 
     def __enter__(self) -> Self:
-        self.directory = Path(tempfile.mkdtemp(prefix="trio-broker-postgres-"))  # short: the path of a socket is
+        self.directory = Path(
+            tempfile.mkdtemp(prefix="trio-broker-postgres-", dir=self._place)
+        )  # short: the path of a socket is
         self._watch = _watch(self.directory)
         self._port_kept = _keep_port()
         self.port: int = self._port_kept.getsockname()[1]
