@@ -142,6 +142,23 @@ class Durability(NamedTuple):
     """The setting that decides it, such as ``journal_mode=wal synchronous=full``."""
     durable: bool
     """An acknowledged message outlives the process and a crash of its machine."""
+    meaning: str = "durable"
+    """The same in words, for people: what else may be lost, and when."""
+
+
+class PoolUse(NamedTuple):
+    """How busy the threads are that work for a store, each with its connection."""
+
+    name: str
+    """``write`` appends, ``read`` reads, ``change`` does the rest where appending has a thread of its own."""
+    size: int
+    in_use: int
+    waiting: int
+    """Operations that wait for their turn."""
+    turns: int
+    """Operations that got it so far."""
+    waited_s: float
+    """How long those waited for it, together."""
 
 
 class Wakeups:
@@ -251,6 +268,10 @@ class Store(ABC):
     @abstractmethod
     def limits(self) -> Limits:
         """What the store can take. Constant while the store is open."""
+
+    def pools(self) -> Sequence[PoolUse]:
+        """How busy its threads are; a store without any has no pools."""
+        return ()
 
     @abstractmethod
     def durability(self) -> Durability:

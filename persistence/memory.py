@@ -220,7 +220,12 @@ class MemoryStore(Store):
         return LIMITS
 
     def durability(self) -> Durability:
-        return Durability(kind="memory", setting="kept in this process only", durable=False)
+        return Durability(
+            kind="memory",
+            setting="kept in this process only",
+            durable=False,
+            meaning="NOT DURABLE: acknowledged messages do not outlive the process",
+        )
 
     def _new_log(self, subject: str) -> _Log:
         log = self._logs[subject] = _Log()

@@ -74,6 +74,9 @@ async def test_nodes_that_are_away_are_told_and_heard_of_again(cassandra: Keyspa
                 assert hints.connected
 
 
+TICK_US = clock_module.NODE_TICK_US
+
+
 class Node:
     """A node whose clock shows what the test says, and the machine of the broker likewise."""
 
@@ -98,20 +101,30 @@ class Node:
 
 def test_the_clock_is_the_nodes_and_counts_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     node, clock = Node(monkeypatch), Clock(None)
-    assert node.ask(clock) == node.time_us
+    assert node.ask(clock) == node.time_us + TICK_US // 2
     node.monotonic_s += 1.5
-    assert clock.now_us() == node.time_us + 1_500_000
+    assert clock.now_us() == node.time_us + 1_500_000 + TICK_US // 2
 
 
 def test_the_time_of_an_answer_is_taken_for_that_of_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
     node, clock = Node(monkeypatch), Clock(None)
-    assert node.ask(clock, there_s=0.1, back_s=0.3) == node.time_us + 200_000
+    assert node.ask(clock, there_s=0.1, back_s=0.3) == node.time_us + 200_000 + TICK_US // 2
 
 
 def test_the_clock_is_adjusted_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     node, clock = Node(monkeypatch), Clock(None)
     node.ask(clock)
     node.monotonic_s += 59
-    assert node.ask(clock) == node.time_us + 59_000_000  # the node's clock stood still
+    assert node.ask(clock) == node.time_us + 59_000_000 + TICK_US // 2  # the node's clock stood still
     node.monotonic_s += 1
-    assert node.ask(clock) == node.time_us
+    assert node.ask(clock) == node.time_us + TICK_US
+
+
+def test_a_slow_answer_that_agrees_with_the_clock_does_not_move_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    node, clock = Node(monkeypatch), Clock(None)
+    node.ask(clock)
+    for there_s, back_s in ((0.0, 0.8), (0.8, 0.0)):
+        node.monotonic_s += 60
+        node.time_us += 60_000_000 + int(there_s * 1e6)
+        assert node.ask(clock, there_s=there_s, back_s=back_s) == node.time_us + int(back_s * 1e6) + TICK_US // 2
+        node.time_us += int(back_s * 1e6)

@@ -4,6 +4,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from cassandra_keyspaces import keyspace_of
 
 from persistence.sqlite.schema import STEPS
 from trio_broker.cli.main import run_command_line
@@ -70,6 +71,19 @@ def test_a_file_of_a_later_release_is_refused(database: Path, capfd: pytest.Capt
     capfd.readouterr()
     assert run_command_line(["migrate", "status"]) == ERROR
     assert f"has schema version {LATEST + 1}" in capfd.readouterr().err
+
+
+def test_a_keyspace_of_cassandra(cassandra_url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    store = ["--store", f"{cassandra_url}&dc=datacenter1"]
+    assert run_command_line(["migrate", "status", *store]) == ERROR
+    assert "has schema version 0" in capfd.readouterr().out
+    assert run_command_line(["migrate", "sql", *store]) == 0
+    assert f"CREATE KEYSPACE IF NOT EXISTS {keyspace_of(cassandra_url)}" in capfd.readouterr().out
+    for command in ("up", "up", "status"):
+        assert run_command_line(["migrate", command, *store]) == 0
+        assert capfd.readouterr().out.endswith(", as this release needs\n")
+    assert run_command_line(["migrate", "sql", *store]) == 0
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import trio
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 300  # for a machine that does much else
+SERVERS = ("postgres_url", "cassandra_url")
+"""The fixtures of stores that need one."""
 
 
 class Broker(NamedTuple):
@@ -42,7 +44,7 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path, nursery: trio.N
     """A broker on the store that the test names; ended with the test."""
     script = Path(sys.executable).with_name("trio-broker")
     listeners = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
-    store = request.getfixturevalue("postgres_url") if request.param == "postgres" else request.param
+    store = request.getfixturevalue(request.param) if request.param in SERVERS else request.param
     command = [script, "serve", "--store", store, *listeners, "--log-format", "json"]
     process = await nursery.start(partial(trio.run_process, command, cwd=tmp_path, stderr=subprocess.PIPE, check=False))
     log = lines_of(process.stderr)
@@ -68,7 +70,7 @@ async def read_to_the_end(lines: AsyncIterator[bytes]) -> None:
         pass
 
 
-@pytest.mark.parametrize("broker", ["memory:", "sqlite:///broker.db", "postgres"], indirect=True)
+@pytest.mark.parametrize("broker", ["memory:", "sqlite:///broker.db", *SERVERS], indirect=True)
 async def test_the_contract_holds_for_grpc_go(peertest: Path, broker: Broker) -> None:
     with trio.fail_after(PATIENCE_S):
         done = await trio.run_process(

@@ -6,6 +6,9 @@ Threads:   any.
 
 It does not follow this machine's clock when that is set. Nodes whose clocks differ serve brokers that differ by as
 much; the times of a subject never decrease all the same.
+
+A node reads its clock at some moment between question and answer. The store's clock is moved only when no such moment
+would explain what the node said: otherwise it would follow how quickly nodes happen to answer.
 """
 
 import time
@@ -15,7 +18,8 @@ from uuid import UUID
 from persistence.cassandra.steps import Statement, Steps, surely
 
 ADJUST_INTERVAL_S = 60.0
-"""More often it would only follow how quickly a node happens to answer."""
+NODE_TICK_US = 1_000
+"""A node tells its time in whole milliseconds."""
 
 # A row of ours, at the consistency of every read: whoever answers can serve.
 _NOW = Statement("SELECT now() AS now FROM {keyspace}.store WHERE id = 0")
@@ -30,11 +34,11 @@ class Clock:
     def __init__(self, instead: Callable[[], int] | None) -> None:
         """``instead``: for tests, what tells the time."""
         self._instead = instead
-        self._offset_us = 0
+        self._offset_us: int | None = None
         self._adjusted_at = -ADJUST_INTERVAL_S
 
     def now_us(self) -> int:
-        return self._instead() if self._instead else _monotonic_us() + self._offset_us
+        return self._instead() if self._instead else _monotonic_us() + (self._offset_us or 0)
 
     def ask(self) -> Steps[int]:
         """Ask a node for its time, and go by it; return the time then."""
@@ -43,7 +47,11 @@ class Clock:
         answered_us = _monotonic_us()
         if rows and time.monotonic() >= self._adjusted_at + ADJUST_INTERVAL_S:
             now: UUID = rows[0]["now"]
-            self._offset_us = now.time // 10 - _UUID_EPOCH_US - (asked_us + answered_us) // 2
+            node_us = now.time // 10 - _UUID_EPOCH_US
+            least_us, most_us = node_us - answered_us, node_us - asked_us + NODE_TICK_US
+            if self._offset_us is None:
+                self._offset_us = (least_us + most_us) // 2
+            self._offset_us = min(max(self._offset_us, least_us), most_us)
             self._adjusted_at = time.monotonic()
         return self.now_us()
 

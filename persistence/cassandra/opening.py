@@ -31,7 +31,10 @@ VERSION_MIN = (4, 0)
 
 _NODE = "SELECT data_center, release_version FROM system.local"
 _SYNC = "SELECT value FROM system_views.settings WHERE name = 'commitlog_sync'"
-_LOST = "the last seconds of what was acknowledged are lost if all replicas die together"
+_PERIODIC = (
+    "durable but for the last seconds: a node that crashes loses them, and what was acknowledged then if too few other "
+    "replicas have it"
+)
 _REFUSALS = {
     "mismatch, certificate": "let the nodes' certificates name their addresses, or write check_hostname=false",
     "certificate verify failed": "name the authority that signed the nodes' certificates by ca= in the URL",
@@ -126,9 +129,10 @@ def _durability(session: Session, address: Address, dc: str, kind: str) -> Durab
         sync = session.execute(_SYNC).one()
     except (InvalidRequest, Unauthorized):
         return Durability(kind, setting, durable=True)  # it is not for us to see
+    setting += f" commitlog_sync={sync['value']}"
     if sync["value"] == "periodic":
-        return Durability(kind, f"{setting} commitlog_sync=periodic: {_LOST}", durable=False)
-    return Durability(kind, f"{setting} commitlog_sync={sync['value']}", durable=True)
+        return Durability(kind, setting, durable=False, meaning=_PERIODIC)
+    return Durability(kind, setting, durable=True)
 
 
 def refusal(error: Exception, address: Address) -> CannotOpen | StoreUnavailable:

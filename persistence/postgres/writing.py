@@ -163,6 +163,7 @@ class Writer:
             kind=f"PostgreSQL {(connection.info.parameter_status('server_version') or '').partition(' ')[0]}",
             setting=f"synchronous_commit={synchronous_commit} fsync={fsync}",
             durable=synchronous_commit != "off" and fsync == "on",
+            meaning=_meaning(synchronous_commit, fsync),
         )
         if before.setting not in ("", self.durability.setting):
             log.warning("durability_changed setting=%r durable=%s", self.durability.setting, self.durability.durable)
@@ -225,3 +226,12 @@ class Writer:
         """
         if self._unreplicated:
             raise psycopg.OperationalError("no standby has confirmed the commit")
+
+
+def _meaning(synchronous_commit: str, fsync: str) -> str:
+    """Say what an acknowledgement means under these settings of a session."""
+    if fsync != "on":
+        return "NOT DURABLE: a crash of PostgreSQL's machine may lose anything, acknowledged or not"
+    if synchronous_commit == "off":
+        return "durable but for the last moment: a crash of PostgreSQL loses what was acknowledged then"
+    return "durable"

@@ -1,6 +1,7 @@
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from pathlib import Path
 
@@ -13,17 +14,18 @@ from e2e_peers import PEERS, Peer
 
 _numbers = count(1)
 
-STORES: dict[str, Callable[[pytest.FixtureRequest], str]] = {
-    "memory": lambda request: "memory:",
-    "sqlite": lambda request: sqlite_url(request.getfixturevalue("tmp_path_factory").mktemp("store")),
-    "postgres": lambda request: request.getfixturevalue("postgres").create(),
+STORES: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[str]]] = {
+    "memory": lambda request: nullcontext("memory:"),
+    "sqlite": lambda request: nullcontext(sqlite_url(request.getfixturevalue("tmp_path_factory").mktemp("store"))),
+    "postgres": lambda request: request.getfixturevalue("postgres").new(),
+    "cassandra": lambda request: request.getfixturevalue("cassandra").new(),
 }
 
 
 @pytest.fixture(scope="session", params=STORES)
 def broker(request: pytest.FixtureRequest) -> Iterator[BrokerProcess]:
     """A broker on each kind of store, for all tests that leave it as they find it. It must never log an error."""
-    with BrokerProcess(STORES[request.param](request)) as process:
+    with STORES[request.param](request) as url, BrokerProcess(url) as process:
         yield process
         process.stop()
 

@@ -20,8 +20,8 @@ from typing import Self, TypeVar
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-SAFETY_S = 30
-"""What hangs fails after this long; nothing that works comes near."""
+SAFETY_S = 120
+"""What hangs fails after this long; nothing that works comes near, nor does a Cassandra that starts meanwhile."""
 
 DATABASE = "broker.db"
 
@@ -53,9 +53,12 @@ def eventually(ask: Callable[[], T], wanted: T) -> None:
 
 
 class BrokerProcess:
-    """A running broker; it is ready when this is made. Leaving the ``with`` block kills it, if it still runs."""
+    """A running broker; it is ready when this is made. Leaving the ``with`` block kills it, if it still runs.
 
-    def __init__(self, store: str, *flags: str) -> None:
+    ``away``: when this is made it has found that its store is away, and serves its HTTP pages only.
+    """
+
+    def __init__(self, store: str, *flags: str, away: bool = False) -> None:
         self.log: list[dict[str, object]] = []
         """What it has logged so far, and the lines that are no JSON as ``{"raw": line}``."""
         self._process = subprocess.Popen(
@@ -66,16 +69,26 @@ class BrokerProcess:
         self._reader = threading.Thread(target=self._read, name="broker-log")
         self._reader.start()
         try:
-            ready = self.wait_logged("ready")
+            if away:
+                self.wait_logged("store_away")
+                sockets = self.system().net_connections("tcp")
+                (pages,) = [each.laddr for each in sockets if each.status == psutil.CONN_LISTEN]
+                self.metrics_address = f"{pages.ip}:{pages.port}"
+            else:
+                self.wait_ready()
         except BaseException:
             self.__exit__()
             raise
-        self.address = str(ready["grpc"])
-        self.metrics_address = str(ready["metrics"])
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def wait_ready(self) -> None:
+        """Wait until it serves calls."""
+        ready = self.wait_logged("ready")
+        self.address = str(ready["grpc"])
+        self.metrics_address = str(ready["metrics"])
 
     def wait_logged(self, event: str) -> dict[str, object]:
         """Wait until the broker has logged ``event``; return the line."""

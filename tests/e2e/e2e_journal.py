@@ -4,13 +4,13 @@ Owns:      `Journal`; publishing through faults; the comparison.
 Not here:  the faults (the tests).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from itertools import count
+from itertools import count, cycle, islice
 
 import pytest
 from e2e_failure import CallFailed
-from e2e_peers import Client, Peer
+from e2e_peers import Client, Peer, Task
 
 SUBJECTS = [f"orders.{n}" for n in range(4)]
 CONNECTIONS = 4
@@ -19,21 +19,27 @@ CALLERS = 200
 READERS = 50
 UNASSIGNED = 2**62
 
-NOTHING_APPENDED = {("UNAVAILABLE", "STORAGE_UNAVAILABLE"), ("RESOURCE_EXHAUSTED", "OVERLOADED")}
+NOTHING_APPENDED: set[tuple[str, str | None]] = {
+    ("UNAVAILABLE", "STORAGE_UNAVAILABLE"),
+    ("RESOURCE_EXHAUSTED", "OVERLOADED"),
+}
 """What a broker says of a publish that may safely be tried again."""
-UNKNOWN = {("UNAVAILABLE", None), ("DEADLINE_EXCEEDED", "OUTCOME_UNKNOWN")}
+CUT_OFF: set[tuple[str, str | None]] = {("UNAVAILABLE", None)}
+"""What a gRPC library says when the broker is killed."""
+UNKNOWN = CUT_OFF | {("DEADLINE_EXCEEDED", "OUTCOME_UNKNOWN")}
 
 
 class Journal:
     """What the clients were told, over all rounds."""
 
-    def __init__(self) -> None:
-        self.bodies: dict[str, dict[int, bytes]] = {subject: {} for subject in SUBJECTS}
-        self.unchecked: dict[str, dict[int, bytes]] = {subject: {} for subject in SUBJECTS}
+    def __init__(self, subjects: Sequence[str] = SUBJECTS) -> None:
+        self.subjects = subjects
+        self.bodies: dict[str, dict[int, bytes]] = {subject: {} for subject in subjects}
+        self.unchecked: dict[str, dict[int, bytes]] = {subject: {} for subject in subjects}
         """Those of the last round."""
         self.refused: set[bytes] = set()
         """Those of which the broker said that nothing was appended."""
-        self.last_ids = dict.fromkeys(SUBJECTS, 0)
+        self.last_ids = dict.fromkeys(subjects, 0)
         """What the broker said when it was started again, and so what the next round's ids are above."""
         self.acknowledged = 0
         self._numbers = count()
@@ -53,25 +59,38 @@ class Journal:
         self.acknowledged += 1
 
 
-async def publish_until_killed(
-    peer: Peer, address: str, journal: Journal, acknowledged: int, kill: Callable[[], None]
+async def publish_until_failed(
+    peer: Peer,
+    addresses: Sequence[str],
+    journal: Journal,
+    acknowledged: int,
+    fault: Callable[[], None],
+    expected: set[tuple[str, str | None]],
 ) -> None:
-    """Publish on all connections and subjects; kill the broker after so many acknowledgements, and feel it."""
-    kill_at = journal.acknowledged + acknowledged
+    """Publish on all connections and subjects; let ``fault`` happen after so many acknowledgements, and feel it.
+
+    Every caller goes on until one of its publishes fails afterwards, in one of the ways that are ``expected``.
+    """
+    fault_at = journal.acknowledged + acknowledged
 
     async def call(client: Client, subject: str) -> None:
-        with pytest.raises(CallFailed) as failure:
-            while True:
+        while True:
+            try:
                 await journal.publish(client, subject)
-                if journal.acknowledged == kill_at:
-                    kill()
-        assert failure.value.told == ("UNAVAILABLE", None)
+            except CallFailed as failure:
+                if failure.told not in expected:
+                    raise
+                if journal.acknowledged >= fault_at:
+                    return
+            else:
+                if journal.acknowledged == fault_at:
+                    fault()
 
-    await _from_everywhere(peer, address, call)
+    await _from_everywhere(peer, addresses, journal, call)
 
 
 async def publish_through(
-    peer: Peer, address: str, journal: Journal, acknowledged: int, fault: Callable[[], None]
+    peer: Peer, addresses: Sequence[str], journal: Journal, acknowledged: int, fault: Callable[[], None]
 ) -> None:
     """Publish on all connections and subjects; let ``fault`` happen half-way; go on until so many are acknowledged."""
     fault_at = journal.acknowledged + acknowledged // 2
@@ -88,14 +107,21 @@ async def publish_through(
                 if journal.acknowledged == fault_at:
                     fault()
 
-    await _from_everywhere(peer, address, call)
+    await _from_everywhere(peer, addresses, journal, call)
 
 
-async def _from_everywhere(peer: Peer, address: str, call: Callable[[Client, str], object]) -> None:
+async def _from_everywhere(
+    peer: Peer, addresses: Sequence[str], journal: Journal, call: Callable[[Client, str], Task[None]]
+) -> None:
+    """Let `CALLERS` make calls over `CONNECTIONS` connections, or over one to each of more addresses than that."""
     async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(peer.connect(address)) for _ in range(CONNECTIONS)]
+        connections = max(CONNECTIONS, len(addresses))
+        clients = [
+            await stack.enter_async_context(peer.connect(address)) for address in islice(cycle(addresses), connections)
+        ]
+        subjects = journal.subjects
         await peer.together(
-            [call(clients[n % CONNECTIONS], SUBJECTS[n // CONNECTIONS % len(SUBJECTS)]) for n in range(CALLERS)]
+            [call(clients[n % connections], subjects[n // connections % len(subjects)]) for n in range(CALLERS)]
         )
 
 

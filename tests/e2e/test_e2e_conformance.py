@@ -8,6 +8,8 @@ from e2e_failure import CallFailed
 from e2e_peers import PEERS, Client, Peer, received
 
 ID_MAX = 2**63 - 1
+CLOCK_OFF_S = 1.0
+"""By so much a store's clock may differ from this machine's: Cassandra is asked for its time over the network."""
 
 
 async def refused(peer: Peer, client: Client, subject: str, id_: int, reason: str, text: str) -> CallFailed:
@@ -103,7 +105,8 @@ def test_a_message_is_the_same_live_and_fetched(broker: BrokerProcess, peer: Pee
             assert live == fetched
             assert (live.subject, live.id, live.body, dict(live.headers)) == (subject, 1, body, headers)
             assert live.published_at == published.published_at
-            assert before_s <= live.published_at.ToMicroseconds() / 1e6 <= after_s
+            published_s = live.published_at.ToMicroseconds() / 1e6
+            assert before_s - CLOCK_OFF_S <= published_s <= after_s + CLOCK_OFF_S
 
     peer.run(scenario)
 
@@ -133,18 +136,19 @@ def test_what_is_not_kept_is_delivered_and_cannot_be_fetched(broker: BrokerProce
 
 
 def test_a_message_is_there_until_it_expires_and_never_after(broker: BrokerProcess, subject: str) -> None:
-    """Both clocks are this machine's, so each answer can be held against the time at which it must have been read."""
+    """The store's clock counts, which told the time at some moment between asking and hearing that it is published."""
 
     async def scenario(peer: Peer) -> None:
         async with peer.connect(broker.address) as client:
+            asked_s = time.monotonic()
             published = await client.publish(subject, b"for a second", expirationSeconds=1)
-            expires_s = published.published_at.ToMicroseconds() / 1e6 + 1
+            published_s = time.monotonic()
             with pytest.raises(CallFailed) as failure:
                 while True:
-                    began_s = time.time()
+                    began_s = time.monotonic()
                     await client.fetch(subject, published.id)
-                    assert began_s < expires_s
-            assert time.time() >= expires_s
+                    assert began_s < published_s + 1
+            assert time.monotonic() >= asked_s + 1
             assert failure.value.told == ("INVALID_ARGUMENT", "EXPIRED_ID")
 
     PEERS["grpcio"].run(scenario)

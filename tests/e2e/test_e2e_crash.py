@@ -9,8 +9,9 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+import pytest
 from e2e_broker import BrokerProcess
-from e2e_journal import Journal, check_recovered, check_whole, publish_until_killed
+from e2e_journal import CUT_OFF, Journal, check_recovered, check_whole, publish_until_failed
 from e2e_peers import PEERS
 
 ROUNDS = 10
@@ -28,7 +29,8 @@ def kill_again_and_again(start: Callable[[], BrokerProcess], rounds: int) -> Non
         with start() as broker:
             AIO.run(check_recovered, broker.address, journal)
             moment = dice.randint(ACKNOWLEDGED_MIN, ACKNOWLEDGED_MAX)
-            AIO.run(publish_until_killed, broker.address, journal, moment, partial(os.kill, broker.pid, signal.SIGKILL))
+            kill = partial(os.kill, broker.pid, signal.SIGKILL)
+            AIO.run(publish_until_failed, [broker.address], journal, moment, kill, CUT_OFF)
             assert broker.wait() == -signal.SIGKILL
     with start() as broker:
         AIO.run(check_recovered, broker.address, journal)
@@ -44,5 +46,8 @@ def test_ten_times_kill_9_under_load_lose_nothing_that_was_acknowledged(
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def test_five_times_kill_9_on_postgres_lose_nothing_that_was_acknowledged(postgres_url: str) -> None:
-    kill_again_and_again(partial(BrokerProcess, postgres_url), 5)
+@pytest.mark.parametrize("server", ["postgres_url", "cassandra_url"])
+def test_five_times_kill_9_on_a_server_lose_nothing_that_was_acknowledged(
+    server: str, request: pytest.FixtureRequest
+) -> None:
+    kill_again_and_again(partial(BrokerProcess, request.getfixturevalue(server)), 5)

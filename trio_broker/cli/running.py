@@ -7,8 +7,10 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 not found or expired, 4 unavailable, 124 t
 shell says of Ctrl-C and of a pipe that nobody reads.
 """
 
+import os
+import sys
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeVarTuple
+from typing import NoReturn, TypeVarTuple
 
 import click
 import trio
@@ -63,6 +65,16 @@ def exit_code_of(error: Failure | BrokerError | OSError) -> int:
 def say(text: str) -> None:
     """Tell the user, apart from the command's output."""
     click.echo(f"trio-broker: {text}", err=True)
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End the process at once. Python would wait for threads that a driver leaves behind, and they for a database."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            exit_code = exit_code or PIPE_CLOSED
+    os._exit(exit_code)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
