@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test test-cluster lint types wheel-check bench demo proto clean
+.PHONY: serve test test-cluster lint types wheel-check bench demo proto dashboards image-requirements image-check clean
 .DEFAULT_GOAL := test
+
+# for the Python of the image, wherever this runs
+export UV_CUSTOM_COMPILE_COMMAND := make image-requirements
+PINNED := --generate-hashes --no-annotate --python-version 3.13 --python-platform linux
 
 # the broker and its run-time dependencies; from nothing, whatever an attempt with another Python left behind
 $(VENV)/.installed: setup.cfg pyproject.toml
@@ -49,6 +53,21 @@ bench: $(VENV)/.dev  ## side by side with grpcio.aio, interleaved
 
 proto: $(VENV)/.dev  ## generate trio_broker/_proto again
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python protos/generate.py
+
+dashboards: $(VENV)/.dev  ## generate docker/grafana/dashboards again
+	$(BIN)/python docker/grafana/generate.py
+
+image-requirements: $(VENV)/.dev  ## pin what the image is built of again (docker/*requirements.txt)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --upgrade $(PINNED) --extra postgres --extra cassandra --extra otel setup.cfg \
+		--output-file docker/requirements.txt
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])" \
+		| $(BIN)/uv pip compile --quiet --upgrade $(PINNED) - --output-file docker/build-requirements.txt
+
+image-check: $(VENV)/.dev  ## build the image, run it hardened, bring the compose stack up (Debian; installs podman as root)
+	docker/ci/install.sh
+	$(BIN)/python -m pip install --quiet --editable ".[containers]"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m containers $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from trio_broker.cli.main import run_command_line
-from trio_broker.cli.settings import ConfigError, Settings, flag, load, unknown_variables
+from trio_broker.cli.settings import SECRETS, ConfigError, Settings, flag, load, load_one, unknown_variables
 from trio_broker.config import Config
 
 
@@ -14,6 +14,7 @@ from trio_broker.config import Config
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Config.model_fields:
         monkeypatch.delenv(f"TRIO_BROKER_{name.upper()}", raising=False)
+        monkeypatch.delenv(f"TRIO_BROKER_{name.upper()}_FILE", raising=False)
 
 
 @pytest.fixture
@@ -41,6 +42,19 @@ def test_flags_go_before_variables_before_the_file_before_defaults(file: Path, m
 def test_switches_are_written_in_variables_as_usual(text: str, value: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIO_BROKER_ALLOW_ANONYMOUS", text)
     assert load({}, None).config.allow_anonymous is value
+
+
+def test_lists_are_words_in_flags_and_variables_and_lists_in_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text('metrics_subjects = ["in.file", "too"]')
+    assert load({}, file).config.metrics_subjects == ("in.file", "too")
+    monkeypatch.setenv("TRIO_BROKER_METRICS_SUBJECTS", "in.variable too")
+    assert load({}, file).config.metrics_subjects == ("in.variable", "too")
+    assert load({"metrics_subjects": "in.flag"}, file).config.metrics_subjects == ("in.flag",)
+    file.write_text("metrics_subjects = 7")
+    monkeypatch.delenv("TRIO_BROKER_METRICS_SUBJECTS")
+    assert told({}, file) == f"metrics_subjects in {file}: must be words, or a list of them, not 7"
 
 
 def test_a_wrong_value_is_told_with_the_place_where_it_is_written(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +128,8 @@ def test_what_kubernetes_injects_for_its_services_is_passed_over() -> None:
 
 def test_the_rule_of_names_holds_for_every_setting(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in Config().model_dump().items():
-        written = str(value).lower() if isinstance(value, bool) else str(value)
+        written = " ".join(value) if isinstance(value, tuple) else str(value)
+        written = written.lower() if isinstance(value, bool) else written
         monkeypatch.setenv(f"TRIO_BROKER_{name.upper()}", written)
         assert flag(name) == f"--{name}".replace("_", "-")
     file.write_text("no_migrate = true\nallow_anonymous = true")
@@ -183,3 +198,41 @@ def test_what_keeps_serve_from_starting_is_told_on_stderr(
     assert err.startswith("trio-broker: ")
     assert text in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_what_may_hold_a_password_can_be_in_a_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("postgresql://broker:pa55@db/app\n")
+    monkeypatch.setenv(f"TRIO_BROKER_{name.upper()}_FILE", str(secret))
+    settings = load({}, None)
+    assert getattr(settings.config, name) == "postgresql://broker:pa55@db/app"
+    assert settings.unknown_variables == {}
+    assert getattr(load({name: "memory:"}, None).config, name) == "memory:"
+
+
+def test_a_secret_that_cannot_be_read_is_told_without_what_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret"
+    monkeypatch.setenv("TRIO_BROKER_STORE_FILE", str(secret))
+    assert told({}) == f"TRIO_BROKER_STORE_FILE: cannot read {str(secret)!r}: No such file or directory"
+    secret.write_bytes(b"\n")
+    assert told({}) == f"TRIO_BROKER_STORE_FILE: {secret} is empty"
+    secret.write_bytes(b"pa55\xff")
+    assert told({}) == f"TRIO_BROKER_STORE_FILE: {secret} is not text in UTF-8"
+
+
+def test_a_setting_both_in_a_variable_and_in_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIO_BROKER_STORE", "memory:")
+    monkeypatch.setenv("TRIO_BROKER_STORE_FILE", str(tmp_path / "secret"))
+    assert told({}) == "TRIO_BROKER_STORE and TRIO_BROKER_STORE_FILE are both set: leave one of them out"
+
+
+def test_one_setting_is_read_whatever_the_others_are(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text('store = "memory:"\ngrace = "soon"\n')
+    monkeypatch.setenv("TRIO_BROKER_LISTEN", "0.0.0.0:50051")
+    monkeypatch.setenv("TRIO_BROKER_STORE_LISTEN_FILE", str(file.with_name("missing")))
+    assert load_one("store", {}, file) == "memory:"
+    with pytest.raises(ConfigError, match="--metrics-listen: "):
+        load_one("metrics_listen", {"metrics_listen": "nowhere"}, None)

@@ -11,9 +11,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeVar, TypeVarTuple
 
-import trio
-
 from persistence import threads
+from persistence.facade import PoolUse
 from persistence.sqlite.connection import failure
 
 Ts = TypeVarTuple("Ts")
@@ -29,11 +28,15 @@ class ReaderPool:
         self._idle: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         for connection in connections:
             self._idle.put(connection)
-        self._limiter = trio.CapacityLimiter(len(connections))
+        self._limiter = threads.Tokens(len(connections))
 
     async def run(self, fn: Callable[[sqlite3.Connection, *Ts], R], *args: *Ts) -> R:
         """Run ``fn`` with a connection in a worker thread. A checkpoint; when cancelled it leaves the thread behind."""
         return await threads.read(self._limiter, self._lend, fn, *args)
+
+    def use(self) -> PoolUse:
+        """Say how busy it is."""
+        return self._limiter.use("read")
 
     def collect(self) -> None:
         """Stop what still runs for callers that are gone, and wait for all connections: nothing can be read after.

@@ -21,6 +21,7 @@ from persistence.facade import (
     NewMessage,
     Outcome,
     Page,
+    PoolUse,
     Record,
     Register,
     Store,
@@ -113,6 +114,9 @@ class SQLiteStore(Store):
 
     def limits(self) -> Limits:
         return LIMITS
+
+    def pools(self) -> Sequence[PoolUse]:
+        return self._writing.use("write"), self._reading.use()
 
     def durability(self) -> Durability:
         return Durability(

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
 from trio_broker._version import __version__
-from trio_broker.cli.running import ERROR, INTERRUPTED, USAGE, say
+from trio_broker.cli.running import ERROR, INTERRUPTED, USAGE, leave, say
 
-_COMMANDS = ("serve", "pub", "sub", "get", "top", "migrate", "version")
+_COMMANDS = ("serve", "pub", "sub", "get", "top", "health", "migrate", "backup", "version")
 
 
 class _Commands(click.Group):
@@ -38,9 +39,9 @@ def cli() -> None:
     """A message broker that any gRPC client can use without an SDK."""
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line of this process."""
-    sys.exit(run_command_line(sys.argv[1:]))
+    leave(run_command_line(sys.argv[1:]))
 
 
 def run_command_line(arguments: Sequence[str]) -> int:

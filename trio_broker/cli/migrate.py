@@ -1,7 +1,7 @@
 """``trio-broker migrate``: the schema of the store, apart from running a broker.
 
 Owns:      the subcommands up, status and sql.
-Not here:  the schemas (persistence/), where the store's URL comes from (trio_broker/cli/settings.py).
+Not here:  the schemas (persistence/), which store it is (trio_broker/cli/storing.py).
 """
 
 from collections.abc import Awaitable, Callable
@@ -10,11 +10,10 @@ from typing import Any
 
 import click
 
-from trio_broker.cli.running import ERROR, UNAVAILABLE, USAGE, Failure, run, say
-from trio_broker.cli.settings import ConfigError, load
+from trio_broker.cli.running import ERROR
 from trio_broker.cli.standard import write
+from trio_broker.cli.storing import run_on_store, store_options
 from trio_broker.logs import redact_url
-from trio_broker.own_packages import require_own
 
 
 @click.group("migrate")
@@ -29,40 +28,13 @@ def command() -> None:
 def _subcommand(fn: Callable[[str], Awaitable[int]]) -> click.Command:
     """Make a subcommand of a function that gets the store's URL, as ``serve`` would."""
 
-    @click.option("--store", metavar="URL", help="the store, as for serve  [TRIO_BROKER_STORE]")
-    @click.option(
-        "--config",
-        "file",
-        type=click.Path(path_type=Path),
-        envvar="TRIO_BROKER_CONFIG",
-        help="a TOML file with settings  [TRIO_BROKER_CONFIG]",
-    )
+    @store_options
     def subcommand(*, store: str | None, file: Path | None) -> int:
-        try:
-            url = load({} if store is None else {"store": store}, file).config.store
-        except ConfigError as error:
-            say(str(error))
-            return USAGE
-        return run(_reported, fn, url)
+        return run_on_store(fn, store, file)
 
     name = fn.__name__.removeprefix("_")
     made: click.Command = command.command(name, help=fn.__doc__)(subcommand)
     return made
-
-
-async def _reported(fn: Callable[[str], Awaitable[int]], url: str) -> int:
-    try:
-        require_own("persistence")
-    except ImportError as error:
-        raise Failure(str(error)) from error
-    from persistence import CannotOpen, StoreUnavailable
-
-    try:
-        return await fn(url)
-    except CannotOpen as error:
-        raise Failure(str(error)) from error
-    except StoreUnavailable as error:
-        raise Failure(str(error), UNAVAILABLE) from error
 
 
 @_subcommand

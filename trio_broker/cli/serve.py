@@ -35,6 +35,8 @@ def _option(name: str, field: FieldInfo) -> click.Option:
         metavar, default = "DURATION", write_seconds(field.default)
     elif size in read:
         metavar, default = "SIZE", write_size(field.default)
+    elif isinstance(field.default, tuple):
+        metavar, default = "WORDS", " ".join(field.default)
     else:
         metavar, default = "|".join(get_args(field.annotation)) or "VALUE", str(field.default)
     about += f"  [default: {default}]" if default else ""
@@ -82,13 +84,18 @@ async def _serve(settings: Settings, file: Path | None) -> int:
     from persistence import CannotOpen
     from trio_broker.serve import serve
 
-    configure_logging(settings.config.log_format, settings.config.log_level)
+    if settings.config.traces:
+        try:
+            import trio_broker.tracing  # noqa: F401 - told before anything is started
+        except ImportError as error:
+            raise Failure(f'--traces needs more packages ({error}): pip install "trio-broker[otel]"') from error
+    budget = configure_logging(settings.config.log_format, settings.config.log_level)
     if file is not None:
         log.info("settings_read", file=str(file))
     for name, meant in settings.unknown_variables.items():
         log.warning("variable_unknown", name=name, **({"did_you_mean": meant} if meant else {}))
     try:
-        return await serve(settings.config)
+        return await serve(settings.config, budget)
     except* CannotOpen as group:
         failure: BaseException = group
     while isinstance(failure, BaseExceptionGroup):

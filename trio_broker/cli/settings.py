@@ -1,4 +1,4 @@
-"""Where the settings of ``serve`` come from: flags > TRIO_BROKER_* variables > a TOML file > defaults.
+"""Where settings come from: flags > TRIO_BROKER_* variables > a TOML file > defaults.
 
 Owns:      reading and merging the sources, and errors that say what is wrong, where, and what to do.
 Not here:  which settings there are, and their checks (trio_broker/config.py).
@@ -7,7 +7,7 @@ Not here:  which settings there are, and their checks (trio_broker/config.py).
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,8 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 from trio_broker.config import Config
 
 PREFIX = "TRIO_BROKER_"
+SECRETS = ("store", "store_listen")
+"""Settings that may hold a password. Each may also be in a file, which its variable with ``_FILE`` appended names."""
 
 _NOT_OF_SERVE = {"CONFIG", "SERVER"}
 
@@ -38,6 +40,7 @@ _PLAIN_WORDS = {
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "string_type": "must be text",
+    "tuple_type": "must be words, or a list of them",
     "literal_error": "must be {expected}",
     "value_error": "{error}",
 }
@@ -55,10 +58,17 @@ class Settings(NamedTuple):
     """TRIO_BROKER_* variables that are no settings, with the one that may be meant."""
 
 
+class _Given(NamedTuple):
+    """A value as it is written somewhere."""
+
+    value: object
+    origin: str
+
+
 class _Sources(Config, BaseSettings):
     """Lets pydantic-settings look for the fields of `Config`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, enable_decoding=False)  # lists are words, not JSON
 
 
 def load(flags: Mapping[str, object], file: Path | None) -> Settings:
@@ -67,18 +77,19 @@ def load(flags: Mapping[str, object], file: Path | None) -> Settings:
     Raises:
         ConfigError: with everything that is wrong.
     """
-    in_file = _read_file(file) if file else {}
-    in_environment: dict[str, Any] = EnvSettingsSource(_Sources)()
-    origins = {
-        **{name: f"{name} in {file}" for name in in_file},
-        **{name: PREFIX + name.upper() for name in in_environment},
-        **{name: flag(name) for name in flags},
-    }
-    try:
-        config = Config.model_validate({**in_file, **in_environment, **flags})
-    except ValidationError as error:
-        raise ConfigError(_tell(error, origins)) from None
-    return Settings(config, unknown_variables(os.environ))
+    return Settings(_checked(_gather(Config.model_fields, flags, file)), unknown_variables(os.environ))
+
+
+def load_one(name: str, flags: Mapping[str, object], file: Path | None) -> Any:  # noqa: ANN401 - as the setting is
+    """Read one setting, for a command that needs no other.
+
+    The others may be anything: in a container they are often completed by flags that only ``serve`` is given.
+
+    Raises:
+        ConfigError: as `load` does.
+    """
+    given = _gather([name], flags, file)
+    return getattr(_checked({name: given[name]} if name in given else {}), name)
 
 
 def flag(name: str) -> str:
@@ -88,7 +99,9 @@ def flag(name: str) -> str:
 
 def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     """Find TRIO_BROKER_* variables that are no settings, each with the one that may be meant."""
-    known = {name.upper() for name in Config.model_fields} | _NOT_OF_SERVE
+    known = (
+        {name.upper() for name in Config.model_fields} | {f"{name.upper()}_FILE" for name in SECRETS} | _NOT_OF_SERVE
+    )
     unknown: dict[str, str | None] = {}
     for variable, value in sorted(environ.items()):
         name = variable.removeprefix(PREFIX)
@@ -98,6 +111,47 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
             meant = _meant(name, known)
             unknown[variable] = meant and PREFIX + meant
     return unknown
+
+
+def _gather(names: Collection[str], flags: Mapping[str, object], file: Path | None) -> dict[str, _Given]:
+    """Collect what is given of the settings ``names``, and all that is in the file."""
+    return {
+        **({name: _Given(value, f"{name} in {file}") for name, value in _read_file(file).items()} if file else {}),
+        **_read_environment(names),
+        **{name: _Given(value, flag(name)) for name, value in flags.items()},
+    }
+
+
+def _checked(given: Mapping[str, _Given]) -> Config:
+    try:
+        return Config.model_validate({name: value for name, (value, _) in given.items()})
+    except ValidationError as error:
+        raise ConfigError(_tell(error, {name: origin for name, (_, origin) in given.items()})) from None
+
+
+def _read_environment(names: Collection[str]) -> dict[str, _Given]:
+    found: dict[str, Any] = EnvSettingsSource(_Sources)()
+    given = {name: _Given(found[name], PREFIX + name.upper()) for name in names if name in found}
+    for name in SECRETS:
+        variable = f"{PREFIX}{name.upper()}_FILE"
+        if name not in names or variable not in os.environ:
+            continue
+        if name in given:
+            raise ConfigError(f"{given[name].origin} and {variable} are both set: leave one of them out")
+        given[name] = _Given(_read_secret(variable, Path(os.environ[variable])), variable)
+    return given
+
+
+def _read_secret(variable: str, path: Path) -> str:
+    try:
+        secret = path.read_text("utf-8").strip()  # a file usually ends with a newline
+    except OSError as error:
+        raise ConfigError(f"{variable}: cannot read {str(path)!r}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ConfigError(f"{variable}: {path} is not text in UTF-8") from None  # without what it holds
+    if not secret:
+        raise ConfigError(f"{variable}: {path} is empty")
+    return secret
 
 
 def _read_file(file: Path) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from trio_broker.notation import TcpAddress, parse_listen, seconds
 PATIENCE_S = 5.0
 """For one page."""
 CLEAR = "\x1b[H\x1b[2J"
-OK = "OK"
 
 
 def _tcp(text: str) -> str:
@@ -126,11 +125,10 @@ def _calls(interval: Interval) -> Iterator[str]:
     yield f"{'method':<22}{'calls/s':>10}{'errors/s':>10}{'p50':>10}{'p95':>10}{'p99':>10}"
     now = interval.after
     for method in now.labels("method_count", "method"):
-        rate = interval.rate("method_count", method=method)
-        fine = interval.rate("method_count", method=method, status=OK)
-        failed = rate - (0.0 if math.isnan(fine) else fine)
-        if not rate and not now.total("method_count", method=method):
+        if not now.total("method_count", method=method):
             continue
+        rate = interval.rate("method_count", method=method)
+        failed = _errors(interval, "trio_broker_rpc_errors_total", method=method)
         quantiles = [now.total("method_duration", method=method, quantile=each) for each in ("0.5", "0.95", "0.99")]
         columns = "".join(f"{_seconds(value):>10}" for value in quantiles)
         yield f"{method:<22}{_number(rate):>10}{_number(failed):>10}{columns}"
@@ -163,7 +161,7 @@ def _store(interval: Interval, kind: str) -> Iterator[str]:
     flushes = _number(interval.rate("trio_broker_flush_seconds_count"))
     messages = _number(interval.mean("trio_broker_flush_messages"))
     queue, limit = (_number(now.total(f"trio_broker_publish_queue_{of}messages")) for of in ("", "limit_"))
-    errors = _number(interval.rate("trio_broker_store_errors_total"))
+    errors = _number(_errors(interval, "trio_broker_store_errors_total"))
     took = _quantiles(interval, "trio_broker_flush_seconds")
     yield f"store        {kind}: {flushes} flushes/s of {messages} messages, {took}; {errors} errors/s"
     behind = _duration(now.total("trio_broker_sweep_behind_seconds"))
@@ -188,6 +186,11 @@ def _process(interval: Interval) -> Iterator[str]:
     used = f"{_bytes(resident)} of {_bytes(memory)}"
     yield f"process      CPU {cpu:.2f} of {_number(cpus)}, memory {used}; scheduler lag {lag}"
     yield f"             {connections} connections, {tasks} tasks, {threads} threads, {files} descriptors"
+
+
+def _errors(interval: Interval, name: str, **labels: str) -> float:
+    rate = interval.rate(name, **labels)
+    return 0.0 if math.isnan(rate) else rate  # of what never failed the page says nothing
 
 
 def _quantiles(interval: Interval, histogram: str) -> str:

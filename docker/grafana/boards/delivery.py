@@ -1,0 +1,121 @@
+"""From the commit to the subscribers: how much, how late, and who does not keep up."""
+
+from typing import Final
+
+from grafana_foundation_sdk.models import units
+
+from boards.panels import Board, Graph, Levels, Query, Row
+from boards.promql import each, gauge, quantile, quantiles, rate
+
+MESSAGES: Final = Row(
+    "Messages",
+    [
+        Graph(
+            "Published and delivered",
+            units.Short,
+            [
+                Query(rate("trio_broker_messages_published_total"), "published a second"),
+                Query(rate("trio_broker_messages_delivered_total"), "delivered a second"),
+            ],
+            "Delivered is published times subscribers of the subject. Less: see Buffers.",
+        ),
+        Graph(
+            "Bytes published and delivered",
+            units.BytesPerSecondIEC,
+            [
+                Query(rate("trio_broker_published_bytes_total"), "published"),
+                Query(rate("trio_broker_delivered_bytes_total"), "delivered"),
+            ],
+            "Bodies, without what gRPC adds.",
+        ),
+        Graph(
+            "Subscribers",
+            units.Short,
+            [each("active_subscribers")],
+            "Subscriptions that are live. A sudden fall: a client's deployment, a proxy, or slow consumers cut.",
+        ),
+    ],
+)
+
+LAG: Final = Row(
+    "Lag",
+    [
+        Graph(
+            "From the commit to the socket",
+            units.Seconds,
+            quantiles("trio_broker_delivery_lag_seconds"),
+            "How late messages are. p99 alone is high: some subscribers are slow. All are: the broker is; "
+            "see the board process.",
+            Levels(warning=0.25, bad=1),
+        ),
+        Graph(
+            "From the commit to the socket, p99 of each instance",
+            units.Seconds,
+            [Query(quantile(0.99, "trio_broker_delivery_lag_seconds", "instance"), "{{instance}}")],
+            "Who is late.",
+        ),
+        Graph(
+            "Publishes in front of the store",
+            units.Short,
+            [each("trio_broker_publish_queue_messages")],
+            "They have no id yet. Grows while the store is slow or away; see the board store.",
+        ),
+    ],
+)
+
+BUFFERS: Final = Row(
+    "Buffers",
+    [
+        Graph(
+            "The fullest buffer of a subscription",
+            units.PercentUnit,
+            [each("trio_broker_subscriber_buffer_fill_ratio")],
+            "A subscriber that stalls: it rises to 100 %, then that subscription is cut and it falls. Others do not "
+            "wait for it. The log names its peer and subject.",
+            Levels(warning=0.5, bad=0.9),
+            top=1,
+        ),
+        Graph(
+            "Messages that wait in buffers",
+            units.Short,
+            [each("trio_broker_subscriber_buffer_messages")],
+            "Over all subscriptions. Much, and no buffer is full: all read slowly, or the network is slow.",
+        ),
+        Graph(
+            "Bytes that wait in buffers",
+            units.BytesIEC,
+            [each("trio_broker_subscriber_buffer_bytes")],
+            "Over all subscriptions: memory that slow subscribers take.",
+        ),
+        Graph(
+            "Subscriptions cut",
+            units.Short,
+            [
+                Query(
+                    f"sum by (instance) (increase({gauge('trio_broker_slow_consumers_total')}[$__rate_interval]))",
+                    "{{instance}}",
+                )
+            ],
+            "They were told SLOW_CONSUMER and the last id that they got. Make the reader faster, or "
+            "--subscriber-messages and --subscriber-bytes larger.",
+            columns=12,
+        ),
+        Graph(
+            "Subjects of --metrics-subjects",
+            units.Short,
+            [
+                Query(rate("trio_broker_subject_messages_published_total", "subject"), "{{subject}}: published"),
+                Query(rate("trio_broker_subject_messages_delivered_total", "subject"), "{{subject}}: delivered"),
+                Query(f"sum by (subject) ({gauge('trio_broker_subject_subscribers')})", "{{subject}}: subscribers"),
+            ],
+            "Messages a second and subscribers of the subjects that the setting names; by default none.",
+            columns=12,
+        ),
+    ],
+)
+
+BOARD: Final = Board(
+    "delivery",
+    "From the commit to the subscribers: how much, how late, and who does not keep up.",
+    [MESSAGES, LAG, BUFFERS],
+)

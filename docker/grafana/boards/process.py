@@ -1,0 +1,145 @@
+"""The process and its runtime: memory, CPU, the scheduler, threads, descriptors."""
+
+from typing import Final
+
+from grafana_foundation_sdk.models import units
+
+from boards.panels import Board, Graph, Levels, Query, Row
+from boards.promql import each, gauge, quantile, quantiles, rate
+
+MEMORY: Final = Row(
+    "Memory",
+    [
+        Graph(
+            "Memory, of its limit",
+            units.PercentUnit,
+            [
+                Query(
+                    f"{gauge('trio_broker_memory_used_bytes')} / {gauge('trio_broker_memory_limit_bytes')}",
+                    "{{instance}}",
+                ),
+                each("trio_broker_memory_pressure", "{{instance}}: refuses work (1)"),
+            ],
+            "Near 100 % the broker refuses new work. See which buffers grow: Buffers (delivery), Queue (store).",
+            Levels(warning=0.7, bad=0.85),
+            top=1,
+        ),
+        Graph(
+            "Memory in bytes",
+            units.BytesIEC,
+            [
+                each("trio_broker_memory_used_bytes", "{{instance}}: counted"),
+                each("process_resident_memory_bytes", "{{instance}}: resident"),
+                each("trio_broker_memory_limit_bytes", "{{instance}}: limit"),
+            ],
+            "Counted: what the limit is held against. It grows for hours and never falls: a leak; report it.",
+        ),
+        Graph(
+            "What clients make it keep",
+            units.BytesIEC,
+            [
+                each("trio_broker_publish_queue_bytes", "{{instance}}: publishes that wait"),
+                each("trio_broker_subscriber_buffer_bytes", "{{instance}}: subscriptions' buffers"),
+            ],
+            "The first grows: the store is slow. The second: subscribers are.",
+        ),
+    ],
+)
+
+CPU: Final = Row(
+    "CPU",
+    [
+        Graph(
+            "CPUs in use",
+            units.Short,
+            [
+                each("trio_broker_process_cpu_utilisation"),
+                each("trio_broker_cpu_limit", "{{instance}}: limit"),
+            ],
+            "At 1 the one thread that serves all clients is at its end: more brokers, or fewer calls. At the limit the "
+            "kernel makes it wait.",
+        ),
+        Graph(
+            "Load of the machine",
+            units.Short,
+            [
+                each("trio_broker_load_average", "{{instance}}: 1 min", 'minutes="1"'),
+                Query(rate("trio_broker_cpu_throttled_seconds_total", "instance"), "{{instance}}: throttled, s/s"),
+            ],
+            "Load above the number of CPUs while the broker uses few: somebody else takes them. Throttled: it wants "
+            "more than the container may have.",
+        ),
+        Graph(
+            "By how much the scheduler wakes late",
+            units.Seconds,
+            quantiles("trio_broker_scheduler_lag_seconds"),
+            "Everything waits so long. High with much CPU: too many calls for one process. High with little: the "
+            "machine is busy or throttles, or something blocks (SIGUSR1 writes the task tree to the log).",
+            Levels(warning=0.05, bad=0.25),
+        ),
+    ],
+)
+
+RUNTIME: Final = Row(
+    "Runtime",
+    [
+        Graph(
+            "Pauses of the garbage collector",
+            units.Seconds,
+            [
+                Query(
+                    quantile(0.99, "trio_broker_gc_pause_seconds", "generation"),
+                    "generation {{generation}}, p99",
+                )
+            ],
+            "Nothing runs meanwhile.",
+        ),
+        Graph(
+            "Garbage collections",
+            units.OpsPerSecond,
+            [Query(rate("python_gc_collections_total", "generation"), "generation {{generation}}")],
+            "How often; each is a pause, see beside it.",
+        ),
+        Graph(
+            "Trio's tasks and threads",
+            units.Short,
+            [
+                each("trio_broker_trio_tasks", "{{instance}}: tasks"),
+                each("trio_broker_process_threads", "{{instance}}: threads"),
+            ],
+            "Tasks grow with connections. Threads are those of the pools; they grow no further.",
+        ),
+        Graph(
+            "File descriptors",
+            units.Short,
+            [
+                each("process_open_fds"),
+                each("process_max_fds", "{{instance}}: limit"),
+            ],
+            "At the limit no connection is accepted any more: raise it (LimitNOFILE, ulimit -n).",
+        ),
+        Graph(
+            "Running for",
+            units.Seconds,
+            [Query(f"time() - {gauge('process_start_time_seconds')}", "{{instance}}")],
+            "It falls to 0 again and again: it is killed (out of memory?) or crashes; see its log's end.",
+        ),
+        Graph(
+            "Versions",
+            units.Short,
+            [
+                Query(
+                    f"count by (version, python, trio, store) ({gauge('trio_broker_build_info')})",
+                    "{{version}} on {{store}}, Python {{python}}, trio {{trio}}",
+                )
+            ],
+            "How many instances run what.",
+        ),
+    ],
+)
+
+BOARD: Final = Board(
+    "process",
+    "The process and its runtime: memory, CPU, the scheduler, threads, descriptors.",
+    [MEMORY, CPU, RUNTIME],
+)

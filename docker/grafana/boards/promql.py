@@ -1,0 +1,52 @@
+"""PromQL over the instances that were chosen: rates and histograms are summed over them, gauges are shown for each."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from boards.panels import Query
+
+CHOSEN: Final = 'job=~"$job",instance=~"$instance"'
+PUBLISH_AND_FETCH: Final = 'method=~"Publish|Fetch"'
+OUR_FAULT: Final = 'status=~"UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL|UNKNOWN|DATA_LOSS"'
+"""What the alert TrioBrokerErrorRatio counts."""
+CLIENTS_FAULT: Final = (
+    'status=~"INVALID_ARGUMENT|NOT_FOUND|ALREADY_EXISTS|PERMISSION_DENIED|FAILED_PRECONDITION|OUT_OF_RANGE|'
+    'UNIMPLEMENTED|UNAUTHENTICATED"'
+)
+
+
+def gauge(name: str, match: str = "") -> str:
+    """Return the series of the chosen instances."""
+    return f"{name}{{{','.join(filter(None, [CHOSEN, match]))}}}"
+
+
+def rate(name: str, by: str = "", match: str = "") -> str:
+    """Return what a counter grew by in a second, over the chosen instances."""
+    return f"sum{by and f' by ({by})'} (rate({gauge(name, match)}[$__rate_interval]))"
+
+
+def mean(name: str, by: str = "") -> str:
+    """Return the mean of what a histogram was given."""
+    return f"{rate(f'{name}_sum', by)} / {rate(f'{name}_count', by)}"
+
+
+def quantile(fraction: float, name: str, by: str = "", match: str = "") -> str:
+    """Return a quantile of a histogram, over the chosen instances."""
+    return f"histogram_quantile({fraction}, {rate(f'{name}_bucket', ','.join(filter(None, [by, 'le'])), match)})"
+
+
+def each(name: str, legend: str = "{{instance}}", match: str = "") -> Query:
+    """Return a gauge, a line for each of its series."""
+    return Query(gauge(name, match), legend)
+
+
+def quantiles(name: str, match: str = "") -> Sequence[Query]:
+    """Return the usual three."""
+    return [Query(quantile(part, name, match=match), f"p{part:.0%}".rstrip("%")) for part in (0.5, 0.95, 0.99)]
+
+
+def part_of_calls(ended: str, by: str = "", among: str = "") -> str:
+    """Return the part of the calls that ended so; nothing where nobody calls."""
+    those = rate("method_count", by, ",".join(filter(None, [among, ended])))
+    calls = rate("method_count", by, among)
+    return f"({those} or 0 * {calls}) / ({calls} > 0)"
