@@ -2,8 +2,21 @@
 
 from metrics.calls import UNKNOWN_METHOD, CallMetrics
 from metrics.http import serve_http
+from metrics.messages import MessageMetrics
 from metrics.pages import Readiness
-from metrics.process import build_registry
+from metrics.process import ProcessMetrics, build_registry
+from metrics.state import State, StateMetrics
 from metrics.store import StoreMetrics
 
-__all__ = ["UNKNOWN_METHOD", "CallMetrics", "Readiness", "StoreMetrics", "build_registry", "serve_http"]
+__all__ = [
+    "UNKNOWN_METHOD",
+    "CallMetrics",
+    "MessageMetrics",
+    "ProcessMetrics",
+    "Readiness",
+    "State",
+    "StateMetrics",
+    "StoreMetrics",
+    "build_registry",
+    "serve_http",
+]

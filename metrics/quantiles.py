@@ -17,7 +17,7 @@ a value that was observed, not one interpolated between two.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from math import ceil, log, nan
 from typing import Final
@@ -61,13 +61,6 @@ class SlidingQuantiles:
         if now >= self._slot_ends:
             self._rotate(now)
         self._current[_bucket(value)] += 1
-
-    def observe_many(self, values: Iterable[float], now: float) -> None:
-        """Count several values at once."""
-        if now >= self._slot_ends:
-            self._rotate(now)
-        for value in values:
-            self._current[_bucket(value)] += 1
 
     def quantiles(self, fractions: Sequence[float], now: float) -> list[float]:
         """Return the quantile at each fraction (0 to 1), within 1 % of the exact one; NaN when the window is empty."""

@@ -1,5 +1,6 @@
 """Where messages are kept: one facade over several databases. Never imports ``trio_broker``."""
 
+from persistence.backup import back_up
 from persistence.errors import BadContent, CannotOpen, OutcomeUnknown, StoreError, StoreFull, StoreUnavailable
 from persistence.facade import (
     NO_HEADERS,
@@ -14,6 +15,7 @@ from persistence.facade import (
     NewMessage,
     Outcome,
     Page,
+    PoolUse,
     Record,
     Register,
     Rejected,
@@ -40,6 +42,7 @@ __all__ = [
     "Outcome",
     "OutcomeUnknown",
     "Page",
+    "PoolUse",
     "Record",
     "Register",
     "Rejected",
@@ -50,6 +53,7 @@ __all__ = [
     "StoreUnavailable",
     "Swept",
     "Wakeups",
+    "back_up",
     "migrate",
     "migration_sql",
     "open_store",

@@ -10,13 +10,16 @@ one limiter with as many tokens as connections, and what is changed one at a tim
 
 import logging
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from queue import SimpleQueue
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple, cast
 
 import outcome
 import trio
+
+from persistence.facade import PoolUse
 
 Ts = TypeVarTuple("Ts")
 R = TypeVar("R")
@@ -48,6 +51,8 @@ class Worker:
         self._current: _Job | None = None
         self._line = trio.lowlevel.ParkingLot()
         self._refusal: Exception | None = None
+        self._turns = 0
+        self._waited_s = 0.0
         # a daemon: a driver that hangs must not keep the process
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
@@ -59,13 +64,21 @@ class Worker:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._current is not None and self._refusal is None:
+            began = time.perf_counter()
             await self._line.park()  # until whoever is done passes the turn on
+            self._waited_s += time.perf_counter() - began
         if self._refusal is not None:
             raise self._refusal
+        self._turns += 1
         self._current = _Job(trio.lowlevel.current_task(), fn, args)
         self._jobs.put(self._current)
         result: R = await trio.lowlevel.wait_task_rescheduled(_go_on)
         return result
+
+    def use(self, name: str) -> PoolUse:
+        """Say how busy it is, as a pool of one."""
+        busy = self._current is not None
+        return PoolUse(name, 1, int(busy), len(self._line), self._turns, self._waited_s)
 
     def give_up(self, begun: Exception, waiting: Exception) -> None:
         """Let go who waits, for good: with ``begun`` whose ``fn`` runs, with ``waiting`` everybody else.
@@ -131,10 +144,38 @@ async def closing_within(seconds: float, close: Callable[[], Awaitable[None]], p
             log.warning("store_close_abandoned path=%s after_s=%.1f", place, seconds)
 
 
-async def read(limiter: trio.CapacityLimiter, fn: Callable[[*Ts], R], *args: *Ts) -> R:
+class Tokens:
+    """A limiter for `read`, of as many tokens as there are connections, that tells how long was waited for them."""
+
+    def __init__(self, count: int) -> None:
+        self._limiter = trio.CapacityLimiter(count)
+        self._turns = 0
+        self._waited_s = 0.0
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        """Wait for a token. A checkpoint."""
+        began = time.perf_counter()
+        await self._limiter.acquire_on_behalf_of(borrower)
+        self._turns += 1
+        self._waited_s += time.perf_counter() - began
+
+    def release_on_behalf_of(self, borrower: object) -> None:
+        """Give a token back."""
+        self._limiter.release_on_behalf_of(borrower)
+
+    def use(self, name: str) -> PoolUse:
+        """Say how busy the pool is."""
+        now = self._limiter.statistics()
+        size = int(now.total_tokens)
+        return PoolUse(name, size, now.borrowed_tokens, now.tasks_waiting, self._turns, self._waited_s)
+
+
+async def read(limiter: trio.CapacityLimiter | Tokens, fn: Callable[[*Ts], R], *args: *Ts) -> R:
     """Run ``fn``, which changes nothing, in a thread; leave it behind if the caller is cancelled. A checkpoint.
 
     A thread left behind keeps its token until it ends. ``fn`` itself takes a connection from the pool and puts it
     back, so that tokens and connections agree; what it returns or raises then is dropped.
     """
+    # trio takes any object with these two methods, as its documentation says, but its annotation does not
+    limiter = cast("trio.CapacityLimiter", limiter)
     return await trio.to_thread.run_sync(fn, *args, abandon_on_cancel=True, limiter=limiter)

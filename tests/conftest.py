@@ -1,18 +1,35 @@
+import io
+import logging
 import os
 from collections.abc import Iterator
 
 import pytest
+import structlog
 from cassandra_cluster import CassandraCluster
 from cassandra_keyspaces import Keyspaces
 from cassandra_server import MISSING, CassandraServer, is_there
 from postgres_databases import Databases
 from postgres_server import PostgresServer
+from prometheus_server import MISSING as NO_PROMETHEUS
+from prometheus_server import is_there as prometheus_is_there
 
 POSTGRES = "TRIO_BROKER_TEST_POSTGRES"
 """The URL of a PostgreSQL server to test on, of a role that may create databases; otherwise tests start their own."""
 CASSANDRA = "TRIO_BROKER_TEST_CASSANDRA"
 """The URL of a store on a Cassandra to test on, its keyspace left out: ``cassandra://host:9042/?replication_factor=3``;
 otherwise tests start their own, and are skipped where that cannot be (in CI, with ``CI=true``, they fail)."""
+
+
+@pytest.fixture
+def log_stream() -> Iterator[io.StringIO]:
+    """Where logs may go (`trio_broker.logs.configure_logging`); afterwards logging is as it was."""
+    loggers = [logging.getLogger(name) for name in ("", "trio_broker", "persistence", "metrics", "psycopg.pool")]
+    handlers, levels = loggers[0].handlers[:], [logger.level for logger in loggers]
+    yield io.StringIO()
+    loggers[0].handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
@@ -99,3 +116,10 @@ def cassandra_cluster(_cassandra_nodes: CassandraCluster) -> CassandraCluster:
     """
     _cassandra_nodes.revive()
     return _cassandra_nodes
+
+
+@pytest.fixture(scope="session")
+def prometheus_installed() -> None:
+    """For tests that run promtool or a `PrometheusServer`: skip them where there is none, and fail them in CI."""
+    if not prometheus_is_there():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(NO_PROMETHEUS)

@@ -240,6 +240,21 @@ def test_another_package_of_the_name_is_told_in_one_line(name: str, tmp_path: Pa
     assert err.count("\n") == 1
 
 
+def test_traces_without_their_packages_say_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "opentelemetry").mkdir()
+    (tmp_path / "opentelemetry" / "__init__.py").touch()  # hides what is installed
+    code, _, err = run("serve", *ANYWHERE, "--store", "memory:", "--traces", PYTHONPATH=str(tmp_path))
+    assert code == 1
+    assert err.startswith("trio-broker: --traces needs more packages (No module named 'opentelemetry.")
+    assert err.endswith('): pip install "trio-broker[otel]"\n')
+
+
+def test_traces_by_another_protocol_are_refused() -> None:
+    code, _, err = run("serve", *ANYWHERE, "--store", "memory:", "--traces", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
+    assert code == 1
+    assert err == "trio-broker: OTEL_EXPORTER_OTLP_PROTOCOL is 'grpc': traces are sent by http/protobuf only\n"
+
+
 def test_a_taken_address_is_named_with_its_flag(broker: Broker) -> None:
     code, _, err = run("serve", *ANYWHERE, "--store", "memory:", "--listen", broker.server)
     assert code == 1

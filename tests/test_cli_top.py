@@ -90,7 +90,7 @@ def test_a_quantile_is_interpolated(fraction: float, cumulated: list[float], exp
 def test_the_screen_has_what_is_known_and_a_dash_for_the_rest() -> None:
     screen = list(lines("127.0.0.1:9464", interval()))
     (publish,) = [line for line in screen if line.startswith("Publish")]
-    assert publish.split() == ["Publish", "1,000", "0", "1.25", "ms", "-", "-"]
+    assert publish.split() == ["Publish", "1,000", "100", "1.25", "ms", "-", "-"]
     assert not [line for line in screen if line.startswith("Fetch")]
     assert "  Publish OVERLOADED 100/s" in screen
     assert not [line for line in screen if "DRAINING" in line]

@@ -26,6 +26,7 @@ async def test_what_is_withdrawn_in_time_never_reaches_the_store_and_leaves_no_g
         before = committer.queued_bytes
         assert group.pendings[1].withdraw()
         assert isinstance(group.pendings[1].outcome, NotApplied)
+        assert group.pendings[1].message.body == b"", "its place in the queue does not keep the body"
         assert committer.queued_messages == 2
         assert committer.queued_bytes == before - group.pendings[1].size_bytes
         assert not group.pendings[1].withdraw()

@@ -132,6 +132,7 @@ def test_the_metrics_listener_is_apart_and_tcp() -> None:
         ("body_max_bytes", 0),
         ("log_level", "loud"),
         ("listen", 50051),
+        ("metrics_subjects", 7),
         ("no_such_setting", 1),
     ],
 )
@@ -146,6 +147,20 @@ def test_a_queue_without_room_for_the_largest_message_is_refused_with_what_to_do
         Config(queue_bytes="4095KiB")
     assert Config(queue_bytes="4MiB").queue_bytes == 4 << 20
     assert Config(queue_bytes="65KiB", body_max_bytes="1KiB").body_max_bytes == 1024
+
+
+@pytest.mark.parametrize("given", ["orders.eu  stock", ["orders.eu", "stock", "orders.eu"]])
+def test_subjects_with_metrics_are_words_or_a_list(given: object) -> None:
+    assert Config(metrics_subjects=given).metrics_subjects == ("orders.eu", "stock")
+
+
+def test_subjects_with_metrics_are_subjects_and_few() -> None:
+    with pytest.raises(ValidationError, match=r"subject 'a\.\.b': empty token at character 3"):
+        Config(metrics_subjects="orders a..b")
+    most = [f"orders.{number}" for number in range(100)]
+    assert Config(metrics_subjects=most).metrics_subjects == tuple(most)
+    with pytest.raises(ValidationError, match="101 subjects; at most 100 can have metrics of their own"):
+        Config(metrics_subjects=[*most, "orders.one"])
 
 
 def test_settings_cannot_be_changed_afterwards() -> None:

@@ -34,7 +34,8 @@ def test_the_edges_of_buckets_are_within_one_percent() -> None:
 
 def test_the_rank_is_the_nearest_one_and_never_between_two_values() -> None:
     sketch = SlidingQuantiles(0.0)
-    sketch.observe_many([1.0] * 99 + [100.0], 0.0)
+    for value in [1.0] * 99 + [100.0]:
+        sketch.observe(value, 0.0)
     assert sketch.quantiles([0.5, 0.99, 1.0], 0.0) == pytest.approx([1.0, 1.0, 100.0], rel=0.01)
 
 
@@ -74,20 +75,12 @@ def test_the_window_is_the_last_slots(steps: list[tuple[float, list[float]]]) ->
     observed: list[tuple[float, float]] = []
     for pause, values in steps:
         now += pause
-        sketch.observe_many(values, now)
-        observed += [(now, value) for value in values]
+        for value in values:
+            sketch.observe(value, now)
+            observed.append((now, value))
         kept = [value for at, value in observed if now // SLOT_S - at // SLOT_S < SLOTS]
         if kept:
             exact = [nearest_rank(kept, fraction) for fraction in FRACTIONS]
             assert sketch.quantiles(FRACTIONS, now) == pytest.approx(exact, rel=0.01)
         else:
             assert all(map(isnan, sketch.quantiles(FRACTIONS, now)))
-
-
-@given(st.lists(values_in_range))
-def test_many_at_once_are_as_each_alone(values: list[float]) -> None:
-    together, alone = SlidingQuantiles(0.0), SlidingQuantiles(0.0)
-    together.observe_many(values, 30.0)
-    for value in values:
-        alone.observe(value, 30.0)
-    assert together.quantiles(FRACTIONS, 31.0) == pytest.approx(alone.quantiles(FRACTIONS, 31.0), nan_ok=True)

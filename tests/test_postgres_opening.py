@@ -58,6 +58,8 @@ async def test_a_commit_that_does_not_wait_for_the_disk_is_told(
     async with open_store(postgres_url) as store:
         assert store.durability().setting == f"synchronous_commit={setting} fsync=on"
         assert store.durability().durable == (setting != "off")
+        told = "durable but for the last moment" if setting == "off" else "durable"
+        assert store.durability().meaning.partition(":")[0] == told
 
 
 @pytest.mark.parametrize(

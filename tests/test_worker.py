@@ -6,7 +6,8 @@ import pytest
 import trio
 import trio.testing
 
-from persistence.threads import Worker
+from persistence import PoolUse
+from persistence.threads import Tokens, Worker, read
 
 
 class Stand:
@@ -124,3 +125,48 @@ async def test_closing_waits_for_what_has_begun_or_leaves_it_behind(worker: Work
         assert not closed.is_set()
         stand.go_on()
     assert await trio.to_thread.run_sync(closed.wait, 30)
+
+
+async def test_how_busy_it_is_and_how_long_was_waited(worker: Worker) -> None:
+    stand = Stand()
+    assert worker.use("write") == PoolUse("write", size=1, in_use=0, waiting=0, turns=0, waited_s=0.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(worker.run, stand)
+        await stand.begun.wait()
+        nursery.start_soon(worker.run, int)
+        await trio.testing.wait_all_tasks_blocked()
+        assert worker.use("write") == PoolUse("write", size=1, in_use=1, waiting=1, turns=1, waited_s=0.0)
+        stand.go_on()
+    _, _, in_use, waiting, turns, waited_s = worker.use("write")
+    assert (in_use, waiting, turns) == (0, 0, 2)
+    assert waited_s > 0
+    await end(worker)
+
+
+async def test_how_busy_readers_are_and_how_long_was_waited_for_one() -> None:
+    tokens = Tokens(1)
+    stand = Stand()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read, tokens, stand)
+        await stand.begun.wait()
+        nursery.start_soon(read, tokens, int)
+        await trio.testing.wait_all_tasks_blocked()
+        before = tokens.use("read")
+        assert before[:5] == ("read", 1, 1, 1, 1)
+        stand.go_on()
+    after = tokens.use("read")
+    assert after[:5] == ("read", 1, 0, 0, 2)
+    assert after.waited_s > before.waited_s
+
+
+async def test_a_reader_that_was_left_behind_is_in_use_until_it_ends() -> None:
+    tokens = Tokens(1)
+    stand = Stand()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read, tokens, stand)
+        await stand.begun.wait()
+        nursery.cancel_scope.cancel()
+    assert tokens.use("read").in_use == 1
+    stand.go_on()
+    assert await read(tokens, int) == 0
+    assert tokens.use("read").in_use == 0

@@ -13,8 +13,9 @@ Threads:   the trio thread only.
                 ...
 """
 
+import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from types import MappingProxyType
 from typing import NoReturn
 
@@ -27,7 +28,7 @@ require_own("persistence")  # before the imports below, which a user's own persi
 import persistence  # noqa: E402
 from persistence import NO_HEADERS, Key, NewMessage, Record, Store, open_store  # noqa: E402
 from persistence.headers import headers_size_bytes  # noqa: E402
-from trio_broker.commit import Answer, Committer, Group  # noqa: E402
+from trio_broker.commit import Answer, Committer, Flushing, Group  # noqa: E402
 from trio_broker.config import Config  # noqa: E402
 from trio_broker.errors import (  # noqa: E402
     BrokerClosed,
@@ -87,12 +88,21 @@ def configured_store(url: str, config: Config) -> AbstractAsyncContextManager[St
 
 
 @asynccontextmanager
-async def run_broker(store: Store, config: Config | None = None) -> AsyncGenerator["Broker"]:
+async def run_broker(
+    store: Store,
+    config: Config | None = None,
+    *,
+    backlog_max_bytes: int = sys.maxsize,
+    flushing: Flushing = nullcontext,
+) -> AsyncGenerator["Broker"]:
     """Run a broker on an open store for the length of the block; `Broker.close` it at the end.
+
+    ``backlog_max_bytes`` bounds what waits for all subscribers together, see `Fanout`. ``flushing`` is entered around
+    each flush, see `Committer`.
 
     An error of the block leaves as it is, not in a group.
     """
-    broker = Broker(store, config or Config())
+    broker = Broker(store, config or Config(), backlog_max_bytes, flushing)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(broker._run)
@@ -112,14 +122,21 @@ class Broker:
     After `close` every call raises `BrokerClosed`. Each ``async`` method is a checkpoint.
     """
 
-    def __init__(self, store: Store, config: Config) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: Config,
+        backlog_max_bytes: int = sys.maxsize,
+        flushing: Flushing = nullcontext,
+    ) -> None:
         self._store = store
         self._body_max_bytes = int(config.body_max_bytes)
         self._expiration_max_s = store.limits().expiration_max_s
         self._sweep_interval_s = config.sweep_interval
         self._availability = Availability()
-        self._fanout = Fanout(config)
-        self.committer = Committer(store, config, self._fanout.deliver, self._availability)
+        self.fanout = Fanout(config, backlog_max_bytes)
+        """For its counters."""
+        self.committer = Committer(store, config, self.fanout.deliver, self._availability, flushing)
         """For its counters."""
         self.hearing = Hearing()
         """Whether wake-ups are heard."""
@@ -209,7 +226,7 @@ class Broker:
         """
         self._refusal = self._refusal or _draining
         await self.committer.drain()
-        self._fanout.end_all(_draining())
+        self.fanout.end_all(_draining())
 
     async def close(self) -> None:
         """Refuse every call with `BrokerClosed`, those that wait too; end subscriptions; wait for the flush in flight.
@@ -261,7 +278,7 @@ class Broker:
         check_subject(subject)
         if self._availability.away:
             raise StorageUnavailable(f"the store has been away for {self.store_away_s():.1f} s")
-        return self._fanout.subscribe(subject)
+        return self.fanout.subscribe(subject)
 
     def store_away_s(self) -> float:
         """How long the store has been out of reach; 0.0 when it is there."""
@@ -270,7 +287,7 @@ class Broker:
     @property
     def subscribers(self) -> int:
         """How many subscriptions are live."""
-        return self._fanout.count
+        return self.fanout.count
 
     async def _run(self) -> None:
         """Work until `_stop`, and then until what is in flight is settled."""
@@ -283,7 +300,7 @@ class Broker:
                 nursery.cancel_scope.cancel()
         finally:
             self._stop()
-            self._fanout.end_all(_closed())  # after the last flush, whose messages they get
+            self.fanout.end_all(_closed())  # after the last flush, whose messages they get
             self._ended.set()
 
     def _stop(self) -> None:

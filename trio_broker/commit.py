@@ -12,13 +12,14 @@ store has not been given can be withdrawn; after that its outcome stands, whethe
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from zlib import crc32
 
 import structlog
 import trio
 
 import persistence
-from persistence import Appended, Failed, NewMessage, Outcome, Store
+from persistence import NO_HEADERS, Appended, Failed, NewMessage, Outcome, Store
 from persistence.headers import headers_size_bytes
 from trio_broker.config import Config
 from trio_broker.errors import (
@@ -34,8 +35,10 @@ from trio_broker.errors import (
 from trio_broker.fair_queue import FairQueue
 from trio_broker.storage import Availability, broker_error
 
-OVERHEAD_BYTES = 256
+OVERHEAD_BYTES = 1024
 """What a waiting publish takes besides its subject, body and headers; part of its size in every bound here."""
+
+_WITHDRAWN = NewMessage("", b"", 0, NO_HEADERS)
 
 log = structlog.get_logger()
 
@@ -67,6 +70,7 @@ class Pending:
             return False
         assert self._queue is not None
         self._queue.withdraw(self)
+        self.message = _WITHDRAWN  # the queue may keep its entry for long, and not the body
         self.outcome = NotApplied("withdrawn before the store was given it; nothing was appended")
         self._leave_group().withdrew_one()
         return True
@@ -92,6 +96,10 @@ class Pending:
 
 Answer = Callable[[Pending], None]
 """Told of a publish that is settled, in the committer's own stretch: it neither waits nor hands over more."""
+
+
+Flushing = Callable[[Sequence[Pending]], AbstractContextManager[object]]
+"""Told of what is flushed; returns what is around it, such as a span of a trace."""
 
 
 class Group:
@@ -156,11 +164,12 @@ class Committer:
         config: Config,
         deliver: Callable[[list[tuple[NewMessage, Appended]]], object],
         availability: Availability,
+        flushing: Flushing = nullcontext,
     ) -> None:
         """Prepare to commit to ``store``.
 
         ``deliver`` gets what each flush appended, in commit order and before its publishers wake; it neither waits
-        nor raises. ``availability`` hears how each flush went.
+        nor raises. ``availability`` hears how each flush went. ``flushing`` is entered around each.
         """
         limits = store.limits()
         self.flushes = 0
@@ -170,6 +179,7 @@ class Committer:
         self._store = store
         self._deliver = deliver
         self._availability = availability
+        self._flushing = flushing
         self._max_messages = config.queue_messages
         self._max_bytes = int(config.queue_bytes)
         self._flush_messages = min(config.flush_messages, limits.flush_messages_max)
@@ -260,26 +270,31 @@ class Committer:
         while True:
             await lane.work.wait()  # this task runs in the tick after `wake`: all that one tick reads goes together
             while part := lane.next_part(self._flush_messages, self._flush_bytes):
-                try:
-                    with self._availability.trying():
-                        outcomes = await self._store.append([pending.message for pending in part])
-                    assert len(outcomes) == len(part), "one outcome per message"
-                except persistence.BadContent as error:
-                    if len(part) > 1:
-                        lane.split(part)
-                    else:
-                        self._fail(part, error)
-                except persistence.StoreError as error:
-                    self._fail(part, error)
-                except Exception as error:
-                    log.exception("append_failed", messages=len(part))  # a bug in the store must not stop the broker
-                    self._fail(part, error)
-                else:
-                    self._succeed(lane, part, outcomes)
+                with self._flushing(part):
+                    await self._flush(lane, part)
                 await trio.lowlevel.checkpoint_if_cancelled()  # before more is taken: it can say that it was not
             if self._closed:
                 return
             lane.rest()
+
+    async def _flush(self, lane: "_Lane", part: list[Pending]) -> None:
+        """Append ``part`` and answer its publishes, or split it. A checkpoint."""
+        try:
+            with self._availability.trying():
+                outcomes = await self._store.append([pending.message for pending in part])
+            assert len(outcomes) == len(part), "one outcome per message"
+        except persistence.BadContent as error:
+            if len(part) > 1:
+                lane.split(part)
+            else:
+                self._fail(part, error)
+        except persistence.StoreError as error:
+            self._fail(part, error)
+        except Exception as error:
+            log.exception("append_failed", messages=len(part))  # a bug in the store must not stop the broker
+            self._fail(part, error)
+        else:
+            self._succeed(lane, part, outcomes)
 
     def _succeed(self, lane: "_Lane", part: list[Pending], outcomes: list[Outcome]) -> None:
         self.flushes += 1

@@ -9,9 +9,10 @@ Times are seconds, also ``250ms``, ``5s``, ``10m``, ``1h``; sizes are bytes, als
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from trio_broker.notation import UnixAddress, is_loopback, parse_listen, seconds, size, write_size
+from trio_broker.subject import check_subject
 
 
 def _number(value: object) -> object:
@@ -24,6 +25,25 @@ Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0, allow_inf_nan=
 PositiveDuration = Annotated[float, BeforeValidator(seconds), Field(gt=0, allow_inf_nan=False)]
 Size = Annotated[int, BeforeValidator(size), Field(gt=0)]
 Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
+
+METRICS_SUBJECTS_MAX = 100
+"""Each adds series that a Prometheus server keeps for as long as it keeps anything."""
+
+
+def _words(value: object) -> object:
+    return tuple(value.split()) if isinstance(value, str) else value  # no subject has white space
+
+
+def _subjects(subjects: tuple[str, ...]) -> tuple[str, ...]:
+    subjects = tuple(dict.fromkeys(subjects))
+    if len(subjects) > METRICS_SUBJECTS_MAX:
+        raise ValueError(f"{len(subjects)} subjects; at most {METRICS_SUBJECTS_MAX} can have metrics of their own")
+    for subject in subjects:
+        check_subject(subject)
+    return subjects
+
+
+Subjects = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_subjects)]
 
 BODY_MAX_BYTES = 4 * 1024 * 1024 - 64 * 1024
 """So that every encoded response fits gRPC clients' default limit of 4 MiB on what they receive."""
@@ -43,6 +63,7 @@ class Config(BaseModel):
     )
     store_listen: str = Field("", description="PostgreSQL: where to LISTEN, if --store goes through a pooler")
     metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics, /healthz and /readyz")
+    metrics_subjects: Subjects = Field((), description="subjects with metrics of their own, separated by spaces")
     allow_anonymous: bool = Field(default=False, description="let anybody call, also on an address beyond loopback")
     tls_cert: str = Field("", description="PEM file: the certificate of the gRPC listener and its chain; serve TLS")
     tls_key: str = Field("", description="PEM file: the key of the certificate")
@@ -50,6 +71,8 @@ class Config(BaseModel):
     no_migrate: bool = Field(default=False, description="do not create or upgrade the store's schema at start")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
+    slow_call: PositiveDuration = Field(1, description="log every call with one answer that takes at least so long")
+    traces: bool = Field(default=False, description="send traces by OpenTelemetry, as the OTEL_* variables say")
 
     drain_delay: Duration = Field(0, description="from not ready to GOAWAY: time for load balancers to look away")
     grace: Duration = Field(10, description="how long calls in flight may go on when the broker stops")
@@ -57,6 +80,9 @@ class Config(BaseModel):
     store_grace: Duration = Field(5, description="how long the store may be away before the broker is not ready")
     sweep_interval: PositiveDuration = Field(1, description="pause between sweeps of what has expired")
 
+    memory_max: Annotated[int, BeforeValidator(size), Field(ge=0)] = Field(
+        0, description="memory that the process may use; 0: what its container or the machine has"
+    )
     queue_messages: Count = Field(50_000, description="publishes that may wait for the store; more are refused")
     queue_bytes: Size = Field(64 * 1024 * 1024, description="bytes of publishes that may wait; more are refused")
     flush_messages: Count = Field(1024, description="messages that go to the store at once")

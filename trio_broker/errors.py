@@ -53,7 +53,7 @@ class StorageFull(BrokerError):
 
 
 class Overloaded(BrokerError):
-    """The publish queue is full. Nothing was appended."""
+    """The publish queue is full, or memory is short. Nothing was appended."""
 
     reason = "OVERLOADED"
     retry_after_s = 0.1
@@ -152,3 +152,14 @@ class MessageTooLarge(BrokerError, ValueError):
     """The body is larger than a kept message may be."""
 
     reason = "MESSAGE_TOO_LARGE"
+
+
+def reasons() -> frozenset[str]:
+    """Return every reason that a `BrokerError` can have."""
+    found = set()
+    classes: list[type[BrokerError]] = [BrokerError]
+    while classes:
+        kind = classes.pop()
+        found.add(kind.reason)
+        classes += kind.__subclasses__()
+    return frozenset(found)

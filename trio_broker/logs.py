@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
 
 import structlog
 import trio
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 from trio_broker._version import __version__
 from trio_broker.config import Config, open_to_strangers
+from trio_broker.line_budget import LineBudget
 from trio_broker.notation import write_seconds, write_size
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ _LIMITS = {
 _PASSWORD_IN_AUTHORITY = re.compile(r"(\b[a-zA-Z][\w+.-]*://[^\s:/@]*):\S*@")
 _PASSWORD_IN_QUERY = re.compile(r"([?&](?:ssl)?password=)[^&\s\"]*", re.IGNORECASE)
 
+_KEYS_AND_VALUES = re.compile(r"\w+(?: \w+=%[-#0-9.]*[a-z])+")
+_KEY = re.compile(r" (\w+)=%")
+
 _SHARED = "others may use this store; each delivers to its own subscribers only what was published to itself"
 
 log = structlog.get_logger(__name__)
@@ -41,8 +45,10 @@ def configure_logging(
     log_format: Literal["auto", "console", "json"],
     level: Literal["debug", "info", "warning", "error"],
     stream: TextIO | None = None,
-) -> None:
+) -> LineBudget:
     """Send everything that is logged to ``stream`` (stderr), whether by structlog or by logging.
+
+    Return what bounds it: the caller renews it every minute.
 
     ``level`` is for this project's loggers. Libraries speak from WARNING up: what they log below may hold what
     clients sent.
@@ -60,16 +66,34 @@ def configure_logging(
     )
     formatter = _RedactingFormatter(
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(log_format, stream)],
-        foreign_pre_chain=before,
+        foreign_pre_chain=[*before, _with_values],
+        pass_foreign_args=True,
     )
+    budget = LineBudget()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
+    handler.addFilter(budget)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     for name in _OURS:
         logging.getLogger(name).setLevel(level.upper())
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # it warns every second while a database is away
+    return budget
+
+
+def _with_values(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:  # noqa: ARG001
+    """Take a line that was logged as ``event key=%s key=%d`` apart: its values are keys of their own, like structlog's.
+
+    Rooms that do not know structlog log so.
+    """
+    template = str(event["_record"].msg)
+    values = event.pop("positional_args", None)
+    if isinstance(values, tuple) and _KEYS_AND_VALUES.fullmatch(template):
+        event["event"] = template.partition(" ")[0]
+        for key, value in zip(_KEY.findall(template), values, strict=True):
+            event[key] = value if isinstance(value, int | float) else str(value)
+    return event
 
 
 def _for_people(log_format: Literal["auto", "console", "json"], stream: TextIO) -> bool:
@@ -110,6 +134,10 @@ class Started(NamedTuple):
     """The address that was bound."""
     metrics: str
     """As well."""
+    memory_max_bytes: int
+    """What the process may use."""
+    connections_max: int
+    """How many clients fit."""
     ready_after_s: float
 
     def announce(self) -> None:
@@ -118,7 +146,12 @@ class Started(NamedTuple):
         Programs read the keys ``grpc`` and ``metrics`` of that event: they stay.
         """
         if not self.durability.durable:
-            log.warning("not_durable", store=redact_url(self.config.store), setting=self.durability.setting)
+            log.warning(
+                "not_durable",
+                store=redact_url(self.config.store),
+                setting=self.durability.setting,
+                meaning=self.durability.meaning,
+            )
         if open_to_strangers(self.config):
             log.warning("strangers_may_call", grpc=self.grpc)
         if _for_people(self.config.log_format, sys.stderr):
@@ -130,8 +163,6 @@ class Started(NamedTuple):
     def banner(self) -> list[str]:
         """Return the lines for people: what, where, how durable, within which limits."""
         config, durability = self.config, self.durability
-        not_durable = "NOT DURABLE: acknowledged messages do not outlive the process"
-        acknowledged = "durable" if durability.durable else not_durable
         tls = "TLS" if config.tls_cert else "no TLS"
         strangers = "anybody may call" + (" from other machines" if open_to_strangers(config) else "")
         clients = "clients need a certificate" if config.tls_client_ca else strangers
@@ -141,13 +172,14 @@ class Started(NamedTuple):
         return [
             f"trio-broker {__version__}, Python {platform.python_version()}, trio {trio.__version__}",
             f"store       {redact_url(config.store)}, {durability.kind}",
-            f"durability  {acknowledged} ({durability.setting})",
+            f"durability  {durability.meaning} ({durability.setting})",
             *([f"brokers     {_SHARED}"] if self.shared else []),
             f"grpc        {self.grpc}, {tls}, {clients}",
             f"metrics     http://{self.metrics}/metrics, /healthz, /readyz",
             f"publishes   {queue}, {flush}, each within {write_seconds(config.commit_timeout)}",
             f"subscribers {subscriber}, {config.streams_per_connection} calls a connection",
             f"bodies      {write_size(config.body_max_bytes)} at most",
+            f"memory      {write_size(self.memory_max_bytes >> 20 << 20)} at most, {self.connections_max} connections",
             f"stopping    after {write_seconds(config.drain_delay)}, within {write_seconds(config.grace)}",
             f"ready in {self.ready_after_s * 1000:.0f} ms",
         ]
@@ -173,5 +205,7 @@ class Started(NamedTuple):
             "drain_delay_s": config.drain_delay,
             "grace_s": config.grace,
             **config.model_dump(include=_LIMITS),
+            "memory_max_bytes": self.memory_max_bytes,
+            "connections_max": self.connections_max,
             "ready_after_s": round(self.ready_after_s, 3),
         }

@@ -17,19 +17,24 @@ import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
-from metrics import UNKNOWN_METHOD, CallMetrics, Readiness, StoreMetrics, build_registry, serve_http
+from metrics import Readiness, serve_http
 from persistence import Store, StoreUnavailable
 from trio_broker._proto.pool import POOL
 from trio_broker.broker import Broker, configured_store, run_broker
+from trio_broker.call_log import CallLog
 from trio_broker.config import MESSAGE_OVERHEAD_BYTES, Config
+from trio_broker.line_budget import LineBudget
 from trio_broker.logs import Started
+from trio_broker.memory import Pressure, guard, use_few_heaps
+from trio_broker.metering import Metering, Situation
 from trio_broker.notation import TcpAddress, UnixAddress, parse_listen
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.health import Health
@@ -37,13 +42,15 @@ from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.listeners import format_address, listen_tcp, listen_unix
 from trio_broker.rpc.reflection import reflection_services
 from trio_broker.rpc.server import Server
-from trio_broker.rpc.status import CODE_NAMES
+from trio_broker.rpc.status import OK
 from trio_broker.rpc.tls import server_context
-from trio_broker.service.servicer import NAME, BrokerService
+from trio_broker.service.servicer import NAME, BrokerService, refuse
 from trio_broker.service.statuses import BrokerRefusals
+from trio_broker.tasktree import describe_process
 
-METHODS = ("Publish", "Subscribe", "Fetch", "Check", "List", "Watch", "ServerReflectionInfo")
-"""The calls that have a label of their own in the metrics."""
+if TYPE_CHECKING:
+    from trio_broker.tracing import Tracing
+
 YOUNG_OBJECTS = 20_000
 """Objects between two looks of the garbage collector at the young ones. Calls leave no cycles behind, so its looks
 find little; at Python's default of 700 they took a fifth of the CPU (docs/BENCHMARKS.md)."""
@@ -54,29 +61,43 @@ OPEN_AGAIN_S = 1.0
 LAST_RESORT_S = 2.0
 """A process that has not ended so long after the grace period is ended: a thread is stuck in the database."""
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
 log = structlog.get_logger()
 
 
 async def serve(  # noqa: ASYNC128 - `_Process.run` calls it
-    config: Config, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+    config: Config, budget: LineBudget, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
 ) -> int:
     """Run a broker until SIGTERM or SIGINT; return the exit code. Started, with the gRPC address, when it is ready.
 
-    A second signal ends the process at once, with exit code 1.
+    A second signal ends the process at once, with exit code 1; SIGUSR1 lets it log what it is doing. ``budget`` is
+    renewed every minute.
 
     Raises:
-        OSError: an address is taken or cannot be resolved; the text names it and its flag.
+        OSError: an address is taken or cannot be resolved, or traces cannot be sent as asked; the text names it and the
+            flag or variable.
         persistence.CannotOpen: the store cannot be opened as asked.
     """
     gc.freeze()  # what was imported stays: nobody needs to look at it again
     gc.set_threshold(YOUNG_OBJECTS, 10, 10)
-    await _Process(config).run(task_status.started)
+    use_few_heaps()
+    async with _tracing(config) as tracing:
+        await _Process(config, budget, tracing).run(task_status.started)
+    budget.renew()
     return 0
 
 
 class _Process:
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, budget: LineBudget, tracing: "Tracing | None") -> None:
+        self._budget = budget
+        self._tracing = tracing
+        self._call_log = CallLog(config.slow_call, budget)
+        self._slow_call_s = config.slow_call
+        self._guard = guard(config, self._on_pressure, self._relieve)
+        self._shares = self._guard.shares(config)
+        self._config = config = self._shares.fit(config)
+        self._server: Server | None = None
         self._began = time.perf_counter()
         self._broker: Broker | None = None
         self._starting = "starting"
@@ -85,7 +106,7 @@ class _Process:
         self._opening = trio.CancelScope()
         self._draining = False
         self._health = Health(NAME)
-        self._metrics = CallMetrics(METHODS, lambda: self._broker.subscribers if self._broker else 0)
+        self._metering = Metering(config, self._situation)
 
     def readiness(self) -> Readiness:
         if self._draining:
@@ -94,26 +115,35 @@ class _Process:
             return Readiness(ready=False, detail=self._starting)
         wakeups = "heard" if self._broker.hearing.connected else "not heard: polling instead"
         durability = self._store.durability()
-        not_durable = "" if durability.durable else ", NOT DURABLE"
+        not_durable = "" if durability.durable else f", {durability.meaning}"
         facts = (f"store: {durability.kind} ({durability.setting}){not_durable}", f"wake-ups: {wakeups}")
         away_s = self._broker.store_away_s()
         if away_s > self._config.store_grace:
             return Readiness(ready=False, detail=f"the store has been away for {away_s:.0f} s", facts=facts)
         return Readiness(ready=True, detail="ready", facts=facts)
 
+    def _situation(self) -> Situation:
+        return Situation(
+            ready=self.readiness().ready,
+            draining=self._draining,
+            memory_used_bytes=self._guard.used_bytes,
+            memory_limit_bytes=self._guard.limit_bytes,
+            memory_pressure=bool(self._guard.pressure),
+        )
+
     async def run(self, started: Callable[[str], None]) -> None:
         config = self._config
         signalled = trio.Event()
-        with ExitStack() as until_the_end, trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with ExitStack() as until_the_end, trio.open_signal_receiver(*_SIGNALS) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._await_signals, signals, signalled)
+                nursery.start_soon(self._budget.keep_renewing)
                 metrics_listen = parse_listen(config.metrics_listen)
                 assert isinstance(metrics_listen, TcpAddress), "the settings see to that"
                 with _telling("--metrics-listen"):
-                    registry = build_registry(
-                        self._metrics, StoreMetrics(lambda: self._broker is None or self._broker.hearing.connected)
-                    )
+                    registry = self._metering.registry()
                     metrics_at = await nursery.start(serve_http, *metrics_listen, registry, self.readiness)
+                nursery.start_soon(self._metering.process.keep_measuring)
                 async with AsyncExitStack() as opened:
                     store = None
                     with self._opening:
@@ -126,8 +156,11 @@ class _Process:
         log.info("stopped")
 
     async def _await_signals(self, signals: AsyncIterator[int], signalled: trio.Event) -> None:
-        """The first signal begins to stop, the second ends the process at once."""
+        """The first signal to stop begins it, the second ends the process at once."""
         async for number in signals:
+            if number == signal.SIGUSR1:
+                log.warning("process_described", stack=describe_process())
+                continue
             log.info("signal", name=signal.Signals(number).name)
             if signalled.is_set():
                 os._exit(1)
@@ -161,13 +194,19 @@ class _Process:
         """Serve until a signal comes; then stop."""
         config = self._config
         self._store = store
-        async with run_broker(store, config) as broker:
+        tracing = self._tracing
+        operating, flushing = (nullcontext, nullcontext) if tracing is None else (tracing.operation, tracing.flush)
+        measured = self._metering.measured(store, operating)
+        backlog_max_bytes = self._shares.backlog
+        async with run_broker(measured, config, backlog_max_bytes=backlog_max_bytes, flushing=flushing) as broker:
             with _listen(config.listen) as listener:
-                server = self._server(broker)
+                self._server = server = self._make_server(broker)
+                self._metering.watch(broker, server)
                 async with trio.open_nursery() as serving:
                     await serving.start(server.serve_on, [listener])
                     self._broker = broker
                     serving.start_soon(self._report_health)
+                    serving.start_soon(self._guard.run)
                     announce(listener)
                     await signalled.wait()
                     last_resort_s = config.drain_delay + config.grace + LAST_RESORT_S
@@ -175,18 +214,36 @@ class _Process:
                     await self._stop(server, broker)
                     serving.cancel_scope.cancel()
 
-    def _server(self, broker: Broker) -> Server:
-        config = self._config
+    def _on_pressure(self, pressure: Pressure) -> None:
+        """Take in no more than memory allows: from the headers of a call on, before its message is received."""
+        if self._server is not None:
+            self._server.refuse = partial(refuse, pressure) if pressure else None
+            self._server.accepts = pressure < Pressure.FULL
+
+    def _relieve(self) -> None:
+        """Let half of what waits for subscribers go: of those who are farthest behind."""
+        if self._broker is not None:
+            self._broker.fanout.cut_farthest_behind(self._broker.fanout.backlog.bytes // 2)
+
+    def _make_server(self, broker: Broker) -> Server:
+        config, shares = self._config, self._shares
+        message_max_bytes = config.body_max_bytes + MESSAGE_OVERHEAD_BYTES
+        usual = Limits()
         server = Server(
             tls=self._tls(),
             limits=Limits(
+                connections_max=self._guard.connections_max(config),
                 streams_max=config.streams_per_connection,
-                message_max_bytes=config.body_max_bytes + MESSAGE_OVERHEAD_BYTES,
+                message_max_bytes=message_max_bytes,
+                inbound_max_bytes=min(usual.inbound_max_bytes, shares.inbound // 2),
+                inbound_total_bytes=shares.inbound,
+                outbound_max_bytes=min(usual.outbound_max_bytes, shares.replies // 2),
+                outbound_total_bytes=shares.replies,
             ),
             refusals=BrokerRefusals(),
             on_call_over=self._call_over,
         )
-        server.add_service(BrokerService(broker).service)
+        server.add_service(BrokerService(broker, shares.fetches // message_max_bytes, self._tracing).service)
         server.add_service(self._health.service)
         for service in reflection_services(POOL, [NAME, "grpc.health.v1.Health"]):
             server.add_service(service)
@@ -200,8 +257,11 @@ class _Process:
         return server_context(Path(config.tls_cert), Path(config.tls_key), client_ca)
 
     def _call_over(self, call: Call, seconds: float) -> None:
-        method = UNKNOWN_METHOD if call.method is None else call.method.name
-        self._metrics.ended(method, "CANCELLED" if call.status is None else CODE_NAMES[call.status.int_value], seconds)
+        self._metering.call_over(call, seconds)
+        if call.status is not OK or seconds >= self._slow_call_s:
+            self._call_log.over(call, seconds)
+        if self._tracing is not None:
+            self._tracing.over(call, seconds)
 
     def _announce(
         self, store: Store, metrics_address: str, started: Callable[[str], None], listener: socket.socket
@@ -210,7 +270,12 @@ class _Process:
         address = format_address(listener.getsockname())
         ready_after_s = time.perf_counter() - self._began
         shared = store.limits().shared
-        Started(self._config, store.durability(), shared, address, metrics_address, ready_after_s).announce()
+        Started(
+            *(self._config, store.durability(), shared, address, metrics_address),
+            memory_max_bytes=self._guard.limit_bytes,
+            connections_max=self._guard.connections_max(self._config),
+            ready_after_s=ready_after_s,
+        ).announce()
         started(address)
 
     async def _report_health(self) -> None:
@@ -234,6 +299,14 @@ class _Process:
                 self._health.stop()
         if grace.cancelled_caught:
             log.warning("grace_over", grace_s=config.grace)
+
+
+def _tracing(config: Config) -> "AbstractAsyncContextManager[Tracing | None]":
+    if not config.traces:
+        return nullcontext()
+    from trio_broker.tracing import open_tracing  # it needs an extra
+
+    return open_tracing(config.store)
 
 
 @contextmanager

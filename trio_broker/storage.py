@@ -139,6 +139,8 @@ class Hearing:
     """What this broker hears of appends, its own and those of others that share the store."""
 
     def __init__(self) -> None:
+        self.hints = 0
+        """How often something was heard."""
         self._wakeups: Wakeups | None = None
 
     @property
@@ -150,7 +152,7 @@ class Hearing:
         """Listen until cancelled. Before there are replicas nobody acts on what is heard: no subject is of interest."""
         async with store.wakeups(tuple) as self._wakeups:
             async for _ in self._wakeups:
-                pass
+                self.hints += 1
 
 
 async def _probe(store: Store, availability: Availability) -> None:

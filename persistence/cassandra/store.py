@@ -33,6 +33,7 @@ from persistence.facade import (
     NewMessage,
     Outcome,
     Page,
+    PoolUse,
     Record,
     Register,
     Store,
@@ -89,9 +90,9 @@ class CassandraStore(Store):
         self._writer = Writer(self._database, clock, commit_timeout_s)
         self._writing = threads.Worker("cassandra-writer")
         self._changing = threads.Worker("cassandra-changes")
-        self._limiter = trio.CapacityLimiter(READERS)
+        self._limiter = threads.Tokens(READERS)
         self._timeout_s = commit_timeout_s * TIMEOUT_SHARE
-        self._given_up = False
+        self._closing = trio.CancelScope()
 
     async def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
         return await self._writing.run(self._writer.append, batch)
@@ -134,7 +135,7 @@ class CassandraStore(Store):
         yield Polling(interest, self._look_again)
 
     def give_up(self) -> None:
-        self._given_up = True
+        self._closing.cancel()
         unknown = OutcomeUnknown("the broker stops, and waits for the nodes no longer")
         away = StoreUnavailable(str(unknown))
         self._writing.give_up(unknown, away)
@@ -143,19 +144,20 @@ class CassandraStore(Store):
     def limits(self) -> Limits:
         return LIMITS
 
+    def pools(self) -> Sequence[PoolUse]:
+        return self._writing.use("write"), self._changing.use("change"), self._limiter.use("read")
+
     def durability(self) -> Durability:
         return self._durability
 
     async def close(self) -> None:
         """Close the connections once nothing is changed any more; reads fail. A checkpoint.
 
-        Cancelled, it leaves threads behind that do so.
+        Cancelled or given up, it leaves threads behind that do so.
         """
-        if self._given_up:
-            await trio.lowlevel.checkpoint()  # threads and connections are left to the end of the process
-            return
-        await self._writing.close(lambda: None)
-        await self._changing.close(self._database.close)
+        with self._closing:
+            await self._writing.close(lambda: None)
+            await self._changing.close(self._database.close)
 
     async def _look_again(self, heads: Heads) -> Heads:
         found = await self._read_all([look_again(subject, head) for subject, head in heads.items()])

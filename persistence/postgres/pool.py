@@ -16,6 +16,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from persistence import threads
 from persistence.errors import OutcomeUnknown, StoreUnavailable
+from persistence.facade import PoolUse
 from persistence.postgres.connection import (
     CONNECT_TIMEOUT_S,
     STOP_TIMEOUT_S,
@@ -45,7 +46,7 @@ class Pool:
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self._limiter = trio.CapacityLimiter(READERS)
+        self._limiter = threads.Tokens(READERS)
         self._changing = threads.Worker("postgres-changes")
         self._pool = ConnectionPool(
             connection_class=Connection,
@@ -73,6 +74,10 @@ class Pool:
     async def change(self, fn: Callable[[Connection, *Ts], R], *args: *Ts) -> R:
         """Call ``fn``, which changes something, with a connection in a thread, to its end. A checkpoint."""
         return await self._changing.run(self._change, fn, *args)
+
+    def use(self) -> tuple[PoolUse, PoolUse]:
+        """Say how busy both kinds of threads are."""
+        return self._changing.use("change"), self._limiter.use("read")
 
     def give_up(self, begun: Exception, waiting: Exception) -> None:
         """Wait for the database no longer. See `threads.Worker.give_up`."""

@@ -23,6 +23,7 @@ from persistence.facade import (
     NewMessage,
     Outcome,
     Page,
+    PoolUse,
     Record,
     Register,
     Store,
@@ -123,6 +124,9 @@ class PostgresStore(Store):
 
     def limits(self) -> Limits:
         return LIMITS
+
+    def pools(self) -> Sequence[PoolUse]:
+        return self._writing.use("write"), *self._pool.use()
 
     def durability(self) -> Durability:
         return self._writer.durability

@@ -115,3 +115,15 @@ async def test_the_store_tells_its_time_and_its_limits(store: Store, clock: Cloc
     assert isinstance(durability, Durability)
     assert durability.kind
     assert durability.setting
+
+
+async def test_the_pools_tell_who_works_and_who_has_worked(store: Store) -> None:
+    before = {pool.name: pool.turns for pool in store.pools()}
+    await store.append([message()])
+    await store.head("orders")
+    used = {pool.name for pool in store.pools() if pool.turns > before[pool.name]}
+    assert used == ({"write", "read"} if before else set()), "a store without threads has no pools"
+    for pool in store.pools():
+        assert (pool.in_use, pool.waiting) == (0, 0)
+        assert pool.size >= 1
+        assert pool.waited_s >= 0

@@ -3,6 +3,7 @@
 Threads:   the trio thread. Clients may be anywhere.
 """
 
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -14,11 +15,11 @@ from trio_broker.service.servicer import BrokerService
 
 
 @asynccontextmanager
-async def served(store: str) -> AsyncGenerator[tuple[Broker, str]]:
+async def served(store: str, fetches_at_once: int = sys.maxsize) -> AsyncGenerator[tuple[Broker, str]]:
     """Serve for the length of the block, which gets the broker and its address."""
     async with open_broker(store) as broker, trio.open_nursery() as nursery:
         server = Server()
-        server.add_service(BrokerService(broker).service)
+        server.add_service(BrokerService(broker, fetches_at_once).service)
         port = await nursery.start(server.serve_async)
         yield broker, f"127.0.0.1:{port}"
         nursery.cancel_scope.cancel()

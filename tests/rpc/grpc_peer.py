@@ -7,6 +7,7 @@ from h2_peer import CODES, REQUEST, Fields, Peer, data
 from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, RstStreamFrame
 
 from trio_broker.rpc import frames
+from trio_broker.rpc.budget import Budgets
 from trio_broker.rpc.call import Call, framed
 from trio_broker.rpc.connection import Connection
 from trio_broker.rpc.limits import Limits
@@ -31,12 +32,15 @@ ROUTES = {
 class App:
     """The application of the calls: it does nothing but remember."""
 
+    connection_id = "test"
+
     def __init__(self) -> None:
         self.refusals = Refusals()
         self.calls: list[Call] = []
         """All calls that were opened, in order."""
         self.ready_calls: list[Call] = []
         self.over_calls: list[Call] = []
+        self.began_calls: list[Call] = []
         self.received_calls: list[Call] = []
 
     def opened(self, call: Call) -> None:
@@ -49,6 +53,9 @@ class App:
 
     def received(self, call: Call) -> None:
         self.received_calls.append(call)
+
+    def began(self, call: Call) -> None:
+        self.began_calls.append(call)
 
     def over(self, call: Call) -> None:
         self.over_calls.append(call)
@@ -86,14 +93,15 @@ class _Block:
 class GrpcPeer(Peer):
     """A client of calls."""
 
-    def __init__(self, limits: Limits | None = None, *, connect: bool = True) -> None:
+    def __init__(self, limits: Limits | None = None, budgets: Budgets | None = None, *, connect: bool = True) -> None:
         self.app = App()
+        self.budgets = budgets
         self.parser = RequestParser(ROUTES.get)
         self.answers: dict[int, Answer] = {}
         super().__init__(limits, connect=connect)
 
     def make_connection(self, limits: Limits) -> Connection:
-        return Connection(self._new_call, self.parser.parse, self._on_output, limits)
+        return Connection(self._new_call, self.parser.parse, self._on_output, limits, self.budgets)
 
     def _new_call(self, connection: Connection, stream_id: int) -> Call:
         return Call(self.app, connection, stream_id)

@@ -6,6 +6,7 @@ from h2_peer import data, settings, words
 from purerpc import Status, StatusCode
 
 from trio_broker.rpc import frames
+from trio_broker.rpc.budget import Budgets
 from trio_broker.rpc.call import framed
 from trio_broker.rpc.limits import Limits
 
@@ -41,6 +42,36 @@ def test_replies_that_wait_for_windows_are_bounded_together():
     calls[3].reply(bytes(400_000))
     assert not peer.answer(7).ended, "there was room again"
     assert peer.connection.queued_bytes == sum(stream.queued_bytes for stream in peer.connection.streams.values())
+
+
+def test_replies_of_all_connections_are_bounded_together():
+    limits = Limits(outbound_total_bytes=1_000_000)
+    budgets = Budgets.of(limits)
+    refusals = []
+    budgets.outbound.on_refused = lambda: refusals.append(budgets.outbound.held_bytes)
+    peers = [GrpcPeer(limits, budgets) for _ in range(3)]
+    for peer in peers:
+        peer.call(1, b"x").reply(bytes(400_000))
+    held = sum(peer.connection.queued_bytes for peer in peers)
+    assert budgets.outbound.held_bytes == held
+    assert refusals == [held]
+    assert "clients that do not read" in peers[2].answer(1).text
+    peers[0].connection.drop_all()
+    peers[2].call(3, b"x").reply(bytes(400_000))
+    assert not peers[2].answer(3).ended, "there was room again"
+    for peer in peers:
+        peer.connection.drop_all()
+    assert budgets.outbound.held_bytes == 0
+
+
+def test_a_reply_to_a_socket_that_takes_no_more_waits_where_it_is_counted():
+    peer = GrpcPeer()
+    window(peer, 2**20)
+    peer.connection.stalled = True
+    peer.call(1, b"x").reply(bytes(10))
+    assert peer.connection.queued_bytes == peer.connection.budgets.outbound.held_bytes == 15
+    assert peer.answer(1).ended
+    assert peer.connection.budgets.outbound.held_bytes == 0
 
 
 def test_one_reply_may_be_larger_than_all_may_be_together():
@@ -88,7 +119,43 @@ def test_trailers_only():
         b"grpc-status": b"5",
         b"grpc-message": b"nothing here",
         b"x-last": b"2",
+        b"x-request-id": b"test-1",
     }
+
+
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "echoed"),
+    [
+        ([], {}),
+        ([("x-request-id", "order-17"), ("x-other", "1")], {b"x-request-id": b"order-17"}),
+        ([("traceparent", TRACEPARENT)], {b"traceparent": TRACEPARENT.encode()}),
+        ([("x-request-id", "!" * 128)], {b"x-request-id": b"!" * 128}),
+        ([("x-request-id", "!" * 129)], {}),
+        ([("x-request-id", "two words")], {}),
+        ([("x-request-id", "\x1b[31m")], {}),
+        ([("x-request-id", "")], {}),
+        ([("x-request-id", "1"), ("x-request-id", "2")], {}),
+        ([("traceparent", TRACEPARENT.upper())], {}),
+        ([("traceparent", TRACEPARENT.replace("00f067aa0ba902b7", "0" * 16))], {}),
+        ([("traceparent", TRACEPARENT + "-1")], {}),
+    ],
+)
+def test_what_identifies_a_call_comes_back_if_it_is_well_formed(metadata, echoed):
+    peer = GrpcPeer()
+    peer.call(1, b"x", more=metadata).reply(b"y")
+    answer = peer.answer(1)
+    assert (answer.body, answer.trailers) == (framed(b"y"), {b"grpc-status": b"0", **echoed})
+
+
+@pytest.mark.parametrize(("metadata", "told"), [([], b"test-1"), ([("x-request-id", "mine")], b"mine")])
+def test_a_failure_always_has_a_request_id(metadata, told):
+    peer = GrpcPeer()
+    call = peer.call(1, b"x", more=metadata)
+    call.finish(Status(StatusCode.NOT_FOUND, "nothing here"))
+    assert peer.answer(1).trailers[b"x-request-id"] == call.request_id().encode() == told
 
 
 def test_an_early_end_is_followed_by_a_reset_without_error():
@@ -177,6 +244,20 @@ def test_a_source_is_drained_and_closed_once():
     call.finish(Status(StatusCode.OK))
     assert peer.answer(1).code == 0
     assert source.closed == 1
+    assert peer.app.began_calls == [call]
+
+
+def test_an_answer_begins_with_the_first_message_of_its_source():
+    peer = GrpcPeer()
+    call = peer.call(1, b"x")
+    source = Source()
+    call.attach(source)
+    assert peer.answer(1).headers is not None
+    assert peer.app.began_calls == []
+    source.messages.append(b"first")
+    peer.connection.mark(call)
+    assert deframed(peer.answer(1).body) == [b"first"]
+    assert peer.app.began_calls == [call]
 
 
 def test_a_source_of_a_call_that_is_over_is_closed_at_once():

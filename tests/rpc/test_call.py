@@ -65,7 +65,10 @@ def test_any_messages_in_any_frames(messages, cuts):
     assert told == []
     assert list(call.inbox) == messages
     assert call.request_ended
-    assert peer.connection.held == 0
+    assert peer.connection.held >= sum(map(len, messages))
+    for message in messages:
+        call.taken(message)
+    assert peer.connection.held == peer.connection.budgets.inbound.held_bytes == 0
 
 
 def test_credit_returns_when_messages_are_taken():
@@ -93,7 +96,6 @@ def test_a_message_larger_than_the_window_arrives():
         sent += len(part)
         granted += sum(each.window_increment for each in peer.send(data(1, part))) - len(part)
     assert [len(message) for message in call.inbox] == [10_000]
-    assert peer.connection.held == 0
     filled = 0
     while granted > 0:
         part = framed(bytes(min(granted, 600) - 5))
@@ -110,12 +112,13 @@ def test_a_message_of_the_largest_size_and_one_larger(method):
     peer = GrpcPeer(Limits(message_max_bytes=100))
     call = peer.call(1, bytes(100), method=method)
     assert call.message == bytes(100) if method == "Echo" else list(call.inbox) == [bytes(100)]
+    held = peer.connection.held
     call = peer.call(3, end=False, method=method)
     answer = peer.answer(3, data(3, framed(bytes(101))[:5]))
     assert answer.code == StatusCode.RESOURCE_EXHAUSTED.value
     assert answer.text == "the message has 101 bytes; at most 100 are accepted"
     assert answer.reset == "NO_ERROR"
-    assert peer.connection.held == 0
+    assert peer.connection.held == held
     assert peer.told(data(3, bytes(101), end=True)) == []  # what was under way
     assert 1 in peer.connection.streams
     assert call in peer.app.over_calls
@@ -128,35 +131,68 @@ def test_a_message_too_large_after_others():
     assert call.status.status_code is StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_all_unfinished_messages_together_are_bounded():
-    peer = GrpcPeer(Limits(inbound_max_bytes=1000))
-    for stream_id in (1, 3):
-        peer.call(stream_id, end=False)
-        assert peer.told(data(stream_id, framed(bytes(600))[:500])) == []
-    assert peer.connection.held == 1000
+BOUNDS = pytest.mark.parametrize("bound", ["inbound_max_bytes", "inbound_total_bytes"])
+
+
+@BOUNDS
+def test_all_unfinished_messages_together_are_bounded_by_their_announced_sizes(bound):
+    peer = GrpcPeer(Limits(**{bound: 1000}))
+    inbound = peer.connection.budgets.inbound
+    peer.call(1, end=False)
+    assert peer.told(data(1, framed(bytes(600))[:5])) == []
+    assert peer.connection.held == inbound.held_bytes == 605
+    peer.call(3, end=False)
+    assert peer.answer(3, data(3, framed(bytes(391))[:50])).code == StatusCode.RESOURCE_EXHAUSTED.value
     peer.call(5, end=False)
-    answer = peer.answer(5, data(5, b"\0"))
-    assert answer.code == StatusCode.RESOURCE_EXHAUSTED.value
-    assert peer.connection.held == 1000
-    assert peer.told(data(1, framed(bytes(600))[500:], end=True)) == []
-    assert peer.connection.held == 500
-    assert peer.told(frames.reset(3, frames.CANCEL)) == []
+    assert peer.told(data(5, framed(bytes(390))[:50])) == []
+    assert peer.connection.held == inbound.held_bytes == 1000
+    assert peer.told(data(1, framed(bytes(600))[5:], end=True)) == []
+    assert len(peer.app.ready_calls) == 1
+    assert peer.connection.held == inbound.held_bytes == 395
+    assert peer.told(frames.reset(5, frames.CANCEL)) == []
+    assert peer.connection.held == inbound.held_bytes == 0
+
+
+@BOUNDS
+@pytest.mark.parametrize("cut", [0, 500])
+def test_whole_messages_of_requests_that_do_not_end_are_bounded_too(bound, cut):
+    peer = GrpcPeer(Limits(**{bound: 1000}))
+    whole = framed(bytes(600))
+    peer.call(1, end=False)
+    assert peer.told(*[data(1, part) for part in (whole[:cut], whole[cut:]) if part]) == []
+    assert peer.connection.held == 605
+    peer.call(3, end=False)
+    assert peer.answer(3, data(3, whole)).code == StatusCode.RESOURCE_EXHAUSTED.value
+    assert peer.told(data(1, b"", end=True)) == []
+    assert len(peer.app.ready_calls) == 1
     assert peer.connection.held == 0
 
 
-def test_whole_messages_of_requests_that_do_not_end_are_bounded_too():
-    peer = GrpcPeer(Limits(inbound_max_bytes=1000))
-    whole = framed(bytes(600))
-    for stream_id in (1, 3):
-        peer.call(stream_id, end=False)
-        assert peer.told(data(stream_id, whole[:500])) == []
-        assert peer.told(data(stream_id, whole[500:])) == []
-    assert peer.connection.held == 1000
-    peer.call(5, end=False)
-    assert peer.answer(5, data(5, whole[:500])).code == StatusCode.RESOURCE_EXHAUSTED.value
-    assert peer.told(data(1, b"", end=True)) == []
-    assert len(peer.app.ready_calls) == 1
-    assert peer.connection.held == 500
+@BOUNDS
+def test_messages_that_nobody_takes_are_bounded_too(bound):
+    peer = GrpcPeer(Limits(**{bound: 1000}))
+    call = peer.call(1, bytes(400), bytes(400), method="Collect", end=False)
+    answer = peer.answer(1, data(1, framed(bytes(100))))
+    assert answer.code == StatusCode.RESOURCE_EXHAUSTED.value
+    assert peer.connection.held == 0
+    call.taken(call.inbox.popleft())
+    assert peer.connection.held == 0
+
+
+def test_pieces_of_frames_and_of_header_blocks_are_counted():
+    peer = GrpcPeer()
+    inbound = peer.connection.budgets.inbound
+    peer.send(data(1, bytes(100))[:50])
+    assert inbound.held_bytes == peer.connection.inbound_bytes == 50
+    peer.connection.release()
+    assert inbound.held_bytes == peer.connection.inbound_bytes == 0
+    peer = GrpcPeer()
+    inbound = peer.connection.budgets.inbound
+    peer.send(frames.frame(frames.HEADERS, 0, 1, bytes(30)))
+    peer.send(frames.frame(frames.CONTINUATION, 0, 1, bytes(30)))
+    assert inbound.held_bytes == peer.connection.inbound_bytes == 60
+    peer.connection.release()
+    assert inbound.held_bytes == peer.connection.inbound_bytes == 0
 
 
 @pytest.mark.parametrize("method", ["Echo", "Collect"])

@@ -158,6 +158,80 @@ async def test_an_account_of_calls_that_raises_does_no_harm(caplog):
     assert [record.getMessage().split()[0] for record in caplog.records] == ["rpc_failed"] * 2
 
 
+async def test_a_stream_tells_how_long_it_took_to_its_first_message_and_other_calls_do_not():
+    over = {}
+
+    def on_call_over(call, seconds):
+        over[call.id] = call.first_message_s, seconds
+
+    toy = Toy()
+    async with serving(toy, on_call_over=on_call_over) as server, connected(server) as wire:
+        assert await echoes(wire, 1)
+        await wire.write(wire.order(3, "Repeat", b"thrice"))
+        await wire.answered(3)
+        for stream_id in (5, 7):
+            await wire.write(wire.order(stream_id, "Drain", b"idle"))
+            await wire.begun(stream_id)
+        toy.sources[0].push(b"first")
+        toy.sources[0].push(b"second")
+        while not wire.answers[5].body:
+            await wire.read()
+        toy.sources[0].call.finish(server.refusals.stopping())
+        toy.sources[1].call.finish(server.refusals.stopping())
+        await wire.answered(5)
+        await wire.answered(7)
+    assert over[1][0] is over[7][0] is None
+    for stream_id in (3, 5):
+        first_message_s, seconds = over[stream_id]
+        assert 0 <= first_message_s <= seconds
+
+
+async def test_what_goes_on_can_be_asked():
+    toy = Toy()
+    async with serving(toy) as server:
+        assert (server.connections, server.connections_opened) == (0, 0)
+        async with connected(server) as wire, connected(server) as other:
+            assert await echoes(other)
+            await wire.write(wire.order(1, "Drain", b"idle"), wire.order(3, "Group", b"wait"))
+            await wire.begun(1)
+            await toy.until("began Group")
+            assert (server.connections, server.connections_opened) == (2, 2)
+            assert server.calls_in_flight() == {"Drain": 1, "Group": 1}
+        while server.connections:
+            await trio.testing.wait_all_tasks_blocked()
+        assert server.connections_opened == 2
+        assert not server.calls_in_flight()
+
+
+async def test_each_write_is_told_of_once_it_was_made():
+    toy = Toy()
+    written = []
+
+    def on_written():
+        written.append([len(source.messages) for source in toy.sources])
+
+    async with serving(toy, on_written=on_written) as server, connected(server) as wire, connected(server) as other:
+        for peer in (wire, other):
+            await peer.write(peer.order(1, "Drain", b"idle"))
+            await peer.begun(1)
+        written.clear()
+        for source in toy.sources:
+            source.push(b"message")
+        while not written:
+            await trio.lowlevel.checkpoint()
+        assert written == [[0, 0]], "both connections in one tick"
+
+
+async def test_who_is_told_of_writes_and_raises_does_no_harm(caplog):
+    def on_written():
+        raise ValueError("a secret")
+
+    async with serving(Toy(), on_written=on_written) as server, connected(server) as wire:
+        assert await echoes(wire)
+        assert await echoes(wire, 3)
+    assert {record.getMessage() for record in caplog.records} == {"on_written_failed"}
+
+
 # draining and stopping
 
 

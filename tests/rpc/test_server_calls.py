@@ -205,7 +205,8 @@ async def test_a_bug_is_internal_without_its_text_and_logged_once(method, order,
         assert (answer.code, answer.text) == (StatusCode.INTERNAL.value, "internal error")
         assert (await wire.answered(3)).code == 0
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"rpc_failed method=/toy.Toy/{method} error=")
+    request_id = answer.trailers[b"x-request-id"].decode()
+    assert record.getMessage().startswith(f"rpc_failed method=/toy.Toy/{method} request_id={request_id} error=")
     assert record.exc_info is not None
 
 
@@ -258,8 +259,11 @@ async def test_calls_that_no_group_answered_are_internal(caplog, monkeypatch):
     monkeypatch.setattr(Toy, "group", forget)
     async with serving(Toy()) as server, connected(server) as wire:
         await wire.write(wire.order(1, "Group", b"hello"))
-        assert (await wire.answered(1)).code == StatusCode.INTERNAL.value
-    assert [record.getMessage() for record in caplog.records] == ["rpc_unanswered method=/toy.Toy/Group"]
+        answer = await wire.answered(1)
+        assert answer.code == StatusCode.INTERNAL.value
+    (record,) = caplog.records
+    request_id = answer.trailers[b"x-request-id"].decode()
+    assert record.getMessage() == f"rpc_unanswered method=/toy.Toy/Group request_id={request_id}"
 
 
 async def test_a_handler_that_never_waits_ends_with_its_call():

@@ -19,9 +19,10 @@ from typing import Any, Protocol
 from purerpc import Status, StatusCode
 
 from trio_broker.rpc import frames
+from trio_broker.rpc.budget import UNCOUNTED
 from trio_broker.rpc.connection import Connection
 from trio_broker.rpc.hpack import INDEXED_STATUS_200, literal
-from trio_broker.rpc.request import NotGrpc, Request, TimedRequest
+from trio_broker.rpc.request import REQUEST_ID, NotGrpc, Request, TimedRequest
 from trio_broker.rpc.status import OK, OK_TRAILERS, Metadata, Refusals, metadata_block, trailers
 from trio_broker.rpc.stream import Head, Stream
 
@@ -35,11 +36,19 @@ RESPONSE_HEAD = INDEXED_STATUS_200 + literal(b"content-type", b"application/grpc
 _HEAD_START = frames.headers(0, 0, RESPONSE_HEAD)[:5]
 _TRAILERS_START = frames.headers(frames.END_STREAM, 0, OK_TRAILERS)[:5]
 _IDENTITY_ONLY = (("grpc-accept-encoding", "identity"),)
+_SMALL_BYTES = 1024
+"""A reply of no more is sent in any case: to refuse it would take as much, and what was done may not be undone."""
+_OBJECT_BYTES = 64
+"""What a message in an inbox takes besides its bytes: they may be none."""
 
 
 def framed(message: bytes) -> bytes:
     """Return a message with its length prefix ("Length-Prefixed-Message"), uncompressed."""
     return _prefix.pack(0, len(message)) + message
+
+
+def _inbox_bytes(message: bytes) -> int:
+    return len(message) + _OBJECT_BYTES
 
 
 class Source(Protocol):
@@ -59,12 +68,19 @@ class Application(Protocol):
     """What stands above the calls: see server.py."""
 
     refusals: Refusals
+    peer: str
+    """Who calls, for logs."""
+    connection_id: str
+    """A name that no other connection has, for those of its calls that the client gave none."""
 
     def opened(self, call: Call) -> None:
         """A call began; its request may still be on the way."""
 
     def ready(self, call: Call) -> None:
         """The one message of a call that sends one is there (`Call.message`)."""
+
+    def began(self, call: Call) -> None:
+        """The first message of a response that streams is on its way."""
 
     def received(self, call: Call) -> None:
         """A call that streams has more in its `Call.inbox`, or its request ended."""
@@ -85,7 +101,9 @@ class Call(Stream):
     __slots__ = (
         "app",
         "bucket",
+        "credited",
         "deadline",
+        "first_message_s",
         "held",
         "inbox",
         "initial_metadata",
@@ -94,6 +112,7 @@ class Call(Stream):
         "part",
         "request",
         "request_ended",
+        "reserved",
         "room",
         "scope",
         "source",
@@ -115,6 +134,8 @@ class Call(Stream):
         self.bucket = 0
         """Where `Deadlines` keeps it."""
         self.started = 0.0
+        self.first_message_s: float | None = None
+        """How long after ``started`` a response that streams had its first message."""
         self.status: Status | None = None
         """How the call ended; None while it goes on, and if the peer ended it."""
         self.message: Any = None
@@ -124,8 +145,12 @@ class Call(Stream):
         self.request_ended = False
         self.part: bytearray | None = None
         """The beginning of a message of which the end has not arrived."""
+        self.credited = 0
+        """Bytes of ``part`` whose credit was given back already."""
+        self.reserved = 0
+        """What is held for ``part``: the whole message, by its announced size."""
         self.held = 0
-        """Bytes of ``part`` whose credit was given back already; then of the message, until the request ends."""
+        """That; the message, until the request ends; what is in the inbox."""
         self.initial_metadata: Metadata = ()
         self.trailing_metadata: Metadata = ()
         self.source: Source | None = None
@@ -148,6 +173,7 @@ class Call(Stream):
             return  # answered when the request is complete, if it is well-formed to its end
         assert isinstance(head, Request)
         self.request = head
+        self.trailing_metadata = head.echo
         self.method = head.route
         self.app.opened(self)
         if self.method is None:
@@ -174,8 +200,8 @@ class Call(Stream):
             self._answer_plainly(self.request)
         elif not self.local_closed:
             self.request_ended = True
-            self.connection.held -= self.held
-            self.held = 0
+            if self.held and self.inbox is None:
+                self._hold(-self.held)
             if self.part:
                 self.finish(Status(StatusCode.INTERNAL, "the request ends within a message"))
             elif self.inbox is not None:
@@ -187,12 +213,15 @@ class Call(Stream):
 
     def _on_message(self, message: bytes) -> None:
         if self.inbox is not None:
-            self.inbox.append(message)
-            self.app.received(self)
-            return
-        if self.message is None:
+            if self._hold(_inbox_bytes(message) - self.reserved):
+                self.reserved = 0
+                self.inbox.append(message)
+                self.app.received(self)
+            else:
+                self._finish_overloaded()
+        elif self.message is None:
             self.message = message
-            self.take(len(message) + PREFIX_BYTES - self.held)
+            self.take(len(message) + PREFIX_BYTES - self.credited)
         else:
             self._finish_cardinality("more than one message")
 
@@ -208,6 +237,7 @@ class Call(Stream):
         else:
             self.part += data
         part = self.part
+        announced = PREFIX_BYTES
         while len(part) >= PREFIX_BYTES:
             compressed, size = _prefix.unpack_from(part)
             if size > connection.limits.message_max_bytes:
@@ -216,36 +246,56 @@ class Call(Stream):
             if compressed:
                 self._refuse_compressed()
                 return
-            if len(part) < PREFIX_BYTES + size:
+            announced = PREFIX_BYTES + size
+            if len(part) < announced:
                 break
-            message = bytes(part[PREFIX_BYTES : PREFIX_BYTES + size])
-            del part[: PREFIX_BYTES + size]
-            if self.inbox is not None:
-                self._forget_held(PREFIX_BYTES + size)  # otherwise it is held until the request ends
+            with memoryview(part) as view:
+                message = bytes(view[PREFIX_BYTES:announced])
+            del part[:announced]
+            if self.inbox is not None:  # `taken` gives the whole credit
+                self.unreturned -= min(self.credited, announced)
+                self.credited -= min(self.credited, announced)
             self._on_message(message)
             if self.local_closed:
                 return
+            announced = PREFIX_BYTES
         if not part:
             self.part = None
-        elif not self._hold(len(part)):
-            self.finish(self.app.refusals.overloaded("too many unfinished messages on this connection"))
+        elif self._reserve(announced):
+            # credit for an unfinished message, or it may never be finished: its size bounds it, not the window
+            self.take(len(part) - self.credited)
+            self.credited = len(part)
+        else:
+            self._finish_overloaded()
 
-    def _hold(self, size: int) -> bool:
-        """Give credit for an unfinished message, or it may never be finished: it is bounded by its size, not by
-        the window. All unfinished messages of a connection together are bounded too.
+    def _reserve(self, announced: int) -> bool:
+        """Hold a message that has begun to arrive; say whether there is room for all of it.
+
+        For all at once: of many that arrive side by side and do not fit together, some are to be finished.
         """
-        more = size - self.held
-        if more > 0:
-            self.held = size
-            self.connection.held += more
-            self.take(more)
-        return self.connection.held <= self.connection.limits.inbound_max_bytes
+        more = announced - self.reserved
+        self.reserved = announced
+        return self._hold(more)
 
-    def _forget_held(self, taken: int) -> None:
-        forgotten = min(self.held, taken)
-        self.held -= forgotten
-        self.connection.held -= forgotten
-        self.unreturned -= forgotten  # `take` counts the whole message once more, now that it is complete
+    def _hold(self, more: int) -> bool:
+        """Count ``more`` bytes of the request as held, or fewer; say whether there is room for them."""
+        connection = self.connection
+        inbound = connection.budgets.inbound
+        room = more <= 0 or (connection.held + more <= connection.limits.inbound_max_bytes and inbound.has_room(more))
+        self.held += more
+        connection.held += more
+        inbound.held_bytes += more
+        return room
+
+    def on_unended(self) -> None:
+        """A whole message is held until the request ends, too."""
+        if self.message is not None and not self.held and not self.local_closed:
+            assert isinstance(self.message, bytes)
+            if not self._hold(len(self.message) + PREFIX_BYTES):
+                self._finish_overloaded()
+
+    def _finish_overloaded(self) -> None:
+        self.finish(self.app.refusals.overloaded("too many unfinished requests are held"))
 
     def _refuse_compressed(self) -> None:
         """Doc/compression.md: an algorithm that the server lacks is UNIMPLEMENTED, an unnamed one INTERNAL."""
@@ -260,6 +310,20 @@ class Call(Stream):
     def taken(self, message: bytes) -> None:
         """A message left the inbox: the peer may send as much again."""
         self.take(len(message) + PREFIX_BYTES)
+        if not self.closed:
+            self._hold(-_inbox_bytes(message))
+
+    def request_id(self) -> str:
+        """Return what names this call in logs: the client's x-request-id, or one that is made now.
+
+        It is among the trailers from here on.
+        """
+        for name, value in self.trailing_metadata:
+            if name == REQUEST_ID:
+                return str(value)
+        made = f"{self.app.connection_id}-{self.id}"
+        self.trailing_metadata = [*self.trailing_metadata, (REQUEST_ID, made)]
+        return made
 
     # -- the response -----------------------------------------------------------------------------------------
 
@@ -273,6 +337,7 @@ class Call(Stream):
             or size > self.send_window
             or size > connection.send_window
             or size > connection.peer_frame_max
+            or connection.stalled
             or self.initial_metadata
             or self.trailing_metadata
         ):
@@ -291,12 +356,23 @@ class Call(Stream):
 
     def _reply_in_parts(self, message: bytes) -> None:
         waiting = self.connection.queued_bytes
-        if waiting and waiting + len(message) > self.connection.limits.outbound_max_bytes:
-            self.finish(self.app.refusals.overloaded(f"{waiting} bytes of replies wait for this connection's windows"))
-            return
+        if len(message) > _SMALL_BYTES:
+            if waiting and waiting + len(message) > self.connection.limits.outbound_max_bytes:
+                text = f"{waiting} bytes of replies wait for this connection's windows"
+                self.finish(self.app.refusals.overloaded(text))
+                return
+            if not self.account.has_room(len(message)):
+                self.finish(self.app.refusals.overloaded("too many replies wait for clients that do not read"))
+                return
         self.send_head()
         self.send(framed(message))
         self.finish(OK)
+
+    def shed(self, status: Status) -> None:
+        """End the call at once, and drop what is queued, since memory is short: by ``status`` if that can leave now."""
+        self.finish(status)
+        if not self.closed:  # it waits for a window; clients take the code for RESOURCE_EXHAUSTED
+            self.reset(frames.ENHANCE_YOUR_CALM)
 
     def hurry(self, seconds: float) -> None:
         """End the call after this much time, if it has not ended by itself, as if its deadline had passed."""
@@ -309,10 +385,15 @@ class Call(Stream):
             self.send_headers(RESPONSE_HEAD + metadata_block(self.initial_metadata))
 
     def finish(self, status: Status) -> None:
-        """End the call with a status and `trailing_metadata`, after what was sent. Later calls do nothing."""
+        """End the call with a status and `trailing_metadata`, after what was sent. Later calls do nothing.
+
+        Whoever gets an error also gets the `request_id` by which its cause is found in the log.
+        """
         if self.local_closed:
             return
         self.status = status
+        if status is not OK:
+            self.request_id()
         block = trailers(status, self.trailing_metadata)
         alone = None if self.responded else RESPONSE_HEAD + metadata_block(self.initial_metadata) + block
         if not self.responded:
@@ -325,9 +406,19 @@ class Call(Stream):
             source.close()
             return
         self.source = source
-        self.more = partial(source.take, self)
+        self.account = UNCOUNTED
+        self.more = partial(self._take_first, source)
         self.send_head()
         self.connection.mark(self)
+
+    def _take_first(self, source: Source, credit: int) -> bytes:
+        """Ask the source until it has a message; from then on it is asked directly."""
+        data = source.take(self, credit)
+        if data or self.queued_bytes:
+            self.app.began(self)
+            if self.more is not None:  # else it has ended already
+                self.more = partial(source.take, self)
+        return data
 
     def on_room(self) -> None:
         """All that was queued has left: a handler that waits for it goes on."""
@@ -336,7 +427,8 @@ class Call(Stream):
 
     def on_closed(self) -> None:
         """End everything that belongs to the call."""
-        self.connection.held -= self.held
+        if self.held:
+            self._hold(-self.held)
         self.part = None
         if self.source is not None:
             self.source.close()

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trio_broker.rpc import frames
+from trio_broker.rpc.budget import Budgets
 from trio_broker.rpc.control import Control
 from trio_broker.rpc.frames import ConnectionFailed, StreamFailed
 from trio_broker.rpc.hpack import Decoder, HeaderListTooLarge, HpackError
@@ -38,6 +39,7 @@ class Connection(Control):
         new_stream: makes the stream of each request; its hooks get what arrives.
         parse_head: checks and parses a request's header fields, or raises `MalformedRequest`.
         on_output: called when there is something to `take`, once until it was taken.
+        budgets: what it shares with other connections; None: it is alone.
     """
 
     def __init__(
@@ -46,12 +48,13 @@ class Connection(Control):
         parse_head: Callable[[Fields], Head],
         on_output: Callable[[], None],
         limits: Limits,
+        budgets: Budgets | None = None,
     ) -> None:
-        super().__init__(limits, on_output)
+        super().__init__(limits, on_output, budgets)
         self._new_stream = new_stream
         self._parse_head = parse_head
         self.held = 0
-        """Bytes of unfinished messages, over all streams; kept by call.py."""
+        """Bytes of requests that are held, over all streams; kept by call.py."""
         self._decoder = Decoder(limits.header_table_bytes, limits.header_list_max_bytes)
         self._heads: dict[bytes, Head] = {}
         self._buffer = b""
@@ -85,11 +88,17 @@ class Connection(Control):
     def release(self) -> None:
         """The socket is closed: give back what is held, and know the owner no longer. Nothing may follow."""
         self.failed = True
-        self._buffer = b""
-        self._block = None
+        self._keep(b"")
+        self._forget_block()
         self._heads.clear()
         self._on_control.clear()
+        self._new_stream = Stream  # no method of the owner's: no cycle is left for the collector
         self.forget_all()
+
+    @property
+    def inbound_bytes(self) -> int:
+        """What it holds of `Budgets.inbound`."""
+        return self.held + len(self._buffer) + (0 if self._block is None else self._block.size)
 
     # -- frames -----------------------------------------------------------------------------------------------
 
@@ -98,7 +107,7 @@ class Connection(Control):
             return
         if self._buffer:
             data = self._buffer + data
-            self._buffer = b""
+            self._keep(b"")
         if not self._prefaced:
             data = self._without_preface(data)
         position = 0
@@ -117,7 +126,12 @@ class Connection(Control):
             except StreamFailed as error:
                 self._fail_stream(error)
         if position < end:
-            self._buffer = data[position:] if position else data
+            self._keep(data[position:] if position else data)
+
+    def _keep(self, piece: bytes) -> None:
+        """Keep the beginning of a frame, of which the rest has not arrived."""
+        self.budgets.inbound.held_bytes += len(piece) - len(self._buffer)
+        self._buffer = piece
 
     def _without_preface(self, data: bytes) -> bytes:
         """Check what a client sends first (section 3.4); nothing comes back while it is incomplete."""
@@ -125,7 +139,7 @@ class Connection(Control):
         if not frames.PREFACE.startswith(preface):
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "this port speaks HTTP/2 (gRPC) only")
         if len(preface) < len(frames.PREFACE):
-            self._buffer = data
+            self._keep(data)
             return b""
         self._prefaced = True
         return data[len(preface) :]
@@ -184,7 +198,9 @@ class Connection(Control):
             stream.on_data(payload)
         elif not flags & frames.END_STREAM:
             self._spend()
-        if flags & frames.END_STREAM and not stream.closed:
+        if not flags & frames.END_STREAM:
+            stream.on_unended()
+        elif not stream.closed:
             stream.remote_closed = True
             stream.on_end()
 
@@ -215,6 +231,7 @@ class Connection(Control):
             self._on_header_block(stream_id, bool(flags & frames.END_STREAM), own_dependency, payload)
         else:
             self._block = _HeaderBlock(stream_id, bool(flags & frames.END_STREAM), own_dependency, payload)
+            self.budgets.inbound.held_bytes += len(payload)
 
     def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         block = self._block
@@ -222,12 +239,18 @@ class Connection(Control):
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "CONTINUATION of no header block")
         block.parts.append(payload)
         block.size += len(payload)
+        self.budgets.inbound.held_bytes += len(payload)
         # A block is never longer than its list with literals; Huffman coding can at worst add 30 bits to 8.
         if len(block.parts) - 1 > self.limits.continuations_max or block.size > 4 * self.limits.header_list_max_bytes:
             raise ConnectionFailed(frames.ENHANCE_YOUR_CALM, "the header block is too large")
         if flags & frames.END_HEADERS:
-            self._block = None
+            self._forget_block()
             self._on_header_block(stream_id, block.end_stream, block.own_dependency, b"".join(block.parts))
+
+    def _forget_block(self) -> None:
+        if self._block is not None:
+            self.budgets.inbound.held_bytes -= self._block.size
+            self._block = None
 
     def _on_header_block(self, stream_id: int, end_stream: bool, own_dependency: bool, block: bytes) -> None:  # noqa: FBT001
         head = self._heads.get(block)

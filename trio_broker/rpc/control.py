@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from trio_broker.rpc import frames
+from trio_broker.rpc.budget import Budgets
 from trio_broker.rpc.frames import ConnectionFailed, StreamFailed
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.outbound import Outbound
@@ -21,17 +22,23 @@ OnFrame = Callable[[int, int, bytes], None]
 """Takes the flags, the stream's id and the payload of a frame."""
 
 _DRAIN_PING = b"draining"
+_GOAWAY_TEXT_MAX_BYTES = 100
+"""How much of what a peer says for people is kept."""
 
 
 class Control(Outbound):
     """The part of a connection that is not about requests."""
 
-    def __init__(self, limits: Limits, on_output: Callable[[], None]) -> None:
-        super().__init__(limits, on_output)
+    def __init__(self, limits: Limits, on_output: Callable[[], None], budgets: Budgets | None) -> None:
+        super().__init__(limits, on_output, budgets)
         self.streams: dict[int, Stream] = {}
         self.last_stream_id = 0
         self.failed = False
         """The connection ended by an error, ours or the peer's: write what is left and close."""
+        self.failure = ""
+        """Why, if it was ours: the error that GOAWAY named."""
+        self.peer_goaway = ""
+        """The error that the peer's GOAWAY named, if it sent one."""
         self._settled = False
         """The peer's first SETTINGS have arrived."""
         self._draining = False
@@ -49,6 +56,7 @@ class Control(Outbound):
         """End the connection with an error (section 5.4.1). Every open stream is dropped."""
         if not self.failed:
             self.failed = True
+            self.failure = f"{frames.error_name(code)}: {text}"
             last = self.last_stream_id if self._goaway_last is None else self._goaway_last
             self.write(frames.goaway(last, code, text))
             self.drop_all()
@@ -122,6 +130,7 @@ class Control(Outbound):
         stream.local_closed = True
         stream.queue.clear()
         self.queued_bytes -= stream.queued_bytes
+        stream.account.held_bytes -= stream.queued_bytes
         stream.queued_bytes = 0
         self._remember(stream.id)
         self._close(stream)
@@ -244,6 +253,8 @@ class Control(Outbound):
         if len(payload) < 8:
             raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "GOAWAY too short")
         self._spend()
+        code, text = frames.unpack_u32(payload, 4)[0], payload[8 : 8 + _GOAWAY_TEXT_MAX_BYTES]
+        self.peer_goaway = f"{frames.error_name(code)} {text!r}"
 
     def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
         """Section 6.9."""

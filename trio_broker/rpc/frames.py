@@ -48,6 +48,12 @@ CANCEL: Final = 0x8
 COMPRESSION_ERROR: Final = 0x9
 ENHANCE_YOUR_CALM: Final = 0xB
 
+_ERROR_NAMES = (
+    *("NO_ERROR", "PROTOCOL_ERROR", "INTERNAL_ERROR", "FLOW_CONTROL_ERROR", "SETTINGS_TIMEOUT", "STREAM_CLOSED"),
+    *("FRAME_SIZE_ERROR", "REFUSED_STREAM", "CANCEL", "COMPRESSION_ERROR", "CONNECT_ERROR", "ENHANCE_YOUR_CALM"),
+    *("INADEQUATE_SECURITY", "HTTP_1_1_REQUIRED"),
+)
+
 # The first four bytes of a frame header hold the payload's length (24 bits) and the type (8 bits).
 _header = Struct(">IBI")
 _u32 = Struct(">I")
@@ -92,6 +98,11 @@ def reset(stream_id: int, code: int) -> bytes:
 def goaway(last_stream_id: int, code: int, text: str = "") -> bytes:
     """Return a GOAWAY frame (section 6.8); ``text`` is for people who read a capture."""
     return frame(GOAWAY, 0, 0, pack_u32(last_stream_id) + pack_u32(code) + text.encode())
+
+
+def error_name(code: int) -> str:
+    """Return the name of an error code, for people."""
+    return _ERROR_NAMES[code] if code < len(_ERROR_NAMES) else f"{code:#x}"
 
 
 class ConnectionFailed(Exception):

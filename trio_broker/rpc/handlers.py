@@ -182,7 +182,7 @@ async def finish_group(calls: list[Call], work: Awaitable[None], refusals: Refus
         if scope.cancelled_caught:  # the last of their deadlines has passed, and the sweep has not been here yet
             call.app.expire(call)
         else:
-            log.error("rpc_unanswered method=%s", call.method.path)
+            log.error("rpc_unanswered method=%s request_id=%s", call.method.path, call.request_id())
             call.finish(refusals.internal())
 
 
@@ -258,7 +258,9 @@ async def _answer(call: Call) -> None:
     async with _closing(responses):
         async for response in responses:
             call.send(framed(response.SerializeToString()))
-            if call.queued_bytes > call.connection.limits.send_high_bytes:
+            if call.first_message_s is None:
+                call.app.began(call)
+            if _is_full(call):
                 await _room(call)
     call.finish(OK)
 
@@ -297,9 +299,15 @@ class Incoming:
         return call.method.parse(message)
 
 
+def _is_full(call: Call) -> bool:
+    """Say whether its handler is to wait: early, when little more can be kept for all calls together."""
+    connection = call.connection
+    return call.queued_bytes > (0 if connection.budgets.outbound.tight else connection.limits.send_high_bytes)
+
+
 async def _room(call: Call) -> None:
     """Wait until what was sent has left for the peer, or the call is over."""
-    while call.queued_bytes > call.connection.limits.send_high_bytes and not call.closed:
+    while _is_full(call) and not call.closed:
         left = trio.Event()
         call.room = left.set
         await left.wait()
@@ -316,5 +324,9 @@ def status_of(error: Exception, call: Call, refusals: Refusals) -> Status:
         return failure.status
     if isinstance(failure, DecodeError):
         return refusals.malformed(call.method.request_type)
-    log.error("rpc_failed method=%s error=%s", call.method.path, type(failure).__name__, exc_info=failure)
+    log.error(
+        "rpc_failed method=%s request_id=%s error=%s",
+        *(call.method.path, call.request_id(), type(failure).__name__),
+        exc_info=failure,
+    )
     return refusals.internal()

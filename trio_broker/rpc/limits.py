@@ -7,14 +7,18 @@ from trio_broker.rpc.frames import WINDOW_INITIAL
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one peer may ask of us. Sizes are bytes."""
+    """What one peer may ask of us, and all of them together. Sizes are bytes."""
 
+    connections_max: int = 100_000
+    """Clients at once; more wait to be accepted."""
     streams_max: int = 1000
     """Calls open at once on one connection; more are answered REFUSED_STREAM."""
     message_max_bytes: int = 4 * 1024 * 1024
     """Largest message received; a larger one ends its call before it is buffered."""
     inbound_max_bytes: int = 64 * 1024 * 1024
-    """Parts of unfinished messages, and messages of unfinished requests, held for one connection."""
+    """Unfinished messages by their announced size, and messages of unfinished requests, held for one connection."""
+    inbound_total_bytes: int = 1024 * 1024 * 1024
+    """The same over all connections, with pieces of frames and of header blocks."""
     header_list_max_bytes: int = 16 * 1024
     """Header list of one request, counted as in RFC 9113, section 6.5.2."""
     continuations_max: int = 64
@@ -31,6 +35,10 @@ class Limits:
     """A handler that streams waits while more than this is queued for its call."""
     outbound_max_bytes: int = 64 * 1024 * 1024
     """Replies that wait for the windows of one connection; beyond, calls are refused instead of answered."""
+    outbound_total_bytes: int = 1024 * 1024 * 1024
+    """The same over all connections, with what waits for their sockets."""
+    starved_s: float = 2.0
+    """A total that refuses for so long is freed: calls of the connections that hold most of it are ended."""
     unsent_max_bytes: int = 1024 * 1024
     """Nothing more is read from a peer that leaves this much unread."""
     control_burst: int = 2000

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from trio_broker.rpc import frames
+from trio_broker.rpc.budget import Budgets
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.stream import Stream
 
@@ -24,8 +25,11 @@ from trio_broker.rpc.stream import Stream
 class Outbound(ABC):
     """The sending half of a connection."""
 
-    def __init__(self, limits: Limits, on_output: Callable[[], None]) -> None:
+    def __init__(self, limits: Limits, on_output: Callable[[], None], budgets: Budgets | None) -> None:
         self.limits = limits
+        self.budgets = Budgets.of(limits) if budgets is None else budgets
+        self.stalled = False
+        """The socket takes no more, says the owner: replies wait in their streams, where they are counted."""
         self.peer_window = frames.WINDOW_INITIAL
         """What each new stream may send: the peer's SETTINGS_INITIAL_WINDOW_SIZE."""
         self.send_window = frames.WINDOW_INITIAL
@@ -58,7 +62,8 @@ class Outbound(ABC):
     def take(self) -> bytes:
         """Return what is to be written now; empty when there is nothing, or no window for it."""
         if self._dirty:
-            self._pump(self.limits.write_max_bytes)
+            # each socket that stalls keeps what was taken for it: little, when many do
+            self._pump(1 if self.budgets.outbound.tight else self.limits.write_max_bytes)
         self._announced = False
         queued = self._frames
         if not queued:
@@ -130,6 +135,7 @@ class Outbound(ABC):
         stream.queue.clear()
         stream.queued_bytes = 0
         self.queued_bytes -= size
+        stream.account.held_bytes -= size
         stream.send_window -= size
         self.send_window -= size
 
@@ -142,6 +148,7 @@ class Outbound(ABC):
         stream.queue = [view[size:]]
         stream.queued_bytes -= size
         self.queued_bytes -= size
+        stream.account.held_bytes -= size
         stream.send_window -= size
         self.send_window -= size
         return size

@@ -9,7 +9,8 @@ The gRPC spec: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
 from __future__ import annotations
 
 import binascii
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from trio_broker.rpc.connection import Fields, MalformedRequest
@@ -19,6 +20,13 @@ _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"tr
 _NAME_BYTES = bytes(set(range(0x21, 0x7F)) - set(range(0x41, 0x5B)) - {0x3A})
 _BAD_IN_VALUE = (b"\0", b"\r", b"\n")
 _KNOWN_REQUESTS = 256
+REQUEST_ID = "x-request-id"
+TRACEPARENT = "traceparent"
+_ECHOED = {
+    REQUEST_ID: re.compile(r"[!-~]{1,128}"),
+    TRACEPARENT: re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"),
+}
+"""What identifies a call in logs and traces (https://www.w3.org/TR/trace-context/), and what it may look like."""
 _SOME_TIMEOUT = (b"grpc-timeout", b"")
 """Stands for a timeout, so that requests that differ in nothing else are equal."""
 
@@ -45,6 +53,8 @@ class Request(NamedTuple):
     accept_encoding: str | None
     metadata: tuple[tuple[str, str | bytes], ...]
     """Custom metadata in order; values of ``-bin`` names decoded."""
+    echo: tuple[tuple[str, str], ...]
+    """The part of it that identifies the call, and goes back in the trailers: at most one of each name."""
     route: object
     """What `RequestParser.route` found for the path."""
 
@@ -107,6 +117,7 @@ class RequestParser:
         known = {name: value.decode("latin-1") for name, value in regular}
         path = pseudo[b":path"].decode("latin-1")
         authority = pseudo.get(b":authority")
+        metadata = tuple(_metadata(regular))
         return Request(
             content_length=length,
             path=path,
@@ -116,9 +127,18 @@ class RequestParser:
             user_agent=known.get(b"user-agent"),
             encoding=known.get(b"grpc-encoding"),
             accept_encoding=known.get(b"grpc-accept-encoding"),
-            metadata=tuple(_metadata(regular)),
+            metadata=metadata,
+            echo=tuple(_echo(metadata)),
             route=self._route(path),
         )
+
+
+def _echo(metadata: Iterable[tuple[str, str | bytes]]) -> Iterator[tuple[str, str]]:
+    """Pick what identifies the call. What is malformed, or not the only one of its name, identifies nothing."""
+    for name, pattern in _ECHOED.items():
+        values = [value for given, value in metadata if given == name]
+        if len(values) == 1 and isinstance(values[0], str) and pattern.fullmatch(values[0]):
+            yield name, values[0]
 
 
 def parse_timeout(value: bytes) -> float | None:

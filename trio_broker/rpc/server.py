@@ -12,13 +12,17 @@ import logging
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
+from operator import attrgetter
 
 import purerpc
 import trio
+from purerpc import Status
 
 from trio_broker.rpc import handlers
+from trio_broker.rpc.budget import Budget, Budgets
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.deadlines import LONGEST_S, Deadlines
 from trio_broker.rpc.handlers import Method
@@ -35,7 +39,14 @@ ACCEPT_PAUSE_S = 0.1
 GOAWAY_WAIT_S = 1.0
 """How long a client gets to answer the first GOAWAY's PING before the second one."""
 
+_INBOUND_BYTES = attrgetter("inbound_bytes")
+_OUTBOUND_BYTES = attrgetter("outbound_bytes")
+
 CallOver = Callable[[Call, float], None]
+
+
+def _nobody_listens() -> None:
+    """Stand in for an ``on_written`` that nobody has given."""
 
 
 class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
@@ -49,6 +60,8 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         refusals: the statuses that this layer gives by itself.
         on_call_over: told of each call that ended, and of the seconds it took. `Call.method` is None if there is no
             such method, `Call.status` if the client cancelled or vanished.
+        on_written: told each time that what there was to say was given to the sockets: once per scheduler tick for all
+            connections, and after each read or write of one.
     """
 
     def __init__(
@@ -60,15 +73,25 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         limits: Limits | None = None,
         refusals: Refusals | None = None,
         on_call_over: CallOver | None = None,
+        on_written: Callable[[], None] = _nobody_listens,
     ) -> None:
         super().__init__(port)
         self.tls = tls
         self.host = host
         self.port: int = port
         self.limits = limits or Limits()
+        self.budgets = Budgets.of(self.limits)
+        """What all connections hold together."""
+        self.refuse: Callable[[Call], Status | None] | None = None
+        """Asked for each call by its headers: a status refuses it before its message is received. None: none are."""
+        self.accepts = True
+        """While this is False, new connections wait to be accepted."""
         self.refusals = refusals or Refusals()
         self.parser = RequestParser(self._route)
         self.deadlines = Deadlines(0.0)
+        self.on_written = on_written
+        self.connections_opened = 0
+        """Clients that were accepted so far."""
         self._on_call_over = on_call_over
         self._methods: dict[str, Method] = {}
         self._transports: set[Transport] = set()
@@ -109,6 +132,9 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
                     self._bind(name, await services.enter_async_context(service))
                 nursery.start_soon(self._flush_loop)
                 nursery.start_soon(self._expire_loop)
+                inbound, outbound = self.budgets
+                nursery.start_soon(self._keep_free, inbound, _INBOUND_BYTES, Transport.shed_inbound)
+                nursery.start_soon(self._keep_free, outbound, _OUTBOUND_BYTES, Transport.shed_outbound)
                 task_status.started()
                 with self._accepting:
                     async with trio.open_nursery() as accepting:
@@ -129,6 +155,9 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
     async def _accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while True:
             await trio.lowlevel.wait_readable(listener)
+            if not self.accepts or len(self._transports) >= self.limits.connections_max:
+                await trio.sleep(ACCEPT_PAUSE_S)
+                continue
             try:
                 client, _ = listener.accept()
             except OSError as error:
@@ -142,6 +171,7 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
     async def _serve_client(self, client: socket.socket) -> None:
         transport = Transport(self, client)
         self._transports.add(transport)
+        self.connections_opened += 1
         if self._draining:
             transport.connection.drain()
         try:
@@ -170,6 +200,22 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
             transport.connection.drain_now()
         await self._idle.wait()
 
+    # -- what goes on -----------------------------------------------------------------------------------------
+
+    @property
+    def connections(self) -> int:
+        """Clients that are connected now."""
+        return len(self._transports)
+
+    def calls_in_flight(self) -> Counter[str]:
+        """Count the calls of each method that are under way now, all services together."""
+        return Counter(
+            call.method.name
+            for transport in self._transports
+            for call in transport.connection.streams.values()
+            if isinstance(call, Call) and call.method is not None
+        )
+
     # -- for the connections ----------------------------------------------------------------------------------
 
     def flush_soon(self, transport: Transport) -> None:
@@ -187,6 +233,14 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
             flushes, self._flushes = self._flushes, []
             for transport in flushes:
                 transport.flush()
+            self.written()
+
+    def written(self) -> None:
+        """Tell that what there was to say was given to the sockets."""
+        try:
+            self.on_written()
+        except Exception:  # accounting's bug, which must not reach the connections
+            log.exception("on_written_failed")
 
     def watch(self, call: Call, timeout_s: float) -> None:
         """End a call when its time is over; the earliest of several times counts."""
@@ -207,6 +261,24 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
                 await trio.sleep_forever()
             for call in self.deadlines.due(trio.current_time()):
                 call.app.expire(call)
+
+    async def _keep_free(
+        self, budget: Budget, held_by: Callable[[Transport], int], shed: Callable[[Transport, float], None]
+    ) -> None:
+        """Free a budget whose holders keep others out and do not move: end their old calls, of the largest first."""
+        refused = trio.lowlevel.ParkingLot()
+        budget.on_refused = refused.unpark
+        while True:
+            await refused.park()
+            await trio.sleep(self.limits.starved_s)
+            before = time.perf_counter() - self.limits.starved_s
+            held_bytes = budget.held_bytes
+            for transport in sorted(self._transports, key=held_by, reverse=True):
+                if not budget.tight:
+                    break
+                shed(transport, before)
+            if budget.held_bytes < held_bytes:
+                log.warning("memory_freed bytes=%d held_bytes=%d", held_bytes - budget.held_bytes, budget.held_bytes)
 
     def call_over(self, call: Call) -> None:
         """Account for a call."""

@@ -28,6 +28,7 @@ class Stream:
     """A request and its response. Subclasses fill in the ``on_`` hooks; hooks must not raise."""
 
     __slots__ = (
+        "account",
         "body_left",
         "born_s",
         "closed",
@@ -63,6 +64,8 @@ class Stream:
         """
         self.queue: list[bytes | memoryview] = []
         self.queued_bytes = 0
+        self.account = connection.budgets.outbound
+        """Where queued bytes are counted for all connections."""
         self.trailers: bytes | None = None
         """The header block to end with, once the queue is sent; empty: END_STREAM on the last DATA."""
         self.responded = False
@@ -81,6 +84,9 @@ class Stream:
 
     def on_data(self, data: bytes) -> None:
         """Some of the request's body arrived: `take` it when it is no longer held."""
+
+    def on_unended(self) -> None:
+        """What `on_data` gave is not the end of the request."""
 
     def on_end(self) -> None:
         """The request is complete."""
@@ -109,6 +115,7 @@ class Stream:
         self.queue.append(data)
         self.queued_bytes += len(data)
         self.connection.queued_bytes += len(data)
+        self.account.held_bytes += len(data)
         if not self.dirty:
             self.connection.mark(self)
 

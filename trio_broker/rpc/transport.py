@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 import time
 from collections import deque
+from collections.abc import Callable
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import trio
@@ -40,6 +43,8 @@ KEEPALIVE = {
     socket.TCP_USER_TIMEOUT: 60_000,  # ms
 }
 """A peer that vanishes without a word is noticed within a minute, by the kernel (RFC 1122, 4.2.3.6; RFC 5482)."""
+NOTSENT_BYTES = 128 * 1024
+"""What the kernel takes of a reply before the peer has room for it: its memory counts against a container's limit."""
 LINGER_S = 1.0
 LINGER_READS = 100
 """How long, and how much, a connection that we end is read and ignored, so that our last words arrive."""
@@ -51,7 +56,11 @@ class Transport:
     def __init__(self, server: Server, sock: socket.socket) -> None:
         self.server = server
         self.refusals = server.refusals
+        self.peer = _peer(sock)
+        self.connection_id = token_hex(6)
         self._socket = sock
+        self._end = ""
+        """What went wrong first, for the log."""
         self._tls = None if server.tls is None else Tls(server.tls)
         self._nursery: trio.Nursery
         self._reading = True
@@ -59,17 +68,23 @@ class Transport:
         self._read_at = time.perf_counter()
         self._groups: dict[Method, list[Call]] = {}
         self._unsent: memoryview | None = None
+        self._stalled_at = 0.0
+        """Since when the socket has not taken all that it was to."""
         self._written = trio.Event()
         self._broken = False
         self._reader = trio.CancelScope()
-        self.connection = Connection(self._new_call, server.parser.parse, self._on_output, server.limits)
+        self.connection = Connection(
+            self._new_call, server.parser.parse, self._on_output, server.limits, server.budgets
+        )
 
     async def run(self) -> None:
         """Serve the client until it leaves, breaks a rule, or the server has drained it. Closes the socket."""
+        log.debug("connection_opened peer=%s connection_id=%s", self.peer, self.connection_id)
         try:
             if self._socket.family != socket.AF_UNIX:
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
                 for option, value in KEEPALIVE.items():
                     self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
             async with trio.open_nursery() as self._nursery:
@@ -87,11 +102,14 @@ class Transport:
                 await self._farewell()
                 self._nursery.cancel_scope.cancel()
         except* OSError as errors:
-            log.debug("connection_lost peer=%s error=%s", self._peer(), errors.exceptions[0])
+            # not in a variable: its traceback knows this frame, and a cycle would keep all of the connection
+            self._end = self._end or _told_of(errors.exceptions[0])
             self._send(self._take())  # TLS tells the peer why
         finally:
             self._broken = True
+            self._keep_unsent(None)
             self._socket.close()
+            log.debug("connection_closed peer=%s connection_id=%s why=%s", self.peer, self.connection_id, self._why())
             self.connection.release()
 
     def _end_calls(self) -> None:
@@ -104,11 +122,12 @@ class Transport:
 
     def _report(self, error: Exception) -> None:
         """Log a bug, ours or a handler's, which must not reach other connections."""
-        log.error("connection_failed peer=%s error=%s", self._peer(), type(error).__name__, exc_info=error)
+        log.error("connection_failed peer=%s error=%s", self.peer, type(error).__name__, exc_info=error)
 
     def _crash(self, error: Exception) -> None:
         """End the connection, whose state is not to be trusted any more."""
         self._report(error)
+        self._end = "a bug"
         self._broken = True
         self._nursery.cancel_scope.cancel()
 
@@ -137,11 +156,17 @@ class Transport:
             self._start_groups()
             self._reading = False
             self.flush()
-            while self._unsent is not None and self._unread_bytes() > self.server.limits.unsent_max_bytes:
+            self.server.written()
+            while self._unsent is not None and self._unread_bytes() > self._unread_max_bytes():
                 await self._written.wait()  # a peer that does not read is not read from
 
     def _unread_bytes(self) -> int:
-        return len(self._unsent or b"") + self.connection.waiting_bytes
+        return self.outbound_bytes + self.connection.waiting_bytes
+
+    def _unread_max_bytes(self) -> int:
+        """What may wait for a peer: less when little more can be kept for all of them together."""
+        limits = self.server.limits
+        return limits.write_max_bytes if self.server.budgets.outbound.tight else limits.unsent_max_bytes
 
     def _start_groups(self) -> None:
         if self._groups:
@@ -159,6 +184,10 @@ class Transport:
     def opened(self, call: Call) -> None:
         """Start the clocks of a call, and its task if it does not wait for its one message."""
         call.started = self._read_at
+        refuse = self.server.refuse
+        if refuse is not None and (status := refuse(call)) is not None:
+            call.finish(status)
+            return
         if call.timeout_s is not None:
             self.server.watch(call, call.timeout_s)
         method: Method | None = call.method
@@ -178,6 +207,10 @@ class Transport:
         else:
             run = handlers.run_drained if method.kind == "drained" else handlers.run_task
             self._nursery.start_soon(run, call, self.refusals)
+
+    def began(self, call: Call) -> None:
+        """Note when the first message of a response was there."""
+        call.first_message_s = time.perf_counter() - call.started
 
     def hurry(self, call: Call, seconds: float) -> None:
         """Bring the deadline of a call forward."""
@@ -219,7 +252,8 @@ class Transport:
                 break
             sent = self._send(data)
             if sent < len(data):
-                self._unsent = memoryview(data)[sent:]
+                self._stalled_at = time.perf_counter()
+                self._keep_unsent(memoryview(data)[sent:])
                 self._nursery.start_soon(self._write_rest)
             elif not connection.sendable:
                 break
@@ -235,18 +269,28 @@ class Transport:
             return self._socket.send(data)
         except BlockingIOError:
             return 0
-        except OSError:
+        except OSError as error:
+            self._end = self._end or str(error)
             self._broken = True  # the peer is gone
             self._reader.cancel()
             return len(data)
+
+    def _keep_unsent(self, rest: memoryview | None) -> None:
+        """Keep what the socket did not take, counted; None: it has caught up."""
+        self.server.budgets.outbound.held_bytes += len(rest or b"") - len(self._unsent or b"")
+        self._unsent = rest
+        self.connection.stalled = rest is not None
 
     async def _write_rest(self) -> None:
         """Write what the socket did not take, until it has caught up."""
         while self._unsent is not None and not self._broken:
             await trio.lowlevel.wait_writable(self._socket)
             sent = self._send(self._unsent)
+            if sent:
+                self._stalled_at = time.perf_counter()
             rest: bytes | memoryview = self._unsent[sent:] or self._take()
-            self._unsent = memoryview(rest) if rest else None
+            self._keep_unsent(memoryview(rest) if rest else None)
+            self.server.written()
             self._written.set()
             self._written = trio.Event()
         self.flush()
@@ -268,6 +312,7 @@ class Transport:
 
     def abandon(self) -> None:
         """The server stops: end every call, write what the socket takes at once, and close. Never raises."""
+        self._end = "the server stops"
         try:
             for stream in list(self.connection.streams.values()):
                 if isinstance(stream, Call):
@@ -287,14 +332,60 @@ class Transport:
         except Exception as error:  # noqa: BLE001
             self._crash(error)
 
+    @property
+    def inbound_bytes(self) -> int:
+        """What is held of the client's unfinished requests."""
+        return self.connection.inbound_bytes
+
+    @property
+    def outbound_bytes(self) -> int:
+        """What waits for the client to read it."""
+        return len(self._unsent or b"") + self.connection.queued_bytes
+
+    def shed_inbound(self, before: float) -> None:
+        """End the calls that began ``before`` (by `time.perf_counter`) and whose requests are held. Never raises."""
+        self._shed(lambda call: call.held, before)
+
+    def shed_outbound(self, before: float) -> None:
+        """The same for replies that wait; close a connection whose socket has taken nothing since. Never raises."""
+        if self._unsent is not None and self._stalled_at < before:
+            self._end = "the client does not read"
+            self._broken = True
+            self._nursery.cancel_scope.cancel()
+        else:
+            self._shed(lambda call: call.queued_bytes, before)
+
+    def _shed(self, holds: Callable[[Call], int], before: float) -> None:
+        try:
+            for call in list(self.connection.streams.values()):
+                if isinstance(call, Call) and call.source is None and call.started < before and holds(call):
+                    call.shed(self.refusals.overloaded("the call took too long while memory was short"))
+            self.flush()
+        except Exception as error:  # noqa: BLE001
+            self._crash(error)
+
     def _give_up(self, call: Call, status: Status) -> None:
         """End a call that has no answer yet with ``status``, unless what it had going knows better."""
         if call.status is None:
             abandoned = None if call.method is None else call.method.abandoned
             call.finish((None if abandoned is None else abandoned(call)) or status)
 
-    def _peer(self) -> str:
-        try:
-            return format_address(self._socket.getpeername())
-        except OSError:
-            return "gone"
+    def _why(self) -> str:
+        connection = self.connection
+        if connection.failure:
+            return f"GOAWAY {connection.failure}"
+        if connection.finished:
+            return "drained"
+        end = self._end or "the client closed"
+        return f"{end}, after GOAWAY {connection.peer_goaway}" if connection.peer_goaway else end
+
+
+def _told_of(error: BaseException) -> str:
+    return f"TLS failed: {error}" if isinstance(error, ssl.SSLError) else str(error)
+
+
+def _peer(sock: socket.socket) -> str:
+    try:
+        return format_address(sock.getpeername())
+    except OSError:
+        return "gone"

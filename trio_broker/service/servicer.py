@@ -8,7 +8,11 @@ Publish and Fetch are grouped: all calls of one read of a socket go to the broke
 the connection asks the subscription's channel for batches as far as the client's windows go.
 """
 
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 from purerpc import RpcFailedError, Status
@@ -21,10 +25,15 @@ from trio_broker.broker import Broker
 from trio_broker.commit import Pending
 from trio_broker.errors import BrokerError
 from trio_broker.fanout import Subscription
+from trio_broker.memory import Pressure
 from trio_broker.rpc.call import Call, Source
 from trio_broker.rpc.handlers import Context, drained, grouped
 from trio_broker.service.encoding import batch_wire, message_response, publish_response
 from trio_broker.service.statuses import status_of
+
+if TYPE_CHECKING:
+    from trio_broker.batch import Batch
+    from trio_broker.tracing import Tracing
 
 NAME = "broker.Broker"
 LAST_WORDS_S = 10.0
@@ -59,6 +68,20 @@ def _subscribe_abandoned(call: Call) -> Status | None:
     return status_of(errors.SlowConsumer(text, last_delivered_id=last_id))
 
 
+def refuse(pressure: Pressure, call: Call) -> Status | None:
+    """Say how a call is refused by its headers while memory is short; None: it is served."""
+    if call.method is None or call.method.service != NAME:
+        return None  # health checks above all
+    return _MEMORY_SHORT if pressure >= _REFUSED_FROM[call.method.name] else None
+
+
+def _drop(call: Call) -> None:
+    """Drop what is being sent for a subscription that was cut."""
+    subscription: Subscription = call.work
+    assert subscription.error is not None
+    call.shed(status_of(subscription.error))
+
+
 def _settle(pending: Pending) -> None:
     """Answer a publish by its outcome."""
     call = pending.caller
@@ -72,11 +95,20 @@ def _settle(pending: Pending) -> None:
         call.finish(status_of(outcome))
 
 
+_short = errors.Overloaded("memory is short; nothing was done")
+_short.retry_after_s = 1.0
+_MEMORY_SHORT = status_of(_short)
+_REFUSED_FROM = {"Publish": Pressure.HIGH, "Subscribe": Pressure.HIGH, "Fetch": Pressure.FULL}
+
+
 class BrokerService(BrokerServicer):
     """A `Broker` behind gRPC."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, fetches_at_once: int = sys.maxsize, tracing: "Tracing | None" = None) -> None:
+        """``fetches_at_once``: how many messages may be on their way from the store, over all calls."""
         self._broker = broker
+        self._tracing = tracing
+        self._fetches = Fetches(fetches_at_once)
 
     @grouped(abandoned=_publish_abandoned)
     def Publish(  # type: ignore[override] # purerpc's generated signature takes one request
@@ -90,7 +122,10 @@ class BrokerService(BrokerServicer):
         for call in calls:
             if call.local_closed:
                 continue
+            if self._tracing is not None:
+                self._tracing.publish(call)
             message: pb.PublishRequest = call.message
+            call.message = None  # it would be in memory twice while it waits for the store
             try:
                 messages.append(
                     self._broker.check(message.subject, message.body, _expiration(message), message.headers)
@@ -107,18 +142,31 @@ class BrokerService(BrokerServicer):
     @grouped()
     async def Fetch(self, calls: list[Call], request: None = None) -> None:  # noqa: ARG002
         """Look the fetches of one read up in as few trips to the store as memory allows."""
-        for start in range(0, len(calls), FETCHED_AT_ONCE):
-            await self._fetch(calls[start : start + FETCHED_AT_ONCE])
+        if self._tracing is not None:
+            for call in calls:
+                self._tracing.begin(call)
+        start = 0
+        while start < len(calls):
+            while not (count := self._fetches.begin(min(len(calls) - start, FETCHED_AT_ONCE))):
+                await self._fetches.some_ended()
+            try:
+                await self._fetch(calls[start : start + count])
+            finally:
+                self._fetches.end(count)
+            start += count
 
     async def _fetch(self, calls: list[Call]) -> None:
         try:
-            found = await self._broker.fetch_many([Key(call.message.subject, call.message.id) for call in calls])
+            with nullcontext() if self._tracing is None else self._tracing.fetch(calls):
+                found = await self._broker.fetch_many([Key(call.message.subject, call.message.id) for call in calls])
         except BrokerError as error:
             status = status_of(error)
             for call in calls:
                 call.finish(status)
             return
-        for call, result in zip(calls, found, strict=True):
+        found.reverse()
+        for call in calls:
+            result = found.pop()  # each is let go as soon as it is encoded
             if isinstance(result, BrokerError):
                 call.finish(status_of(result))
             else:
@@ -129,35 +177,73 @@ class BrokerService(BrokerServicer):
         self, message: pb.SubscribeRequest, request: Context
     ) -> Source:
         """Register the subscription; its headers say that it stands."""
+        call = request.call
+        if self._tracing is not None:
+            self._tracing.begin(call)
         await trio.lowlevel.checkpoint()
         try:
             subscription = self._broker.open_subscription(message.subject)
         except BrokerError as error:
             raise RpcFailedError(status_of(error)) from None
-        call = request.call
         call.work = subscription
         subscription.wake = partial(call.connection.mark, call)
+        subscription.dropped = partial(_drop, call)
         subscription.ended = partial(call.hurry, LAST_WORDS_S)
-        return SubscriptionSource(subscription)
+        wire = batch_wire if self._tracing is None else partial(_traced_wire, self._tracing, call)
+        return SubscriptionSource(subscription, wire)
+
+
+def _traced_wire(tracing: "Tracing", call: Call, batch: "Batch") -> bytes:
+    tracing.delivered(call, batch)
+    return batch_wire(batch)
+
+
+class Fetches:
+    """How many messages may be on their way from the store at once: each may be of the largest size."""
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    def begin(self, wanted: int) -> int:
+        """Return how many may begin, ``wanted`` at most; 0: try again after `some_ended`."""
+        count = min(wanted, self._free)
+        self._free -= count
+        return count
+
+    def end(self, count: int) -> None:
+        """So many are done."""
+        self._free += count
+        self._waiting.unpark_all()
+
+    async def some_ended(self) -> None:
+        """Wait until others have ended. A checkpoint."""
+        await self._waiting.park()
 
 
 class SubscriptionSource:
     """Feeds a call from a subscription's channel."""
 
-    __slots__ = ("_subscription",)
+    __slots__ = ("_subscription", "_wire")
 
-    def __init__(self, subscription: Subscription) -> None:
+    def __init__(self, subscription: Subscription, wire: "Callable[[Batch], bytes]") -> None:
+        """Take from ``subscription``; ``wire`` makes bytes of each batch that is taken."""
         self._subscription = subscription
+        self._wire = wire
 
     def take(self, call: Call, credit: int) -> bytes:
         """Return the batches that wait, up to the first that exceeds the credit; end the call after the last one."""
         subscription = self._subscription
+        subscription.sending = None  # all that was returned before has left, or does now
         if not subscription.buffered_messages:  # asked, not tried: an exception costs more than a delivery
             if subscription.error is not None:
                 call.finish(status_of(subscription.error))
             return b""
-        wire = batch_wire(subscription.receive_nowait())
-        if subscription.buffered_messages and len(wire) < credit:
+        batch = subscription.receive_nowait()
+        wire = self._wire(batch)
+        if len(wire) > credit:
+            subscription.sending = batch
+        elif subscription.buffered_messages and len(wire) < credit:
             wire = self._more(wire, credit)
         if subscription.error is None or subscription.buffered_messages:
             return wire
@@ -168,8 +254,11 @@ class SubscriptionSource:
     def _more(self, wire: bytes, credit: int) -> bytes:
         wires, size = [wire], len(wire)
         while self._subscription.buffered_messages and size < credit:
-            wires.append(batch_wire(self._subscription.receive_nowait()))
+            batch = self._subscription.receive_nowait()
+            wires.append(self._wire(batch))
             size += len(wires[-1])
+        if size > credit:
+            self._subscription.sending = batch
         return b"".join(wires)
 
     def close(self) -> None:

@@ -1,0 +1,122 @@
+"""What is true of a broker now: asked at each scrape.
+
+Owns:      `State` and its families.
+Not here:  what is counted or timed (metrics/calls.py, metrics/messages.py, metrics/store.py), who knows it
+           (trio_broker/metering.py).
+Threads:   the trio thread only; no function here is a checkpoint.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+BUILD_HELP: Final = "What runs here; always 1."
+IN_FLIGHT_HELP: Final = "Calls that are under way now; a stream is, until it ends."
+SUBJECT_SUBSCRIBERS_HELP: Final = "Subscriptions that are live now, of the subjects of --metrics-subjects."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """A moment of a broker; one that has just started has the defaults."""
+
+    ready: bool = False
+    draining: bool = False
+    connections: int = 0
+    connections_opened: int = 0
+    calls_in_flight: Mapping[str, int] = field(default_factory=dict)
+    """By method."""
+    queue_messages: int = 0
+    queue_bytes: int = 0
+    queue_limit_messages: int = 0
+    queue_limit_bytes: int = 0
+    buffer_messages: int = 0
+    buffer_bytes: int = 0
+    buffer_fill_ratio: float = 0.0
+    slow_consumers: int = 0
+    store_up: bool = False
+    listen_connected: bool = True
+    wakeups: int = 0
+    memory_used_bytes: int = 0
+    memory_limit_bytes: int = 0
+    memory_pressure: bool = False
+    subscribers_of: Mapping[str, int] = field(default_factory=dict)
+    """By subject, of those that have series of their own."""
+
+
+_GAUGES: Final = {
+    "ready": ("trio_broker_ready", "1 while /readyz says that calls can be served."),
+    "draining": ("trio_broker_draining", "1 while the broker is stopping."),
+    "connections": ("trio_broker_connections", "gRPC connections that are open now."),
+    "queue_messages": ("trio_broker_publish_queue_messages", "Publishes that wait for the store."),
+    "queue_bytes": ("trio_broker_publish_queue_bytes", "The size of the publishes that wait for the store."),
+    "queue_limit_messages": (
+        "trio_broker_publish_queue_limit_messages",
+        "How many publishes may wait for the store; more are refused.",
+    ),
+    "queue_limit_bytes": (
+        "trio_broker_publish_queue_limit_bytes",
+        "How large the publishes that wait for the store may be together; more are refused.",
+    ),
+    "buffer_messages": (
+        "trio_broker_subscriber_buffer_messages",
+        "Messages that wait for subscribers, over all subscriptions.",
+    ),
+    "buffer_bytes": ("trio_broker_subscriber_buffer_bytes", "The size of the messages that wait for subscribers."),
+    "buffer_fill_ratio": (
+        "trio_broker_subscriber_buffer_fill_ratio",
+        "How full the fullest buffer of a subscription is, from 0 to 1; beyond, the subscription is cut.",
+    ),
+    "store_up": ("trio_broker_store_up", "1 while the store is in reach."),
+    "listen_connected": (
+        "trio_broker_listen_connected",
+        "1 while the store's wake-ups are heard; 0 while they are down and polling stands in.",
+    ),
+    "memory_used_bytes": (
+        "trio_broker_memory_used_bytes",
+        "Memory that counts against the limit: this process's, and what others use of the same cgroup.",
+    ),
+    "memory_limit_bytes": (
+        "trio_broker_memory_limit_bytes",
+        "Memory that this process may use: --memory-max, else its cgroup's limit or what the machine has.",
+    ),
+    "memory_pressure": ("trio_broker_memory_pressure", "1 while new work is refused for want of memory."),
+}
+_COUNTERS: Final = {
+    "connections_opened": ("trio_broker_connections_opened", "gRPC connections that were accepted."),
+    "slow_consumers": ("trio_broker_slow_consumers", "Subscriptions that were cut because they read too slowly."),
+    "wakeups": ("trio_broker_wakeups", "Hints that were heard of what this broker or another has appended."),
+}
+
+
+class StateMetrics(Collector):
+    """The state of a broker, asked at each scrape.
+
+    Args:
+        build: labels of ``trio_broker_build_info``.
+        ask: returns the state.
+    """
+
+    def __init__(self, build: Mapping[str, str], ask: Callable[[], State]) -> None:
+        self._build = dict(build)
+        self._ask = ask
+
+    def collect(self) -> Iterator[Metric]:
+        """Build the families for one scrape."""
+        state = self._ask()
+        for name, (family, about) in _GAUGES.items():
+            yield GaugeMetricFamily(family, about, getattr(state, name))
+        for name, (family, about) in _COUNTERS.items():
+            yield CounterMetricFamily(family, about, getattr(state, name))
+        yield InfoMetricFamily("trio_broker_build", BUILD_HELP, self._build)
+        yield _labelled("trio_broker_calls_in_flight", IN_FLIGHT_HELP, "method", state.calls_in_flight)
+        yield _labelled("trio_broker_subject_subscribers", SUBJECT_SUBSCRIBERS_HELP, "subject", state.subscribers_of)
+
+
+def _labelled(name: str, about: str, label: str, values: Mapping[str, int]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, about, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family

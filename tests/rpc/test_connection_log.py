@@ -1,0 +1,107 @@
+"""What the debug log says of connections: one line when each opens, one when it is closed, with the reason."""
+
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from h2_peer import ping
+from toy import Toy, Wire, connected, serving
+
+from trio_broker.rpc import frames
+from trio_broker.rpc.server import Server
+
+
+@pytest.fixture(autouse=True)
+def debug(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "trio_broker.rpc.transport")
+
+
+async def until_closed(server: Server) -> None:
+    while server._transports:
+        await trio.testing.wait_all_tasks_blocked()
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    """The events, each with its values."""
+    found = []
+    for record in caplog.records:
+        event, *keys = [part.partition("=")[0] for part in record.msg.split()]
+        found.append({"event": event, **dict(zip(keys, record.args, strict=True))})
+    return found
+
+
+async def leave(server: Server, wire: Wire) -> None:
+    await wire.stream.aclose()
+
+
+async def say_goodbye(server: Server, wire: Wire) -> None:
+    await wire.write(frames.goaway(0, frames.ENHANCE_YOUR_CALM, "too_many_pings\x1b" + "\0" * 1000))
+    await wire.stream.aclose()
+
+
+async def break_a_rule(server: Server, wire: Wire) -> None:
+    await wire.write(frames.frame(frames.PING, 0, 1, bytes(8)))
+    await wire.to_the_end()
+
+
+async def break_off(server: Server, wire: Wire) -> None:
+    wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    await wire.stream.aclose()
+
+
+async def be_drained(server: Server, wire: Wire) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.drain)
+        while not any(frame.stream_id == 0 and frame.type == frames.PING for frame in wire.frames):
+            assert await wire.read()
+        await wire.write(ping(b"draining", frames.ACK))
+        await wire.to_the_end()
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        (leave, "the client closed"),
+        (
+            say_goodbye,
+            f"the client closed, after GOAWAY ENHANCE_YOUR_CALM {b'too_many_pings' + bytes([27]) + bytes(85)!r}",
+        ),
+        (break_a_rule, "GOAWAY PROTOCOL_ERROR: PING on a stream"),
+        (break_off, "[Errno 104] Connection reset by peer"),
+        (be_drained, "drained"),
+    ],
+)
+async def test_why_a_connection_was_closed(
+    end: Callable[[Server, Wire], Awaitable[None]], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(Toy()) as server, connected(server) as wire:
+        host, port = wire.stream.socket.getsockname()
+        await end(server, wire)
+        await until_closed(server)
+    opened, closed = lines(caplog)
+    assert opened == {
+        "event": "connection_opened",
+        "peer": f"{host}:{port}",
+        "connection_id": opened["connection_id"],
+    }
+    assert closed == {**opened, "event": "connection_closed", "why": why}
+
+
+async def test_a_server_that_stops_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(Toy()) as server, connected(server):
+        pass
+    assert lines(caplog)[-1]["why"] in ("the server stops", "the client closed")
+
+
+async def test_a_client_that_speaks_no_tls(caplog: pytest.LogCaptureFixture) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    async with serving(Toy(), tls=context) as server:
+        async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+            await stream.send_all(frames.PREFACE)
+            while await stream.receive_some():
+                pass
+        await until_closed(server)
+    assert str(lines(caplog)[-1]["why"]).startswith("TLS failed: ")

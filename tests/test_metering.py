@@ -1,0 +1,118 @@
+"""What of a call is counted, and what is told of a process at each stage of its life."""
+
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import trio
+import trio.testing
+from broker_kit import broker_on
+from prometheus_client import CollectorRegistry
+from purerpc import Status, StatusCode
+from trial_store import TrialStore
+
+from trio_broker import errors
+from trio_broker.config import Config
+from trio_broker.metering import STREAMS, UNARY, Metering, Situation
+from trio_broker.rpc.call import Call
+from trio_broker.rpc.server import Server
+from trio_broker.rpc.status import OK
+from trio_broker.service.statuses import status_of
+
+SITUATION = Situation(ready=True, draining=False, memory_used_bytes=90, memory_limit_bytes=100, memory_pressure=True)
+
+
+@pytest.fixture
+def metering() -> Metering:
+    return Metering(Config(metrics_subjects="orders", queue_messages=7), lambda: SITUATION)
+
+
+@pytest.fixture
+async def registry(metering: Metering) -> CollectorRegistry:
+    return metering.registry()
+
+
+def call(method: str | None, status: Status | None, first_message_s: float | None = None) -> Call:
+    name = None if method is None else SimpleNamespace(name=method)
+    return cast("Call", SimpleNamespace(method=name, status=status, first_message_s=first_message_s))
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "counted", "reason"),
+    [
+        ("Publish", OK, "OK", None),
+        ("Publish", Status(StatusCode.OK), "OK", None),
+        ("Publish", None, "CANCELLED", "cancelled_by_peer"),
+        ("Fetch", status_of(errors.InvalidId("")), "INVALID_ARGUMENT", "INVALID_ID"),
+        ("Check", Status(StatusCode.NOT_FOUND), "NOT_FOUND", "none"),
+        (None, Status(StatusCode.UNIMPLEMENTED), "UNIMPLEMENTED", "none"),
+    ],
+)
+async def test_a_call_counts_once_by_status_and_by_reason(
+    metering: Metering,
+    registry: CollectorRegistry,
+    method: str | None,
+    status: Status | None,
+    counted: str,
+    reason: str | None,
+) -> None:
+    metering.call_over(call(method, status), 0.5)
+    samples = [sample for family in registry.collect() for sample in family.samples]
+    label = method or "unknown"
+    assert [s.labels for s in samples if s.name == "method_count" and s.value] == [{"method": label, "status": counted}]
+    errors_told = [s.labels for s in samples if s.name == "trio_broker_rpc_errors_total"]
+    assert errors_told == ([] if reason is None else [{"method": label, "reason": reason}])
+
+
+async def test_the_first_message_of_a_stream_counts_when_it_ends(
+    metering: Metering, registry: CollectorRegistry
+) -> None:
+    metering.call_over(call("Subscribe", OK, 0.25), 9.0)
+    metering.call_over(call("Subscribe", OK), 9.0)
+    method = {"method": "Subscribe"}
+    assert registry.get_sample_value("trio_broker_stream_first_message_seconds_sum", method) == 0.25
+    assert registry.get_sample_value("trio_broker_stream_first_message_seconds_count", method) == 1
+    assert registry.get_sample_value("trio_broker_stream_lifetime_seconds_sum", method) == 18
+
+
+async def test_the_same_series_are_told_before_and_after_there_is_a_broker(
+    metering: Metering, registry: CollectorRegistry
+) -> None:
+    def series() -> set[tuple[str, ...]]:
+        return {(s.name, *s.labels.items()) for family in registry.collect() for s in family.samples}
+
+    before = series()
+    assert registry.get_sample_value("trio_broker_store_up") == 0
+    async with broker_on(TrialStore()) as broker:
+        metering.watch(broker, Server())
+        assert series() == before
+        assert registry.get_sample_value("trio_broker_store_up") == 1
+        for method in (*UNARY, *STREAMS):
+            assert registry.get_sample_value("trio_broker_calls_in_flight", {"method": method}) == 0
+
+
+async def test_what_the_broker_holds_is_told(metering: Metering, registry: CollectorRegistry) -> None:
+    store = TrialStore()
+    async with broker_on(store, subscriber_messages=4) as broker, trio.open_nursery() as nursery:
+        metering.watch(broker, Server())
+        with broker.open_subscription("orders") as subscription:
+            await broker.publish("orders", b"12345")
+            assert registry.get_sample_value("trio_broker_subscriber_buffer_messages") == 1
+            assert registry.get_sample_value("trio_broker_subscriber_buffer_bytes") == 5
+            assert registry.get_sample_value("trio_broker_subscriber_buffer_fill_ratio") == 0.25
+            assert registry.get_sample_value("trio_broker_subject_subscribers", {"subject": "orders"}) == 1
+            subscription.receive_nowait()
+            broker.fanout.deliveries.settle()
+            assert registry.get_sample_value("trio_broker_messages_delivered_total") == 1
+            assert registry.get_sample_value("trio_broker_delivered_bytes_total") == 5
+        store.hold()
+        for _ in range(3):
+            nursery.start_soon(broker.publish, "orders", b"waits")
+            await trio.testing.wait_all_tasks_blocked()
+        assert registry.get_sample_value("trio_broker_publish_queue_messages") == 2
+        assert registry.get_sample_value("trio_broker_publish_queue_bytes") == broker.committer.queued_bytes > 0
+        assert registry.get_sample_value("trio_broker_publish_queue_limit_messages") == 7
+        assert registry.get_sample_value("trio_broker_memory_used_bytes") == 90
+        assert registry.get_sample_value("trio_broker_memory_limit_bytes") == 100
+        assert registry.get_sample_value("trio_broker_memory_pressure") == 1
+        store.release()

@@ -1,0 +1,150 @@
+"""What a broker process tells of itself, gathered: who counts what, and who is asked at a scrape.
+
+Owns:      the collectors of one process and what feeds them.
+Not here:  the families (metrics/), serving them (metrics/http.py), starting and stopping (trio_broker/serve.py).
+Threads:   the trio thread only; no function here is a checkpoint.
+"""
+
+import platform
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+from prometheus_client import CollectorRegistry
+
+from metrics import (
+    UNKNOWN_METHOD,
+    CallMetrics,
+    MessageMetrics,
+    ProcessMetrics,
+    State,
+    StateMetrics,
+    StoreMetrics,
+    build_registry,
+)
+from persistence import Store
+from trio_broker._version import __version__
+from trio_broker.broker import Broker
+from trio_broker.config import Config
+from trio_broker.errors import reasons
+from trio_broker.measured_store import OPERATIONS, MeasuredStore, Operating
+from trio_broker.rpc.call import Call
+from trio_broker.rpc.server import Server
+from trio_broker.rpc.status import CODE_NAMES, OK
+
+UNARY: Final = ("Publish", "Fetch", "Check", "List")
+STREAMS: Final = ("Subscribe", "Watch", "ServerReflectionInfo")
+"""The calls that have a label of their own."""
+_NO_CALLS: Final = dict.fromkeys((*UNARY, *STREAMS), 0)
+CANCELLED_BY_PEER: Final = "cancelled_by_peer"
+"""The reason of calls that the client ended, or that ended with its connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the process knows of itself."""
+
+    ready: bool
+    draining: bool
+    memory_used_bytes: int
+    memory_limit_bytes: int
+    memory_pressure: bool
+
+
+class Metering:
+    """The metrics of one broker process."""
+
+    def __init__(self, config: Config, situation: Callable[[], Situation]) -> None:
+        self._config = config
+        self._situation = situation
+        self._store: Store | None = None
+        self._broker: Broker | None = None
+        self._server: Server | None = None
+        self._calls = CallMetrics(UNARY, self._subscribers, streams=STREAMS, reasons={*reasons(), CANCELLED_BY_PEER})
+        self._messages = MessageMetrics(config.metrics_subjects)
+        self._operations = StoreMetrics(OPERATIONS, lambda: self._store.pools() if self._store else ())
+        self.process = ProcessMetrics()
+        """Its `ProcessMetrics.keep_measuring` is to be run."""
+
+    def registry(self) -> CollectorRegistry:
+        """Return what /metrics exposes."""
+        build = {
+            "version": __version__,
+            "python": platform.python_version(),
+            "trio": trio.__version__,
+            "store": self._config.store.partition(":")[0],
+        }
+        state = StateMetrics(build, self._state)
+        return build_registry(self._calls, self._messages, self._operations, state, self.process)
+
+    def measured(self, store: Store, operating: Operating = nullcontext) -> Store:
+        """Return ``store``, measured from now on. ``operating`` is entered around each operation."""
+        self._store = store
+        return MeasuredStore(store, self._operations, self._messages, operating)
+
+    def watch(self, broker: Broker, server: Server) -> None:
+        """Tell of these from now on."""
+        self._broker, self._server = broker, server
+        broker.fanout.deliveries.on_delivered = self._messages.delivered
+        server.on_written = broker.fanout.deliveries.settle
+
+    def call_over(self, call: Call, seconds: float) -> None:
+        """Count a call that has ended."""
+        name = UNKNOWN_METHOD if call.method is None else call.method.name
+        status = call.status
+        if status is OK:
+            self._calls.ended(name, "OK", seconds)
+        elif status is None:
+            self._calls.ended(name, "CANCELLED", seconds)
+            self._calls.failed(name, CANCELLED_BY_PEER)
+        else:
+            self._calls.ended(name, CODE_NAMES[status.int_value], seconds)
+            if status.int_value:
+                self._calls.failed(name, getattr(status, "reason", ""))
+        if call.first_message_s is not None:
+            self._calls.began(name, call.first_message_s)
+
+    def _subscribers(self) -> int:
+        return self._broker.subscribers if self._broker else 0
+
+    def _state(self) -> State:
+        situation = self._situation()
+        config = self._config
+        if self._broker is None or self._server is None:
+            return State(
+                ready=situation.ready,
+                draining=situation.draining,
+                memory_used_bytes=situation.memory_used_bytes,
+                memory_limit_bytes=situation.memory_limit_bytes,
+                memory_pressure=situation.memory_pressure,
+                calls_in_flight=_NO_CALLS,
+                queue_limit_messages=config.queue_messages,
+                queue_limit_bytes=config.queue_bytes,
+                subscribers_of=dict.fromkeys(config.metrics_subjects, 0),
+            )
+        broker, server = self._broker, self._server
+        buffered = broker.fanout.buffered()
+        return State(
+            ready=situation.ready,
+            draining=situation.draining,
+            memory_used_bytes=situation.memory_used_bytes,
+            memory_limit_bytes=situation.memory_limit_bytes,
+            memory_pressure=situation.memory_pressure,
+            connections=server.connections,
+            connections_opened=server.connections_opened,
+            calls_in_flight={**_NO_CALLS, **server.calls_in_flight()},
+            queue_messages=broker.committer.queued_messages,
+            queue_bytes=broker.committer.queued_bytes,
+            queue_limit_messages=config.queue_messages,
+            queue_limit_bytes=config.queue_bytes,
+            buffer_messages=buffered.messages,
+            buffer_bytes=buffered.bytes,
+            buffer_fill_ratio=buffered.fill_ratio,
+            slow_consumers=broker.fanout.slow_consumers,
+            store_up=not broker.store_away_s(),
+            listen_connected=broker.hearing.connected,
+            wakeups=broker.hearing.hints,
+            subscribers_of={subject: broker.fanout.subscribers_of(subject) for subject in config.metrics_subjects},
+        )
