@@ -1,5 +1,6 @@
 """Nodes that are away, stand still or are too few: which error, and a store that is back by itself."""
 
+from contextlib import AsyncExitStack
 from functools import partial
 
 import pytest
@@ -82,7 +83,8 @@ async def test_many_calls_given_up_while_a_node_stands_still_leave_room_for_othe
 
 
 async def test_giving_up_lets_everybody_go_at_once(own_cassandra: CassandraServer) -> None:
-    async with opened(own_cassandra.url("giving_up")) as store, trio.open_nursery() as nursery:
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        store = await stack.enter_async_context(opened(own_cassandra.url("giving_up")))
         with own_cassandra.frozen():
             begun = Task(nursery, store.append, [message()])
             setting = Task(nursery, partial(store.compare_and_set, version=0), "leader", b"a")
@@ -96,7 +98,7 @@ async def test_giving_up_lets_everybody_go_at_once(own_cassandra: CassandraServe
                     await call.result()
             with pytest.raises(StoreUnavailable):
                 await waiting.result()
-            await store.close()
+            await stack.aclose()
             assert trio.current_time() - began < 0.5
 
 
