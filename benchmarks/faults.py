@@ -190,7 +190,7 @@ FAULTS: Mapping[str, Fault] = {
         "The store is down",
         lost_store,
         [
-            "store: The store answers",
+            "store: Store and wake-ups",
             "calls: Calls that failed, by reason",
             "store: Errors",
             "store: Duration of a flush",
@@ -234,8 +234,8 @@ FAULTS: Mapping[str, Fault] = {
         "The wake-up path is lost",
         lost_wakeups,
         [
-            "store: Wake-ups heard",
-            "store: The store answers",
+            "store: Store and wake-ups",
+            "store: Hints of appends",
             "store: Duration of a flush",
         ],
         frozenset({"TrioBrokerWakeupsLost"}),

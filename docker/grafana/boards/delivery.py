@@ -71,7 +71,7 @@ BUFFERS: Final = Row(
             units.PercentUnit,
             [each("trio_broker_subscriber_buffer_fill_ratio")],
             "A subscriber that stalls: it rises to 100 %, then that subscription is cut and it falls. Others do not "
-            "wait for it. The log names its peer and subject.",
+            "wait for it. The log (call_failed) names its peer.",
             Levels(warning=0.5, bad=0.9),
             top=1,
         ),

@@ -18,20 +18,21 @@ PRESENCE: Final = Row(
             top=1,
         ),
         Graph(
-            "The store answers",
+            "Store and wake-ups",
             units.NoUnit,
-            [each("trio_broker_store_up")],
-            "0: it does not. Readiness follows after --store-grace. The log says why (store_away).",
+            [
+                each("trio_broker_store_up", "{{instance}}: the store answers"),
+                each("trio_broker_listen_connected", "{{instance}}: wake-ups are heard"),
+            ],
+            "The store is 0: it does not answer; readiness follows after --store-grace; the log says why (store_away). "
+            "Only wake-ups are: the connection that listens is lost, and the broker polls.",
             top=1,
         ),
         Graph(
-            "Wake-ups heard",
-            units.Short,
-            [
-                each("trio_broker_listen_connected", "{{instance}}: heard (1) or lost (0)"),
-                Query(rate("trio_broker_wakeups_total"), "hints a second, all"),
-            ],
-            "0 while the store answers: only the connection that listens is lost, and the broker polls.",
+            "Hints of appends",
+            units.OpsPerSecond,
+            [Query(rate("trio_broker_wakeups_total", "instance"), "{{instance}}")],
+            "By the store, or where wake-ups are lost by polling, about one a second.",
         ),
     ],
 )
