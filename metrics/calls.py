@@ -2,7 +2,7 @@
 
 Owns:      the families of calls (``method_*``, ``trio_broker_rpc_*``, ``trio_broker_stream_*``) and
            ``active_subscribers``; the only labels they take.
-Not here:  when a call ends and with which status (trio_broker/service/), HTTP (metrics/http.py).
+Not here:  when a call ends and with which status (trio_broker/metering.py), HTTP (metrics/http.py).
 Threads:   the trio thread only; no function here is a checkpoint.
 
 The names of ``method_count``, ``method_duration`` and ``active_subscribers`` are fixed, and dashboards rely on them.

@@ -16,6 +16,8 @@ from typing import Final, NamedTuple
 
 ROOT: Final = Path("/")
 
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
 _UNRECLAIMABLE: Final = (
     "anon",
     "shmem",
@@ -50,12 +52,17 @@ def memory_used_bytes(root: Path = ROOT) -> int:
     """
     limit = _memory_limit(root)
     if limit is None:
-        return int(_text(root / "proc/self/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return resident_bytes(root)
     stat = _table(limit.folder / "memory.stat")
     if "anon" in stat:
         return sum(stat.get(name, 0) for name in _UNRECLAIMABLE)
     kernel = _text(limit.folder / "memory.kmem.usage_in_bytes")
     return stat.get("total_rss", 0) + stat.get("total_shmem", 0) + int(kernel or 0)
+
+
+def resident_bytes(root: Path = ROOT) -> int:
+    """Return how much memory is resident in this process."""
+    return int(_text(root / "proc/self/statm").split()[1]) * _PAGE_BYTES
 
 
 def cpu_limit(root: Path = ROOT) -> float:

@@ -1,7 +1,7 @@
 """The messages: how many were published, delivered and dropped, and how long they took on their way.
 
 Owns:      the families of messages, and those of single subjects.
-Not here:  what is buffered now (metrics/state.py), who counts (trio_broker/metering.py).
+Not here:  what is buffered now (metrics/state.py), who counts (trio_broker/measured_store.py, deliveries.py).
 Threads:   the trio thread only; no function here is a checkpoint.
 
 Clients choose subjects, and labels live for ever: only the subjects that the operator names have series of their own.

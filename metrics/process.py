@@ -84,8 +84,7 @@ class ProcessMetrics(Collector):
             load.add_metric([minutes], value)
         yield load
         yield GaugeMetricFamily("trio_broker_cpu_limit", CPU_LIMIT_HELP, limits.cpu_limit())
-        throttled = CounterMetricFamily("trio_broker_cpu_throttled_seconds", THROTTLED_HELP, limits.cpu_throttled_s())
-        yield throttled
+        yield CounterMetricFamily("trio_broker_cpu_throttled_seconds", THROTTLED_HELP, limits.cpu_throttled_s())
         yield histograms("trio_broker_gc_pause_seconds", PAUSE_HELP, "generation", self._pauses)
         yield GaugeMetricFamily("trio_broker_trio_tasks", TASKS_HELP, trio.lowlevel.current_statistics().tasks_living)
         yield histogram("trio_broker_scheduler_lag_seconds", LAG_HELP, self._lag)

@@ -35,6 +35,9 @@ class State:
     buffer_messages: int = 0
     buffer_bytes: int = 0
     buffer_fill_ratio: float = 0.0
+    backlog_bytes: int = 0
+    inbound_bytes: int = 0
+    outbound_bytes: int = 0
     slow_consumers: int = 0
     store_up: bool = False
     listen_connected: bool = True
@@ -82,6 +85,12 @@ _GAUGES: Final = {
         "trio_broker_memory_limit_bytes",
         "Memory that this process may use: --memory-max, else its cgroup's limit or what the machine has.",
     ),
+    "backlog_bytes": (
+        "trio_broker_subscriber_backlog_bytes",
+        "The memory of all that waits for subscribers, what is half sent and what they share counted once.",
+    ),
+    "inbound_bytes": ("trio_broker_rpc_inbound_bytes", "The memory kept for requests that have not arrived in whole."),
+    "outbound_bytes": ("trio_broker_rpc_outbound_bytes", "The memory of replies that clients have not read yet."),
     "memory_pressure": ("trio_broker_memory_pressure", "1 while new work is refused for want of memory."),
 }
 _COUNTERS: Final = {

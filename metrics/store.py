@@ -1,7 +1,8 @@
 """The store: what it was asked, how long it took, how it failed, and who waits for it.
 
 Owns:      the families of the store's operations, flushes, pools and sweeping.
-Not here:  the store (persistence/), who measures it (trio_broker/metering.py), whether it is there (metrics/state.py).
+Not here:  the store (persistence/), who measures it (trio_broker/measured_store.py), whether it is there
+           (metrics/state.py).
 Threads:   the trio thread only; no function here is a checkpoint.
 """
 

@@ -11,20 +11,21 @@ from prometheus_client import CollectorRegistry
 from purerpc import Status, StatusCode
 from trial_store import TrialStore
 
+from metrics import State
 from trio_broker import errors
 from trio_broker.config import Config
-from trio_broker.metering import STREAMS, UNARY, Metering, Situation
+from trio_broker.metering import STREAMS, UNARY, Metering
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import OK
 from trio_broker.service.statuses import status_of
 
-SITUATION = Situation(ready=True, draining=False, memory_used_bytes=90, memory_limit_bytes=100, memory_pressure=True)
+OF_PROCESS = State(ready=True, memory_used_bytes=90, memory_limit_bytes=100, memory_pressure=True)
 
 
 @pytest.fixture
 def metering() -> Metering:
-    return Metering(Config(metrics_subjects="orders", queue_messages=7), lambda: SITUATION)
+    return Metering(Config(metrics_subjects="orders", queue_messages=7), lambda: OF_PROCESS)
 
 
 @pytest.fixture
@@ -100,6 +101,7 @@ async def test_what_the_broker_holds_is_told(metering: Metering, registry: Colle
             assert registry.get_sample_value("trio_broker_subscriber_buffer_messages") == 1
             assert registry.get_sample_value("trio_broker_subscriber_buffer_bytes") == 5
             assert registry.get_sample_value("trio_broker_subscriber_buffer_fill_ratio") == 0.25
+            assert registry.get_sample_value("trio_broker_subscriber_backlog_bytes") == broker.fanout.backlog.bytes > 10
             assert registry.get_sample_value("trio_broker_subject_subscribers", {"subject": "orders"}) == 1
             subscription.receive_nowait()
             broker.fanout.deliveries.settle()

@@ -8,7 +8,7 @@ Threads:   the trio thread only; no function here is a checkpoint.
 import platform
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -42,23 +42,13 @@ CANCELLED_BY_PEER: Final = "cancelled_by_peer"
 """The reason of calls that the client ended, or that ended with its connection."""
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """What the process knows of itself."""
-
-    ready: bool
-    draining: bool
-    memory_used_bytes: int
-    memory_limit_bytes: int
-    memory_pressure: bool
-
-
 class Metering:
     """The metrics of one broker process."""
 
-    def __init__(self, config: Config, situation: Callable[[], Situation]) -> None:
+    def __init__(self, config: Config, of_process: Callable[[], State]) -> None:
+        """``of_process``: asked at each scrape for the part of the state that the process itself knows."""
         self._config = config
-        self._situation = situation
+        self._of_process = of_process
         self._store: Store | None = None
         self._broker: Broker | None = None
         self._server: Server | None = None
@@ -88,7 +78,6 @@ class Metering:
         """Tell of these from now on."""
         self._broker, self._server = broker, server
         broker.fanout.deliveries.on_delivered = self._messages.delivered
-        server.on_written = broker.fanout.deliveries.settle
 
     def call_over(self, call: Call, seconds: float) -> None:
         """Count a call that has ended."""
@@ -110,38 +99,31 @@ class Metering:
         return self._broker.subscribers if self._broker else 0
 
     def _state(self) -> State:
-        situation = self._situation()
         config = self._config
+        state = replace(
+            self._of_process(),
+            calls_in_flight=_NO_CALLS,
+            queue_limit_messages=config.queue_messages,
+            queue_limit_bytes=config.queue_bytes,
+            subscribers_of=dict.fromkeys(config.metrics_subjects, 0),
+        )
         if self._broker is None or self._server is None:
-            return State(
-                ready=situation.ready,
-                draining=situation.draining,
-                memory_used_bytes=situation.memory_used_bytes,
-                memory_limit_bytes=situation.memory_limit_bytes,
-                memory_pressure=situation.memory_pressure,
-                calls_in_flight=_NO_CALLS,
-                queue_limit_messages=config.queue_messages,
-                queue_limit_bytes=config.queue_bytes,
-                subscribers_of=dict.fromkeys(config.metrics_subjects, 0),
-            )
+            return state
         broker, server = self._broker, self._server
         buffered = broker.fanout.buffered()
-        return State(
-            ready=situation.ready,
-            draining=situation.draining,
-            memory_used_bytes=situation.memory_used_bytes,
-            memory_limit_bytes=situation.memory_limit_bytes,
-            memory_pressure=situation.memory_pressure,
+        return replace(
+            state,
             connections=server.connections,
             connections_opened=server.connections_opened,
             calls_in_flight={**_NO_CALLS, **server.calls_in_flight()},
             queue_messages=broker.committer.queued_messages,
             queue_bytes=broker.committer.queued_bytes,
-            queue_limit_messages=config.queue_messages,
-            queue_limit_bytes=config.queue_bytes,
             buffer_messages=buffered.messages,
             buffer_bytes=buffered.bytes,
             buffer_fill_ratio=buffered.fill_ratio,
+            backlog_bytes=broker.fanout.backlog.bytes,
+            inbound_bytes=server.budgets.inbound.held_bytes,
+            outbound_bytes=server.budgets.outbound.held_bytes,
             slow_consumers=broker.fanout.slow_consumers,
             store_up=not broker.store_away_s(),
             listen_connected=broker.hearing.connected,

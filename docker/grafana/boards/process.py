@@ -5,7 +5,7 @@ from typing import Final
 from grafana_foundation_sdk.models import units
 
 from boards.panels import Board, Graph, Levels, Query, Row
-from boards.promql import each, gauge, quantile, quantiles, rate
+from boards.promql import each, gauge, quantiles, rate
 
 MEMORY: Final = Row(
     "Memory",
@@ -39,9 +39,12 @@ MEMORY: Final = Row(
             units.BytesIEC,
             [
                 each("trio_broker_publish_queue_bytes", "{{instance}}: publishes that wait"),
-                each("trio_broker_subscriber_buffer_bytes", "{{instance}}: subscriptions' buffers"),
+                each("trio_broker_subscriber_backlog_bytes", "{{instance}}: messages for subscribers"),
+                each("trio_broker_rpc_inbound_bytes", "{{instance}}: requests that arrive"),
+                each("trio_broker_rpc_outbound_bytes", "{{instance}}: replies that wait"),
             ],
-            "The first grows: the store is slow. The second: subscribers are.",
+            "Publishes that wait: the store is slow. Messages and replies: clients do not read. Requests: many large "
+            "ones at once, or clients that never finish theirs.",
         ),
     ],
 )
@@ -85,14 +88,9 @@ RUNTIME: Final = Row(
     [
         Graph(
             "Pauses of the garbage collector",
-            units.Seconds,
-            [
-                Query(
-                    quantile(0.99, "trio_broker_gc_pause_seconds", "generation"),
-                    "generation {{generation}}, p99",
-                )
-            ],
-            "Nothing runs meanwhile.",
+            units.PercentUnit,
+            [Query(rate("trio_broker_gc_pause_seconds_sum", "generation"), "generation {{generation}}")],
+            "Part of the time in which nothing else runs.",
         ),
         Graph(
             "Garbage collections",
