@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import cast
 
-from metrics import MessageMetrics, StoreMetrics
+from metrics import MessageMetrics, State, StoreMetrics
 from persistence import Appended, NewMessage
 from persistence.memory import MemoryStore
 from trio_broker.batch import Batch
@@ -18,7 +18,7 @@ from trio_broker.config import Config
 from trio_broker.deliveries import Deliveries
 from trio_broker.measured_store import OPERATIONS, MeasuredStore
 from trio_broker.message import Message
-from trio_broker.metering import Metering, Situation
+from trio_broker.metering import Metering
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.status import OK
 
@@ -52,7 +52,7 @@ def _least_us(fn: Callable[[], object]) -> float:
 
 
 def _one_call() -> Callable[[], object]:
-    metering = Metering(Config(), lambda: Situation(ready=True, draining=False, memory_pressure=False))
+    metering = Metering(Config(), State)
     call = cast("Call", SimpleNamespace(method=SimpleNamespace(name="Publish"), status=OK, first_message_s=None))
     return lambda: metering.call_over(call, 0.0007)
 

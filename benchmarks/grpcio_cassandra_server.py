@@ -24,7 +24,7 @@ from cassandra import ConsistencyLevel
 from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, ResponseFuture, Session
 from cassandra.policies import DCAwareRoundRobinPolicy, TokenAwarePolicy
 
-from benchmarks.grpcio_server import serve
+from benchmarks.grpcio_server import publish_only, serve
 from trio_broker._proto import broker_pb2 as pb
 
 _KEYSPACE = "CREATE KEYSPACE {} WITH replication = {{'class': 'NetworkTopologyStrategy', 'replication_factor': 1}}"
@@ -50,14 +50,6 @@ class Broker:
         response = pb.PublishResponse(id=id_)
         response.published_at.FromNanoseconds(now_ns)
         return response
-
-
-def handlers(broker: Broker) -> grpc.GenericRpcHandler:
-    """Tie the handler to the method's name."""
-    publish = grpc.unary_unary_rpc_method_handler(
-        broker.publish, pb.PublishRequest.FromString, pb.PublishResponse.SerializeToString
-    )
-    return grpc.method_handlers_generic_handler("broker.Broker", {"Publish": publish})
 
 
 def connect(url: str) -> tuple[Session, str]:
@@ -95,7 +87,8 @@ async def main(url: str) -> None:
         session.set_keyspace(keyspace)
         session.execute(_TABLE)
         insert = session.prepare(_INSERT)
-        await serve(handlers(Broker(lambda values: by_asyncio(session.execute_async(insert, values)))))
+        broker = Broker(lambda values: by_asyncio(session.execute_async(insert, values)))
+        await serve(publish_only(broker.publish))
     finally:
         session.cluster.shutdown()
 

@@ -17,7 +17,7 @@ import sys
 import grpc
 from psycopg_pool import AsyncConnectionPool
 
-from benchmarks.grpcio_server import serve
+from benchmarks.grpcio_server import publish_only, serve
 from trio_broker._proto import broker_pb2 as pb
 
 _TABLE = """
@@ -51,20 +51,12 @@ class Broker:
         return response
 
 
-def handlers(broker: Broker) -> grpc.GenericRpcHandler:
-    """Tie the handler to the method's name."""
-    publish = grpc.unary_unary_rpc_method_handler(
-        broker.publish, pb.PublishRequest.FromString, pb.PublishResponse.SerializeToString
-    )
-    return grpc.method_handlers_generic_handler("broker.Broker", {"Publish": publish})
-
-
 async def main(url: str) -> None:
     """Serve until SIGTERM."""
     async with AsyncConnectionPool(url, kwargs={"autocommit": True}) as pool:
         async with pool.connection() as connection:
             await connection.execute(_TABLE)
-        await serve(handlers(Broker(pool)))
+        await serve(publish_only(Broker(pool).publish))
 
 
 if __name__ == "__main__":

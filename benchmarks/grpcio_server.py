@@ -14,7 +14,7 @@ import json
 import signal
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
 
 import grpc
@@ -22,6 +22,8 @@ import grpc
 from trio_broker._proto import broker_pb2 as pb
 
 SUBSCRIBER_MESSAGES = 1024  # as the broker's default
+
+Publish = Callable[[pb.PublishRequest, grpc.aio.ServicerContext], Awaitable[pb.PublishResponse]]
 
 
 class Kept(NamedTuple):
@@ -103,9 +105,7 @@ def handlers(broker: Broker) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(
         "broker.Broker",
         {
-            "Publish": grpc.unary_unary_rpc_method_handler(
-                broker.publish, pb.PublishRequest.FromString, pb.PublishResponse.SerializeToString
-            ),
+            "Publish": _publish_handler(broker.publish),
             "Subscribe": grpc.unary_stream_rpc_method_handler(
                 broker.subscribe, pb.SubscribeRequest.FromString, pb.MessageResponse.SerializeToString
             ),
@@ -113,6 +113,17 @@ def handlers(broker: Broker) -> grpc.GenericRpcHandler:
                 broker.fetch, pb.FetchRequest.FromString, pb.MessageResponse.SerializeToString
             ),
         },
+    )
+
+
+def publish_only(publish: Publish) -> grpc.GenericRpcHandler:
+    """Tie the handler of a peer that has nothing else to its name."""
+    return grpc.method_handlers_generic_handler("broker.Broker", {"Publish": _publish_handler(publish)})
+
+
+def _publish_handler(publish: Publish) -> grpc.RpcMethodHandler:
+    return grpc.unary_unary_rpc_method_handler(
+        publish, pb.PublishRequest.FromString, pb.PublishResponse.SerializeToString
     )
 
 

@@ -77,6 +77,7 @@ class CallMetrics(Collector):
         active_subscribers: asked at each scrape how many subscriptions are live.
         streams: bare names, too, of methods whose answer is a stream.
         reasons: what errors may have as a reason; all others count as ``none``.
+        faults: those of them that are exported from the start, so that the first error is a rise from zero.
         clock: seconds that never go back, for the window of the quantiles.
     """
 
@@ -87,14 +88,15 @@ class CallMetrics(Collector):
         *,
         streams: Collection[str] = (),
         reasons: Collection[str] = (),
+        faults: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._active_subscribers = active_subscribers
         self._clock = clock
         self._reasons = frozenset(reasons)
         now = clock()
-        self._unary = {method: _Method(now, SECONDS) for method in unary}
-        self._streams = {method: _Method(now, LIFETIME_S) for method in streams}
+        self._unary = {method: _Method(now, SECONDS, faults) for method in unary}
+        self._streams = {method: _Method(now, LIFETIME_S, faults) for method in streams}
         self._unknown = _Method(now, SECONDS)
         self._known = {**self._unary, **self._streams}
 
@@ -163,9 +165,9 @@ class _Method:
 
     __slots__ = ("by_reason", "by_status", "durations", "first_messages", "quantiles")
 
-    def __init__(self, now: float, bounds: tuple[float, ...]) -> None:
+    def __init__(self, now: float, bounds: tuple[float, ...], faults: Collection[str] = ()) -> None:
         self.by_status = dict.fromkeys(STATUSES, 0)
-        self.by_reason: dict[str, int] = {}
+        self.by_reason = dict.fromkeys(sorted(faults), 0)
         self.durations = Histogram(bounds)
         self.first_messages = Histogram(FIRST_MESSAGE_S)
         self.quantiles = SlidingQuantiles(now)

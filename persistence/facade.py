@@ -131,6 +131,8 @@ class Limits(NamedTuple):
     expiration_max_s: int
     shared: bool = False
     """Several brokers may use it at once."""
+    body_max_bytes: int = 512 * 1024 * 1024
+    """The largest body that it keeps."""
 
 
 class Durability(NamedTuple):

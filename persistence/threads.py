@@ -170,12 +170,12 @@ class Tokens:
         return PoolUse(name, size, now.borrowed_tokens, now.tasks_waiting, self._turns, self._waited_s)
 
 
-async def read(limiter: trio.CapacityLimiter | Tokens, fn: Callable[[*Ts], R], *args: *Ts) -> R:
+async def read(tokens: Tokens, fn: Callable[[*Ts], R], *args: *Ts) -> R:
     """Run ``fn``, which changes nothing, in a thread; leave it behind if the caller is cancelled. A checkpoint.
 
     A thread left behind keeps its token until it ends. ``fn`` itself takes a connection from the pool and puts it
     back, so that tokens and connections agree; what it returns or raises then is dropped.
     """
     # trio takes any object with these two methods, as its documentation says, but its annotation does not
-    limiter = cast("trio.CapacityLimiter", limiter)
+    limiter = cast("trio.CapacityLimiter", tokens)
     return await trio.to_thread.run_sync(fn, *args, abandon_on_cancel=True, limiter=limiter)

@@ -149,17 +149,17 @@ async def test_a_store_that_cannot_be_opened_is_one_of_the_brokers_errors() -> N
     assert isinstance(refused.value.__cause__, persistence.CannotOpen)
 
 
-async def test_publishes_of_many_tasks_share_an_append(broker: Broker) -> None:
+async def test_publishes_of_many_tasks_share_an_append(store: TrialStore) -> None:
     ids: list[int] = []
 
     async def publish() -> None:
         ids.append(await broker.publish("a", b"x", 3600))
 
-    async with trio.open_nursery() as nursery:
+    async with broker_on(store) as broker, trio.open_nursery() as nursery:
         for _ in range(100):
             nursery.start_soon(publish)
     assert sorted(ids) == list(range(1, 101))
-    assert broker.committer.flushes == 1
+    assert [len(batch) for batch in store.appends] == [100]
 
 
 async def test_clients_of_one_and_of_many_subjects_do_not_disturb_each_other(broker: Broker) -> None:
@@ -257,6 +257,17 @@ async def test_a_refusal_carries_the_limit_for_programs(store: TrialStore) -> No
         with pytest.raises(MessageTooLarge) as refused:
             await broker.publish("a", b"x" * 11)
         assert refused.value.metadata == {"size": "11", "limit": "10"}
+
+
+async def test_a_store_may_keep_less_than_the_settings_allow(
+    store: TrialStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = store.limits()._replace(body_max_bytes=5)
+    monkeypatch.setattr(store, "limits", lambda: limits)
+    async with broker_on(store) as broker:
+        await broker.publish("a", b"x" * 5)
+        with pytest.raises(MessageTooLarge, match="at most 5 are accepted"):
+            await broker.publish("a", b"x" * 6)
 
 
 async def test_beyond_the_queue_publishes_are_refused(store: TrialStore) -> None:

@@ -38,6 +38,7 @@ def cas_timeout() -> WriteTimeout:
     [
         (NoHostAvailable("no", {"host": OSError(111, "Connection refused")}), StoreUnavailable, "Connection refused"),
         (NoHostAvailable("no", {}), StoreUnavailable, "no node of the datacenter is connected"),
+        (NoHostAvailable("no", ["host"]), StoreUnavailable, "no node of the datacenter is connected"),
         (too_few(ConsistencyLevel.SERIAL), StoreUnavailable, "1 of the 2 replicas that are needed are alive"),
         (too_few(ConsistencyLevel.LOCAL_SERIAL), StoreUnavailable, "1 of the 2 replicas"),
         (too_few(ConsistencyLevel.LOCAL_QUORUM), TooFewReplicas, "1 of the 2 replicas"),
@@ -78,6 +79,10 @@ def test_what_to_do_about_certificates(text: str, advice: str) -> None:
     assert type(meant) is CannotOpen
     assert text in str(meant)
     assert advice in str(meant)
+
+
+def test_a_driver_that_says_nothing_of_each_host() -> None:
+    assert type(refusal(NoHostAvailable("no", ["host"]), ADDRESS)) is StoreUnavailable
 
 
 def test_what_is_no_error_of_the_driver_is_a_bug() -> None:

@@ -87,7 +87,7 @@ async def test_a_wrong_password_and_none(url: str, caplog: pytest.LogCaptureFixt
 
 async def test_a_password_in_a_file(url: str, tmp_path: Path) -> None:
     (tmp_path / "password").write_text("cassandra\n")
-    url = url.replace(":cassandra@", ":not-this@") + f"&password_file={tmp_path / 'password'}"
+    url = url.replace(":cassandra@", "@") + f"&password_file={tmp_path / 'password'}"
     async with open_store(url) as store:
         assert ids(await store.append([message()])) == [1]
 
@@ -107,7 +107,12 @@ async def test_a_role_that_may_make_nothing_and_one_that_may_use_what_was_made(u
             administrator.execute(f"GRANT {right} ON KEYSPACE {keyspace} TO {keyspace}")
     async with open_store(role_url) as store:
         assert ids(await store.append([message()])) == [1]
-        assert store.durability().durable  # how the commit log is synced is not for it to see
+        assert store.durability().setting.endswith("commitlog_sync=unknown")  # it is not for it to see
+        assert not store.durability().durable
+    with connected(url) as administrator:
+        administrator.execute(f"GRANT SELECT ON system_views.settings TO {keyspace}")
+    async with open_store(role_url) as store:
+        assert store.durability().setting.endswith("commitlog_sync=periodic")
 
 
 async def test_encrypted(url: str, ca_file: Path) -> None:

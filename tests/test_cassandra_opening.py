@@ -25,9 +25,9 @@ async def refusal(url: str, kind: type[Exception] = CannotOpen, *, migrate: bool
 
 def test_a_url_says_everything() -> None:
     address = read_url(
-        "cassandra://jo:p%40ss@one:9142,two,[::1]:1/broker?dc=east&consistency=QUORUM&serial=SERIAL&replication_factor=5"
+        "cassandra://jo:p%40ss@one,two:9142,[::1]/broker?dc=east&consistency=quorum&serial=SERIAL&replication_factor=5"
     )
-    assert address.hosts == (("one", 9142), ("two", 9042), ("::1", 1))
+    assert address.hosts == (("one", 9142), ("two", 9142), ("::1", 9142))
     assert address.login is not None
     assert tuple(address.login) == ("jo", "p@ss")
     assert (address.keyspace, address.dc, address.replication_factor) == ("broker", "east", 5)
@@ -64,7 +64,12 @@ def test_encryption_in_a_url() -> None:
         ("jo:secret@host/broker?ssl=yes", "ssl=yes is neither true nor false"),
         ("jo:secret@host/broker?ca=/nowhere", "ca=/nowhere: No such file or directory"),
         ("jo:secret@host/broker?ca=/dev/null", "ca=/dev/null: "),
-        ("jo:secret@host/broker?password_file=/nowhere", "password_file=/nowhere: No such file or directory"),
+        ("jo@host/broker?password_file=/nowhere", "password_file=/nowhere: No such file or directory"),
+        ("jo:secret@host/broker?password_file=/nowhere", "goes with a user, and without a password"),
+        ("host/broker?password_file=/nowhere", "goes with a user, and without a password"),
+        ("jo hn:secret@host/broker", "percent-encode special characters in the user and the password"),
+        ("jo:sec/ret-secret@host/broker", "percent-encode special characters in the user and the password"),
+        ("jo:secret@one:1,two:2/broker", "the nodes of a cluster listen on one port, and it names 1, 2"),
         ("jo:secret@host", "'' is no name of a keyspace"),
         ("jo:secret@host/Broker", "'Broker' is no name of a keyspace; it has a-z, 0-9 and _"),
         ("jo:secret@host:port/broker", "'host:port' is no host"),

@@ -63,7 +63,7 @@ def test_a_broker_that_is_not_ready_is_told_with_the_reason(capfd: pytest.Captur
 def test_what_is_no_broker_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     with answering(404, b"") as address:
         assert run_command_line(["health", "--metrics-listen", address]) == UNAVAILABLE
-    assert capfd.readouterr().err == f"trio-broker: {address} answers 404 Not Found\n"
+    assert capfd.readouterr().err == f"trio-broker: http://{address}/readyz answers 404 Not Found\n"
 
 
 def test_nobody_there_is_told(capfd: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +77,7 @@ def test_one_who_does_not_answer_is_not_waited_for(capfd: pytest.CaptureFixture[
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         assert run_command_line(["health", "--metrics-listen", address, "--timeout", "50ms"]) == UNAVAILABLE
-    assert capfd.readouterr().err == f"trio-broker: no answer from {address} within 0.05 s (--timeout)\n"
+    assert capfd.readouterr().err == f"trio-broker: no answer from {address} within 0.05 s\n"
 
 
 def test_settings_that_only_serve_completes_do_not_disturb(

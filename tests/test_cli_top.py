@@ -1,16 +1,14 @@
 """``trio-broker top`` on pages of a test's own: its arithmetic, its screen, and what is no broker."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 
 import pytest
+from test_cli_health import answering
 
 from trio_broker.cli.exposition import Interval, Reading, quantile_of
 from trio_broker.cli.main import run_command_line
 from trio_broker.cli.top import lines
+from trio_broker.notation import TcpAddress
 
 PAGE = """\
 method_count{{method="Publish",status="OK"}} {ok}
@@ -34,25 +32,6 @@ def interval(seconds: float = 2.0) -> Interval:
     return Interval(
         Reading.parse(10.0, PAGE.format(ok=100, slow=1)), Reading.parse(10.0 + seconds, PAGE.format(ok=2100, slow=201))
     )
-
-
-@contextmanager
-def serving(status: int, page: str) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(page.encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
 
 
 def test_rates_and_quantiles_are_of_the_time_between_two_pages() -> None:
@@ -88,7 +67,7 @@ def test_a_quantile_is_interpolated(fraction: float, cumulated: list[float], exp
 
 
 def test_the_screen_has_what_is_known_and_a_dash_for_the_rest() -> None:
-    screen = list(lines("127.0.0.1:9464", interval()))
+    screen = list(lines(TcpAddress("127.0.0.1", 9464), interval()))
     (publish,) = [line for line in screen if line.startswith("Publish")]
     assert publish.split() == ["Publish", "1,000", "100", "1.25", "ms", "-", "-"]
     assert not [line for line in screen if line.startswith("Fetch")]
@@ -102,19 +81,25 @@ def test_what_is_no_broker_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         code = run_command_line(["top", "--metrics", metrics, "--count", "1"])
         return code, capsys.readouterr().err
 
-    with serving(200, "another_metric 1\n") as other:
+    with answering(200, b"another_metric 1\n") as other:
         assert top(other) == (
             1,
             f"trio-broker: http://{other}/metrics is not a broker's page; see --metrics-listen of the broker\n",
         )
-    with serving(200, "<html>") as site:
+    with answering(200, b"<html>") as site:
         code, text = top(site)
         assert (code, text.startswith(f"trio-broker: http://{site}/metrics is no page of metrics:")) == (1, True)
-    with serving(404, "") as wrong:
+    with answering(404, b"") as wrong:
         assert top(wrong) == (1, f"trio-broker: http://{wrong}/metrics answers 404 Not Found\n")
     code, text = top("127.0.0.1:1")
-    assert (code, text) == (
-        4,
-        "trio-broker: http://127.0.0.1:1/metrics does not answer: [Errno 111] Connection refused\n",
-    )
+    assert (code, text) == (4, "trio-broker: cannot ask the broker on 127.0.0.1:1: Connection refused\n")
     assert top("unix:/tmp/x")[0] == 2
+
+
+def test_the_broker_itself_is_asked_whatever_proxy_is_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with answering(200, b"another_metric 1\n") as other:
+        run_command_line(["top", "--metrics", other, "--count", "1"])
+    assert "is not a broker's page" in capsys.readouterr().err

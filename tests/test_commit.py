@@ -30,7 +30,6 @@ async def test_what_one_tick_gathers_is_one_append() -> None:
         for number in range(100):
             nursery.start_soon(outcomes, committer.hand_over([message()], number))
     assert [len(batch) for batch in store.appends] == [100]
-    assert (committer.flushes, committer.flushed_messages) == (1, 100)
 
 
 async def test_what_gathers_during_an_append_is_the_next_one() -> None:

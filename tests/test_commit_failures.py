@@ -36,7 +36,6 @@ async def test_a_flush_that_fails_for_its_content_is_split_until_only_the_guilty
     assert [number for number, outcome in enumerate(found) if outcome is Rejected] == [7, 31]
     assert "poison" in str(group.pendings[7].outcome)
     assert [new.body for new in store.applied] == innocent == bodies(delivered)
-    assert committer.flushed_messages == 48
 
 
 async def test_all_may_be_guilty() -> None:

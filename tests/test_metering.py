@@ -61,8 +61,15 @@ async def test_a_call_counts_once_by_status_and_by_reason(
     samples = [sample for family in registry.collect() for sample in family.samples]
     label = method or "unknown"
     assert [s.labels for s in samples if s.name == "method_count" and s.value] == [{"method": label, "status": counted}]
-    errors_told = [s.labels for s in samples if s.name == "trio_broker_rpc_errors_total"]
+    errors_told = [s.labels for s in samples if s.name == "trio_broker_rpc_errors_total" and s.value]
     assert errors_told == ([] if reason is None else [{"method": label, "reason": reason}])
+
+
+async def test_errors_that_are_not_the_clients_are_told_before_there_are_any(registry: CollectorRegistry) -> None:
+    for method in (*UNARY, *STREAMS):
+        for reason in errors.FAULTS:
+            labels = {"method": method, "reason": reason}
+            assert registry.get_sample_value("trio_broker_rpc_errors_total", labels) == 0
 
 
 async def test_the_first_message_of_a_stream_counts_when_it_ends(

@@ -151,6 +151,7 @@ def test_unary_calls_and_streams_have_histograms_apart() -> None:
 
 def test_errors_count_by_reason_and_reasons_that_are_not_known_are_none() -> None:
     calls = CallMetrics(METHODS, lambda: 0, reasons=["OVERLOADED"])
+    assert not [name for name, _ in scrape(calls) if "errors_total" in name]
     for method, reason in (("Publish", "OVERLOADED"), ("Publish", ""), ("Publish", "made up"), ("Made up", "")):
         calls.ended(method, "UNAVAILABLE", 0.0)
         calls.failed(method, reason)
@@ -159,4 +160,15 @@ def test_errors_count_by_reason_and_reasons_that_are_not_known_are_none() -> Non
         (("method", "Publish"), ("reason", "OVERLOADED")): 1,
         (("method", "Publish"), ("reason", "none")): 2,
         (("method", "unknown"), ("reason", "none")): 1,
+    }
+
+
+def test_errors_of_the_given_reasons_are_there_at_zero_before_the_first() -> None:
+    calls = CallMetrics(["Publish"], lambda: 0, streams=["Subscribe"], reasons=["OVERLOADED"], faults=["OVERLOADED"])
+    calls.ended("Made up", "UNAVAILABLE", 0.0)
+    calls.failed("Publish", "OVERLOADED")
+    errors = {labels: value for (name, labels), value in scrape(calls).items() if "errors_total" in name}
+    assert errors == {
+        (("method", "Publish"), ("reason", "OVERLOADED")): 1,
+        (("method", "Subscribe"), ("reason", "OVERLOADED")): 0,
     }

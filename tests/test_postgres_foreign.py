@@ -11,8 +11,6 @@ from postgres_server import PostgresServer
 from persistence import BadContent, CannotOpen, OutcomeUnknown, Store, StoreUnavailable, open_store
 from persistence.postgres import sweeping
 
-STANDBY = {"synchronous_standby_names": "nobody"}
-
 
 @pytest.fixture
 async def store(postgres_url: str) -> AsyncGenerator[Store]:

@@ -122,16 +122,11 @@ class Broker:
     After `close` every call raises `BrokerClosed`. Each ``async`` method is a checkpoint.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        config: Config,
-        backlog_max_bytes: int = sys.maxsize,
-        flushing: Flushing = nullcontext,
-    ) -> None:
+    def __init__(self, store: Store, config: Config, backlog_max_bytes: int, flushing: Flushing) -> None:
         self._store = store
-        self._body_max_bytes = int(config.body_max_bytes)
-        self._expiration_max_s = store.limits().expiration_max_s
+        limits = store.limits()
+        self._body_max_bytes = min(int(config.body_max_bytes), limits.body_max_bytes)
+        self._expiration_max_s = limits.expiration_max_s
         self._sweep_interval_s = config.sweep_interval
         self._availability = Availability()
         self.fanout = Fanout(config, backlog_max_bytes)

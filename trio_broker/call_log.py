@@ -11,6 +11,7 @@ import logging
 import structlog
 from purerpc import Status, StatusCode
 
+from trio_broker.errors import FAULTS
 from trio_broker.line_budget import Kind, LineBudget
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.request import REQUEST_ID, TRACEPARENT, Request
@@ -21,9 +22,7 @@ WHY_MAX = 200
 
 _OUR_FAULT = {StatusCode.INTERNAL, StatusCode.UNKNOWN, StatusCode.DATA_LOSS, StatusCode.UNAVAILABLE}
 _LEVELS = {
-    "OUTCOME_UNKNOWN": logging.WARNING,  # the store is too slow, or was lost
-    "OVERLOADED": logging.WARNING,
-    "STORAGE_FULL": logging.WARNING,
+    **dict.fromkeys(FAULTS, logging.WARNING),
     "DRAINING": logging.INFO,  # as was asked
     "CLOSED": logging.INFO,
     "INVALID_ID": logging.DEBUG,  # answers to questions, not mistakes

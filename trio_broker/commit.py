@@ -172,10 +172,6 @@ class Committer:
         nor raises. ``availability`` hears how each flush went. ``flushing`` is entered around each.
         """
         limits = store.limits()
-        self.flushes = 0
-        """Appends that the store took."""
-        self.flushed_messages = 0
-        """The messages in those."""
         self._store = store
         self._deliver = deliver
         self._availability = availability
@@ -297,8 +293,6 @@ class Committer:
             self._succeed(lane, part, outcomes)
 
     def _succeed(self, lane: "_Lane", part: list[Pending], outcomes: list[Outcome]) -> None:
-        self.flushes += 1
-        self.flushed_messages += len(part)
         appended = [
             (pending.message, outcome)
             for pending, outcome in zip(part, outcomes, strict=True)

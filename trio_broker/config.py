@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from trio_broker.notation import UnixAddress, is_loopback, parse_listen, seconds, size, write_size
+from trio_broker.notation import is_loopback, parse_listen, parse_tcp, seconds, size, write_size
 from trio_broker.subject import check_subject
 
 
@@ -59,7 +59,8 @@ class Config(BaseModel):
 
     listen: str = Field("127.0.0.1:50051", description="gRPC address: HOST:PORT, [V6]:PORT or unix:/path")
     store: str = Field(
-        "sqlite:///trio-broker.db", description="where messages are kept: sqlite:///path, postgresql://..., memory:"
+        "sqlite:///trio-broker.db",
+        description="where messages are kept: sqlite:///path, postgresql://.., cassandra://.., memory:",
     )
     store_listen: str = Field("", description="PostgreSQL: where to LISTEN, if --store goes through a pooler")
     metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics, /healthz and /readyz")
@@ -92,7 +93,7 @@ class Config(BaseModel):
     streams_per_connection: Count = Field(1000, description="calls that may be open on one connection")
     body_max_bytes: Size = Field(BODY_MAX_BYTES, description="largest body that is accepted")
 
-    @field_validator("listen", "metrics_listen")
+    @field_validator("listen")
     @classmethod
     def _is_address(cls, text: str) -> str:
         parse_listen(text)
@@ -101,8 +102,7 @@ class Config(BaseModel):
     @field_validator("metrics_listen")
     @classmethod
     def _is_tcp(cls, text: str) -> str:
-        if isinstance(parse_listen(text), UnixAddress):
-            raise ValueError(f"{text!r} is a unix socket; metrics are served on HOST:PORT")  # noqa: TRY004
+        parse_tcp(text)
         return text
 
     @model_validator(mode="after")

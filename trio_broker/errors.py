@@ -5,6 +5,10 @@ the same call may simply be tried again, and after how long. `trio_broker.servic
 """
 
 from collections.abc import Mapping
+from typing import Final
+
+FAULTS: Final = frozenset({"INTERNAL", "OUTCOME_UNKNOWN", "OVERLOADED", "STORAGE_FULL", "STORAGE_UNAVAILABLE"})
+"""Reasons for which the broker or its store is to blame, and not the client."""
 
 
 class BrokerError(Exception):

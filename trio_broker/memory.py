@@ -11,16 +11,14 @@ such as objects of many small calls, a store in memory and the kernel's buffers,
 
 import ctypes
 import gc
-import os
 from collections.abc import Callable
 from enum import IntEnum
-from pathlib import Path
 from typing import NamedTuple, Self
 
 import structlog
 import trio
 
-from metrics.limits import memory_limit_bytes, memory_used_bytes
+from metrics.limits import memory_limit_bytes, memory_used_bytes, resident_bytes
 from trio_broker.config import MESSAGE_OVERHEAD_BYTES, Config
 from trio_broker.notation import write_size
 
@@ -56,8 +54,6 @@ _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 _ARENAS = 2
 """Threads share so many heaps of glibc's: each keeps what it once had."""
-
-_STATM = Path("/proc/self/statm")
 
 log = structlog.get_logger()
 
@@ -225,14 +221,13 @@ class Use:
 
     def __init__(self, used_by_all: Callable[[], int] | None) -> None:
         """Take what asks for the use of all who share the limit; None: nobody does."""
-        self._page_bytes = os.sysconf("SC_PAGE_SIZE")
         self._used_by_all = used_by_all
         self._others = 0
         self._looks = 0
 
     def __call__(self) -> int:
         """Return it, in bytes."""
-        own = int(_STATM.read_bytes().split()[1]) * self._page_bytes
+        own = resident_bytes()
         if self._used_by_all is not None:
             if self._looks % OTHERS_LOOKS == 0:
                 self._others = max(0, self._used_by_all() - own)

@@ -28,7 +28,7 @@ from persistence import Store
 from trio_broker._version import __version__
 from trio_broker.broker import Broker
 from trio_broker.config import Config
-from trio_broker.errors import reasons
+from trio_broker.errors import FAULTS, reasons
 from trio_broker.measured_store import OPERATIONS, MeasuredStore, Operating
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.server import Server
@@ -52,7 +52,9 @@ class Metering:
         self._store: Store | None = None
         self._broker: Broker | None = None
         self._server: Server | None = None
-        self._calls = CallMetrics(UNARY, self._subscribers, streams=STREAMS, reasons={*reasons(), CANCELLED_BY_PEER})
+        self._calls = CallMetrics(
+            UNARY, self._subscribers, streams=STREAMS, reasons={*reasons(), CANCELLED_BY_PEER}, faults=FAULTS
+        )
         self._messages = MessageMetrics(config.metrics_subjects)
         self._operations = StoreMetrics(OPERATIONS, lambda: self._store.pools() if self._store else ())
         self.process = ProcessMetrics()

@@ -106,6 +106,18 @@ def parse_listen(text: str) -> Address:
     return TcpAddress(host, int(port))
 
 
+def parse_tcp(text: str) -> TcpAddress:
+    """Read ``HOST:PORT`` or ``[V6]:PORT``, where HTTP is served or asked.
+
+    Raises:
+        ValueError: as `parse_listen` does, also for a unix socket.
+    """
+    address = parse_listen(text)
+    if isinstance(address, UnixAddress):
+        raise ValueError(f"{text!r} is a unix socket; metrics are served on HOST:PORT")  # noqa: TRY004 - click and pydantic
+    return address
+
+
 def is_loopback(address: Address) -> bool:
     """Say whether only this machine can reach ``address``. A name other than localhost counts as reachable."""
     if isinstance(address, UnixAddress) or address.host == "localhost":

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from metrics import Readiness, serve_http
+from metrics import Readiness, State, serve_http
 from persistence import Store, StoreUnavailable
 from trio_broker._proto.pool import POOL
 from trio_broker.broker import Broker, configured_store, run_broker
@@ -34,8 +34,8 @@ from trio_broker.config import MESSAGE_OVERHEAD_BYTES, Config
 from trio_broker.line_budget import LineBudget
 from trio_broker.logs import Started
 from trio_broker.memory import Pressure, guard, use_few_heaps
-from trio_broker.metering import Metering, Situation
-from trio_broker.notation import TcpAddress, UnixAddress, parse_listen
+from trio_broker.metering import Metering
+from trio_broker.notation import TcpAddress, UnixAddress, parse_listen, parse_tcp
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.health import Health
 from trio_broker.rpc.limits import Limits
@@ -106,7 +106,7 @@ class _Process:
         self._opening = trio.CancelScope()
         self._draining = False
         self._health = Health(NAME)
-        self._metering = Metering(config, self._situation)
+        self._metering = Metering(config, self._state)
 
     def readiness(self) -> Readiness:
         if self._draining:
@@ -122,8 +122,9 @@ class _Process:
             return Readiness(ready=False, detail=f"the store has been away for {away_s:.0f} s", facts=facts)
         return Readiness(ready=True, detail="ready", facts=facts)
 
-    def _situation(self) -> Situation:
-        return Situation(
+    def _state(self) -> State:
+        """Say what /metrics tells of the process itself; what the broker and the server know is not in it."""
+        return State(
             ready=self.readiness().ready,
             draining=self._draining,
             memory_used_bytes=self._guard.used_bytes,
@@ -138,11 +139,9 @@ class _Process:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._await_signals, signals, signalled)
                 nursery.start_soon(self._budget.keep_renewing)
-                metrics_listen = parse_listen(config.metrics_listen)
-                assert isinstance(metrics_listen, TcpAddress), "the settings see to that"
                 with _telling("--metrics-listen"):
-                    registry = self._metering.registry()
-                    metrics_at = await nursery.start(serve_http, *metrics_listen, registry, self.readiness)
+                    address, registry = parse_tcp(config.metrics_listen), self._metering.registry()
+                    metrics_at = await nursery.start(serve_http, *address, registry, self.readiness)
                 nursery.start_soon(self._metering.process.keep_measuring)
                 async with AsyncExitStack() as opened:
                     store = None
@@ -242,6 +241,7 @@ class _Process:
             ),
             refusals=BrokerRefusals(),
             on_call_over=self._call_over,
+            on_written=broker.fanout.deliveries.settle,
         )
         server.add_service(BrokerService(broker, shares.fetches // message_max_bytes, self._tracing).service)
         server.add_service(self._health.service)
@@ -268,13 +268,15 @@ class _Process:
     ) -> None:
         """Say what has started."""
         address = format_address(listener.getsockname())
-        ready_after_s = time.perf_counter() - self._began
-        shared = store.limits().shared
         Started(
-            *(self._config, store.durability(), shared, address, metrics_address),
+            config=self._config,
+            durability=store.durability(),
+            shared=store.limits().shared,
+            grpc=address,
+            metrics=metrics_address,
             memory_max_bytes=self._guard.limit_bytes,
             connections_max=self._guard.connections_max(self._config),
-            ready_after_s=ready_after_s,
+            ready_after_s=time.perf_counter() - self._began,
         ).announce()
         started(address)
 

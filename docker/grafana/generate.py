@@ -13,7 +13,7 @@ from boards.panels import render
 def generate(out: Path) -> None:
     """Write the files of all boards into a folder."""
     for board in (calls.BOARD, delivery.BOARD, store.BOARD, process.BOARD):
-        (out / f"{board.uid}.json").write_text(render(board, overview.TILES))
+        (out / f"{board.uid}.json").write_text(render(board, overview.PANELS))
 
 
 if __name__ == "__main__":

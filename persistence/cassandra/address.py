@@ -31,6 +31,8 @@ _PARAMETERS = (
     "check_hostname",
 )
 _KEYSPACE = re.compile(r"[a-z][a-z0-9_]{0,47}")
+_USERINFO = re.compile(r"[\w.~!$&'()*+,;=:%-]*", re.ASCII)
+"""What may stand before ``@`` as it is (RFC 3986, section 3.2.1)."""
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -68,16 +70,18 @@ def read_url(url: str) -> Address:
         CannotOpen: with what is wrong, and never with the URL: it may hold a password.
     """
     parts = urlsplit(url)
+    if "@" in parts.path or not _USERINFO.fullmatch(parts.netloc.rpartition("@")[0]):
+        raise _cannot_read("percent-encode special characters in the user and the password: %2F for /, %20 for a space")
     given = _parameters(parts.query)
     keyspace = parts.path.removeprefix("/")
     if not _KEYSPACE.fullmatch(keyspace):
         raise _cannot_read(f"{keyspace!r} is no name of a keyspace; it has a-z, 0-9 and _, at most 48 of them")
-    consistency = given.get("consistency", "LOCAL_QUORUM")
+    consistency = given.get("consistency", "LOCAL_QUORUM").upper()
     if consistency not in SERIAL_OF:
         raise _cannot_read(
             f"consistency={consistency} does not keep what it acknowledges; choose {' or '.join(SERIAL_OF)}"
         )
-    serial = given.get("serial", SERIAL_OF[consistency])
+    serial = given.get("serial", SERIAL_OF[consistency]).upper()
     if serial != SERIAL_OF[consistency]:
         raise _cannot_read(f"consistency={consistency} goes with serial={SERIAL_OF[consistency]}, not {serial}")
     factor = given.get("replication_factor", "3")
@@ -106,24 +110,32 @@ def _parameters(query: str) -> dict[str, str]:
 
 
 def _hosts(netloc: str) -> list[tuple[str, int]]:
-    found: list[tuple[str, int]] = []
+    """Read the hosts. All nodes of a cluster listen on one port, which need not be said of each."""
+    names: list[str] = []
+    ports: list[int] = []
     for place in netloc.split(","):
         try:
             parts = urlsplit(f"//{place}")
-            host, port = parts.hostname, parts.port or PORT
+            host, port = parts.hostname, parts.port
         except ValueError as error:
             raise _cannot_read(f"{place!r} is no host: {error}") from None
         if host is None:
             raise _cannot_read("it names no host")
-        found.append((host, port))
-    return found
+        names.append(host)
+        ports += [port] if port else []
+    if len(set(ports)) > 1:
+        raise _cannot_read(f"the nodes of a cluster listen on one port, and it names {', '.join(map(str, ports))}")
+    return [(name, ports[0] if ports else PORT) for name in names]
 
 
 def _login(parts: SplitResult, given: Mapping[str, str]) -> Login | None:
     user, _, password = parts.netloc.rpartition("@")[0].partition(":")
+    path = given.get("password_file")
+    if path and (not user or password):
+        raise _cannot_read("password_file= goes with a user, and without a password: user@host")
     if not user:
         return None
-    if path := given.get("password_file"):
+    if path:
         try:
             password = Path(path).read_text().strip()
         except OSError as error:

@@ -8,6 +8,7 @@ Threads:   worker threads; connecting blocks. The driver has threads of its own,
 import logging
 import re
 import socket
+from collections.abc import Mapping
 
 from cassandra import (
     AuthenticationFailed,
@@ -55,7 +56,8 @@ if _driver_log.level == logging.NOTSET:
 _UNDONE = (NoHostAvailable, RequestValidationException, AuthenticationFailed, IsBootstrappingErrorMessage)
 """What is raised before anything is done: it was sent to no node, or the node did not begin with it."""
 _SERIAL = (ConsistencyLevel.SERIAL, ConsistencyLevel.LOCAL_SERIAL)
-_CONTENT = ("maximum supported expiration date", "exceeds allowed maximum", "too large")
+_TOO_LATE = "maximum supported expiration date"
+_CONTENT = ("exceeds allowed maximum", "too large")
 _FULL = "disk usage exceeds"
 _PREAMBLE = re.compile(r"^(Error from server: code=\w+ |\[Errno \d+\] |Tried connecting to .*?\. Last error: )+")
 
@@ -108,6 +110,8 @@ def failure(error: Exception, address: Address) -> Exception:
         return error
     text = f"{address}: {reason(error)}"
     if isinstance(error, InvalidRequest):
+        if _TOO_LATE in str(error):
+            return BadContent("the expiration is too long: these nodes store no expiry after 2038 (or 2106)")
         if any(words in str(error) for words in _CONTENT):
             return BadContent(reason(error))
         if _FULL in str(error):
@@ -118,12 +122,16 @@ def failure(error: Exception, address: Address) -> Exception:
     return StoreUnavailable(text) if isinstance(error, _UNDONE) else Unclear(text)
 
 
+def by_host(error: NoHostAvailable) -> Mapping[object, Exception]:
+    """Return what was wrong with each host that was tried; the driver does not always say."""
+    return error.errors if isinstance(error.errors, dict) else {}
+
+
 def reason(error: Exception) -> str:
     """Return what a node or the driver says, in one line."""
     match error:
         case NoHostAvailable():
-            errors = error.errors if isinstance(error.errors, dict) else {}
-            reasons = [f"{host}: {reason(why)}" for host, why in errors.items()]
+            reasons = [f"{host}: {reason(why)}" for host, why in by_host(error).items()]
             return "; ".join(reasons) or "no node of the datacenter is connected"
         case OperationTimedOut():
             return "a node did not answer in time"

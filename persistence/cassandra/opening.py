@@ -16,7 +16,7 @@ from cassandra.cluster import NoHostAvailable, Session
 
 from persistence.cassandra.address import Address, read_url
 from persistence.cassandra.clock import Clock
-from persistence.cassandra.connection import ERRORS, connect, reason
+from persistence.cassandra.connection import ERRORS, by_host, connect, reason
 from persistence.cassandra.database import Database, Patience
 from persistence.cassandra.schema import check_ours, migrate_to_latest, read_record, replication_factor
 from persistence.errors import CannotOpen, StoreUnavailable
@@ -34,6 +34,10 @@ _SYNC = "SELECT value FROM system_views.settings WHERE name = 'commitlog_sync'"
 _PERIODIC = (
     "durable but for the last seconds: a node that crashes loses them, and what was acknowledged then if too few other "
     "replicas have it"
+)
+_UNKNOWN = (
+    "unknown whether durable: see that the nodes' commitlog_sync is batch or group, and let an administrator "
+    "GRANT SELECT ON system_views.settings, so that a broker sees it too"
 )
 _REFUSALS = {
     "mismatch, certificate": "let the nodes' certificates name their addresses, or write check_hostname=false",
@@ -123,12 +127,12 @@ def _durability(session: Session, address: Address, dc: str, kind: str) -> Durab
     if not factor:
         raise CannotOpen(f"{address} has no replicas in the datacenter {dc}; ALTER the keyspace, or name another dc=")
     if factor == 1:
-        log.warning("store_not_replicated store=%s replication_factor=1", address)
+        log.warning("store_not_replicated store=%s replication_factor=%d", address, factor)
     setting = f"{address.consistency} {address.serial} replication_factor={factor}"
     try:
         sync = session.execute(_SYNC).one()
     except (InvalidRequest, Unauthorized):
-        return Durability(kind, setting, durable=True)  # it is not for us to see
+        return Durability(kind, f"{setting} commitlog_sync=unknown", durable=False, meaning=_UNKNOWN)
     setting += f" commitlog_sync={sync['value']}"
     if sync["value"] == "periodic":
         return Durability(kind, setting, durable=False, meaning=_PERIODIC)
@@ -137,7 +141,7 @@ def _durability(session: Session, address: Address, dc: str, kind: str) -> Durab
 
 def refusal(error: Exception, address: Address) -> CannotOpen | StoreUnavailable:
     """Say what an error means while opening."""
-    causes = [error, *error.errors.values()] if isinstance(error, NoHostAvailable) else [error]
+    causes = [error, *by_host(error).values()] if isinstance(error, NoHostAvailable) else [error]
     text = f"{address}: {reason(error)}"
     for refusal, advice in _REFUSALS.items():
         if refusal in text:

@@ -41,12 +41,15 @@ from persistence.facade import (
     Wakeups,
 )
 
+HEADERS_ROOM_BYTES = 64 * 1024
+"""What a message may have besides its body."""
 LIMITS = Limits(
     lanes=1,  # the subjects of a flush are appended to at once; two lanes only split flushes (measured)
     flush_messages_max=4_096,  # each may be of a subject of its own, and so a batch of its own
     flush_bytes_max=SHARE_BYTES_MAX,
     expiration_max_s=EXPIRATION_MAX_S,
     shared=True,
+    body_max_bytes=SHARE_BYTES_MAX - HEADERS_ROOM_BYTES,
 )
 READERS = 8
 """One that waits for a node does not hold up the others."""

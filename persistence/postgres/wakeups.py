@@ -54,7 +54,7 @@ class PostgresWakeups(Wakeups):
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self._limiter = trio.CapacityLimiter(1)
+        self._limiter = threads.Tokens(1)
         self._connected = False
         self._told = False
         """The log has it that nothing is heard."""

@@ -16,12 +16,11 @@ import trio
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker.client import connect
 from trio_broker.client.client import Client
+from trio_broker.config import BODY_MAX_BYTES
 from trio_broker.errors import BrokerError, Overloaded, SlowConsumer
 from trio_broker.rpc import frames
 from trio_broker.rpc.hpack import literal
 
-LARGEST = 4 * 1024 * 1024 - 64 * 1024
-"""A body of the largest size, by default."""
 LOAD_S = 120
 """A load that takes longer hangs."""
 
@@ -59,7 +58,7 @@ async def ask(address: str, call: Callable[[Client], Awaitable[object]], outcome
 async def publish_at_once(address: str, connections: int = 200) -> Counter[str]:
     """Publish the largest message by each of many connections, at the same time."""
     outcomes: Counter[str] = Counter()
-    body = bytes(LARGEST)
+    body = bytes(BODY_MAX_BYTES)
     async with trio.open_nursery() as nursery:
         for number in range(connections):
             nursery.start_soon(ask, address, lambda client, n=number: client.publish(f"burst.{n}", body, 60), outcomes)
@@ -69,7 +68,7 @@ async def publish_at_once(address: str, connections: int = 200) -> Counter[str]:
 async def subscribe_and_stall(address: str, subjects: int = 300) -> Counter[str]:
     """Subscribe to many subjects, read nothing, and publish the largest message to each."""
     outcomes: Counter[str] = Counter()
-    body = bytes(LARGEST)
+    body = bytes(BODY_MAX_BYTES)
     async with hostile_peers(address, subjects // 10, window=frames.WINDOW_MAX) as peers, connect(address) as client:
         for number, peer in enumerate(peers):
             for offset in range(10):
@@ -84,7 +83,7 @@ async def fetch_and_stall(address: str, connections: int = 20, calls: int = 50) 
     """Fetch large messages by many calls, and do not read the answers."""
     outcomes: Counter[str] = Counter()
     async with connect(address) as client:
-        id_ = await until_served(partial(client.publish, "large", bytes(LARGEST), 600))
+        id_ = await until_served(partial(client.publish, "large", bytes(BODY_MAX_BYTES), 600))
         request = pb.FetchRequest(subject="large", id=id_).SerializeToString()
         for window in (0, frames.WINDOW_MAX):  # the windows stay shut, or the sockets stay full
             async with hostile_peers(address, connections, window=window) as peers:
@@ -109,13 +108,13 @@ async def connect_and_idle(address: str, connections: int = 5000) -> Counter[str
 async def begin_and_stall(address: str, connections: int = 10, calls: int = 100) -> Counter[str]:
     """Begin to publish large messages, and do not go on."""
     outcomes: Counter[str] = Counter()
-    part = pb.PublishRequest(subject="half", body=bytes(LARGEST)).SerializeToString()
+    part = pb.PublishRequest(subject="half", body=bytes(BODY_MAX_BYTES)).SerializeToString()
     async with hostile_peers(address, connections, window=0) as peers:
         for peer in peers:
             for number in range(calls):
                 await peer.begin(2 * number + 1, "Publish", part, upto=20_000)
         for _ in range(5):
-            await ask(address, lambda client: client.publish("half", bytes(LARGEST)), outcomes)
+            await ask(address, lambda client: client.publish("half", bytes(BODY_MAX_BYTES)), outcomes)
     return outcomes
 
 
@@ -158,7 +157,7 @@ async def neighbour(address: str) -> AsyncGenerator[Counter[str]]:
 
 async def everything_is_served(address: str) -> None:
     """Publish, subscribe and fetch the largest message, again and again until all three are served."""
-    body = bytes(LARGEST)
+    body = bytes(BODY_MAX_BYTES)
 
     async def use_everything() -> None:
         async with connect(address) as client, client.subscribe("after") as messages:

@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from trio_broker._version import __version__
-from trio_broker.cli.running import ERROR, INTERRUPTED, USAGE, leave, say
+from trio_broker.cli.running import ERROR, INTERRUPTED, USAGE, Failure, leave, say
 
 _COMMANDS = ("serve", "pub", "sub", "get", "top", "health", "migrate", "backup", "version")
 
@@ -59,5 +59,8 @@ def run_command_line(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         say(error.format_message())
         return ERROR
+    except Failure as error:
+        say(str(error))
+        return error.exit_code
     except click.Abort:
         return INTERRUPTED

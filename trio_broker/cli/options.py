@@ -1,10 +1,11 @@
-"""What the commands that talk to a broker have in common.
+"""What several commands have in common.
 
-Owns:      ``--server`` and ``--timeout``, and how their arguments are read.
+Owns:      ``--server`` and ``--timeout`` of those that call a broker, ``--config``, and how arguments are read.
 Not here:  the settings of ``serve`` (trio_broker/cli/settings.py).
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import click
@@ -40,6 +41,17 @@ def utf8(text: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{text!r} is not UTF-8") from None
     return text
+
+
+def config_option(command: F) -> F:
+    """Add ``--config``."""
+    return click.option(
+        "--config",
+        "file",
+        type=click.Path(path_type=Path),
+        envvar="TRIO_BROKER_CONFIG",
+        help="a TOML file with settings  [TRIO_BROKER_CONFIG]",
+    )(command)
 
 
 def _server(text: str) -> str:

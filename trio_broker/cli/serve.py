@@ -14,8 +14,9 @@ from click.core import ParameterSource
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from trio_broker.cli.running import USAGE, Failure, run, say
-from trio_broker.cli.settings import ConfigError, Settings, flag, load
+from trio_broker.cli.options import config_option
+from trio_broker.cli.running import Failure, run
+from trio_broker.cli.settings import Settings, flag, load
 from trio_broker.config import Config
 from trio_broker.logs import configure_logging
 from trio_broker.notation import seconds, size, write_seconds, write_size
@@ -44,13 +45,7 @@ def _option(name: str, field: FieldInfo) -> click.Option:
 
 
 @click.command("serve")
-@click.option(
-    "--config",
-    "file",
-    type=click.Path(path_type=Path),
-    envvar="TRIO_BROKER_CONFIG",
-    help="a TOML file with settings, such as metrics_listen  [TRIO_BROKER_CONFIG]",
-)
+@config_option
 @click.pass_context
 def command(context: click.Context, /, *, file: Path | None, **values: object) -> int:
     """Run a broker until SIGTERM or Ctrl-C.
@@ -63,12 +58,7 @@ def command(context: click.Context, /, *, file: Path | None, **values: object) -
         for name, value in values.items()
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    try:
-        settings = load(given, file)
-    except ConfigError as error:
-        say(str(error))
-        return USAGE
-    return run(_serve, settings, file)
+    return run(_serve, load(given, file), file)
 
 
 command.params += [_option(name, field) for name, field in Config.model_fields.items()]

@@ -16,13 +16,14 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from trio_broker.cli.running import USAGE, Failure
 from trio_broker.config import Config
 
 PREFIX = "TRIO_BROKER_"
 SECRETS = ("store", "store_listen")
 """Settings that may hold a password. Each may also be in a file, which its variable with ``_FILE`` appended names."""
 
-_NOT_OF_SERVE = {"CONFIG", "SERVER"}
+_NOT_OF_SERVE = {"CONFIG", "SERVER", "METRICS"}
 
 # What Kubernetes puts into every container for a service named trio-broker, or trio-broker-metrics, and so on.
 _SERVICE_LINK = re.compile(
@@ -46,8 +47,11 @@ _PLAIN_WORDS = {
 }
 
 
-class ConfigError(Exception):
+class ConfigError(Failure):
     """The settings cannot be used; the text says what is wrong, where it is written, and what to do."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, USAGE)
 
 
 class Settings(NamedTuple):
@@ -80,15 +84,15 @@ def load(flags: Mapping[str, object], file: Path | None) -> Settings:
     return Settings(_checked(_gather(Config.model_fields, flags, file)), unknown_variables(os.environ))
 
 
-def load_one(name: str, flags: Mapping[str, object], file: Path | None) -> Any:  # noqa: ANN401 - as the setting is
-    """Read one setting, for a command that needs no other.
+def load_one(name: str, flagged: str | None, file: Path | None) -> Any:  # noqa: ANN401 - as the setting is
+    """Read one setting, for a command that needs no other; ``flagged`` is what its flag says, if it was given.
 
     The others may be anything: in a container they are often completed by flags that only ``serve`` is given.
 
     Raises:
         ConfigError: as `load` does.
     """
-    given = _gather([name], flags, file)
+    given = _gather([name], {} if flagged is None else {name: flagged}, file)
     return getattr(_checked({name: given[name]} if name in given else {}), name)
 
 

@@ -1,6 +1,6 @@
 """What the commands that open the broker's store themselves have in common.
 
-Owns:      ``--store`` and ``--config``, and how errors of a store end a command.
+Owns:      ``--store``, and how errors of a store end a command.
 Not here:  where settings come from (trio_broker/cli/settings.py); the stores (persistence/).
 """
 
@@ -10,23 +10,13 @@ from typing import TypeVar, TypeVarTuple
 
 import click
 
-from trio_broker.cli.running import UNAVAILABLE, USAGE, Failure, run, say
-from trio_broker.cli.settings import ConfigError, load_one
+from trio_broker.cli.options import config_option
+from trio_broker.cli.running import UNAVAILABLE, Failure, run
+from trio_broker.cli.settings import load_one
 from trio_broker.own_packages import require_own
 
 F = TypeVar("F", bound=Callable[..., object])
 Ts = TypeVarTuple("Ts")
-
-
-def config_option(command: F) -> F:
-    """Add ``--config``, as ``serve`` has it."""
-    return click.option(
-        "--config",
-        "file",
-        type=click.Path(path_type=Path),
-        envvar="TRIO_BROKER_CONFIG",
-        help="a TOML file with settings  [TRIO_BROKER_CONFIG]",
-    )(command)
 
 
 def store_options(command: F) -> F:
@@ -38,12 +28,7 @@ def store_options(command: F) -> F:
 
 def run_on_store(fn: Callable[[str, *Ts], Awaitable[int]], store: str | None, file: Path | None, *args: *Ts) -> int:
     """Run ``fn`` with the URL of the store that ``serve`` would open; return the exit code."""
-    try:
-        url = load_one("store", {} if store is None else {"store": store}, file)
-    except ConfigError as error:
-        say(str(error))
-        return USAGE
-    return run(_reported, fn, url, *args)
+    return run(_reported, fn, load_one("store", store, file), *args)
 
 
 async def _reported(fn: Callable[[str, *Ts], Awaitable[int]], url: str, *args: *Ts) -> int:

@@ -1,40 +1,34 @@
 """``trio-broker top``: what a broker is doing now, from its /metrics page.
 
 Owns:      which numbers are shown, and how they are written.
-Not here:  reading the page (trio_broker/cli/exposition.py).
+Not here:  asking for the page (trio_broker/cli/pages.py) and reading it (trio_broker/cli/exposition.py).
 """
 
 import math
 import sys
 import time
 from collections.abc import Iterator
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
+from http import HTTPStatus
 
 import click
 import trio
 
 from trio_broker.cli.exposition import Interval, Reading
 from trio_broker.cli.options import Parsed
-from trio_broker.cli.running import UNAVAILABLE, Failure, run
+from trio_broker.cli.pages import get
+from trio_broker.cli.running import Failure, run
 from trio_broker.cli.standard import write
-from trio_broker.notation import TcpAddress, parse_listen, seconds
+from trio_broker.notation import TcpAddress, parse_tcp, seconds
 
 PATIENCE_S = 5.0
 """For one page."""
 CLEAR = "\x1b[H\x1b[2J"
 
 
-def _tcp(text: str) -> str:
-    if not isinstance(parse_listen(text), TcpAddress):
-        raise ValueError(f"{text!r} is a unix socket; metrics are served on HOST:PORT")  # noqa: TRY004  click wants it
-    return text
-
-
 @click.command("top")
 @click.option(
     "--metrics",
-    type=Parsed("host:port", _tcp),
+    type=Parsed("host:port", parse_tcp),
     envvar="TRIO_BROKER_METRICS",
     show_envvar=True,
     default="127.0.0.1:9464",
@@ -45,7 +39,7 @@ def _tcp(text: str) -> str:
     "--interval", type=Parsed("duration", seconds), default="2s", show_default=True, help="Pause between two looks."
 )
 @click.option("--count", type=click.IntRange(min=1), help="End after so many looks.")
-def command(*, metrics: str, interval: float, count: int | None) -> int:
+def command(*, metrics: TcpAddress, interval: float, count: int | None) -> int:
     """Show what a broker is doing, until Ctrl-C: calls, messages, subscribers, store, process.
 
     Rates and quantiles are of the time since the look before. On a terminal each look replaces the one before.
@@ -55,7 +49,7 @@ def command(*, metrics: str, interval: float, count: int | None) -> int:
     return run(_top, metrics, interval, count)
 
 
-async def _top(metrics: str, interval_s: float, count: int | None) -> int:
+async def _top(metrics: TcpAddress, interval_s: float, count: int | None) -> int:
     before = await _look(metrics)
     shown = 0
     while count is None or shown < count:
@@ -68,15 +62,17 @@ async def _top(metrics: str, interval_s: float, count: int | None) -> int:
     return 0
 
 
-async def _look(metrics: str) -> Reading:
+async def _look(metrics: TcpAddress) -> Reading:
     """Fetch the page.
 
     Raises:
         Failure: nothing answers there, or something that is no broker.
     """
-    page = await trio.to_thread.run_sync(_fetch, f"http://{metrics}/metrics", abandon_on_cancel=True)
+    page = await trio.to_thread.run_sync(get, metrics, "/metrics", PATIENCE_S, abandon_on_cancel=True)
+    if page.status != HTTPStatus.OK:
+        raise Failure(page.refusal)
     try:
-        reading = Reading.parse(time.monotonic(), page)
+        reading = Reading.parse(time.monotonic(), page.text)
     except ValueError as error:
         raise Failure(f"http://{metrics}/metrics is no page of metrics: {error}") from error
     if not reading.samples("method_count"):
@@ -84,19 +80,7 @@ async def _look(metrics: str) -> Reading:
     return reading
 
 
-def _fetch(url: str) -> str:
-    try:
-        with urlopen(url, timeout=PATIENCE_S) as response:  # noqa: S310 - the scheme is ours
-            content: bytes = response.read()
-            return content.decode()
-    except HTTPError as error:
-        error.close()
-        raise Failure(f"{url} answers {error.code} {error.reason}") from error
-    except (URLError, OSError) as error:
-        raise Failure(f"{url} does not answer: {getattr(error, 'reason', error)}", UNAVAILABLE) from error
-
-
-def lines(metrics: str, interval: Interval) -> Iterator[str]:
+def lines(metrics: TcpAddress, interval: Interval) -> Iterator[str]:
     """Return the screen for one interval."""
     now = interval.after
     build = next(iter(now.samples("trio_broker_build_info")), None)

@@ -45,10 +45,6 @@ _OUTBOUND_BYTES = attrgetter("outbound_bytes")
 CallOver = Callable[[Call, float], None]
 
 
-def _nobody_listens() -> None:
-    """Stand in for an ``on_written`` that nobody has given."""
-
-
 class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
     """A gRPC server: ``add_service`` as with purerpc, then `serve_on` in a nursery.
 
@@ -73,7 +69,7 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         limits: Limits | None = None,
         refusals: Refusals | None = None,
         on_call_over: CallOver | None = None,
-        on_written: Callable[[], None] = _nobody_listens,
+        on_written: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(port)
         self.tls = tls
@@ -89,10 +85,10 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         self.refusals = refusals or Refusals()
         self.parser = RequestParser(self._route)
         self.deadlines = Deadlines(0.0)
-        self.on_written = on_written
         self.connections_opened = 0
         """Clients that were accepted so far."""
         self._on_call_over = on_call_over
+        self._on_written = on_written
         self._methods: dict[str, Method] = {}
         self._transports: set[Transport] = set()
         self._flushes: list[Transport] = []
@@ -237,8 +233,10 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
 
     def written(self) -> None:
         """Tell that what there was to say was given to the sockets."""
+        if self._on_written is None:
+            return
         try:
-            self.on_written()
+            self._on_written()
         except Exception:  # accounting's bug, which must not reach the connections
             log.exception("on_written_failed")
 

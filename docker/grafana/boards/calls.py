@@ -43,8 +43,9 @@ ERRORS: Final = Row(
             "Calls that failed, by status",
             units.RequestsPerSecond,
             [Query(rate("method_count", "method,status", 'status!="OK"') + " > 0", "{{method}} {{status}}")],
-            "UNAVAILABLE, DEADLINE_EXCEEDED: the store. RESOURCE_EXHAUSTED: too much, or too slow a reader. "
-            "UNIMPLEMENTED, INVALID_ARGUMENT: the client. INTERNAL: a bug, see the log.",
+            "UNAVAILABLE: the store, or a broker that is stopped. DEADLINE_EXCEEDED: the store is slow, or deadlines "
+            "are short. RESOURCE_EXHAUSTED: too much, too large, or too slow a reader. UNIMPLEMENTED, "
+            "INVALID_ARGUMENT: the client. INTERNAL: a bug, see the log.",
         ),
         Graph(
             "Calls that failed, by reason",
@@ -59,7 +60,8 @@ ERRORS: Final = Row(
                 Query(part_of_calls(OUR_FAULT, "method"), "{{method}}: broker or store"),
                 Query(part_of_calls(CLIENTS_FAULT, "method"), "{{method}}: client"),
             ],
-            "By who has to do something about it. Streams end with UNAVAILABLE when a broker is stopped.",
+            "By who has to do something about it. In neither: ids that are not there yet or no longer, deadlines, "
+            "streams that a broker ends because it is stopped or they are not read.",
         ),
     ],
 )

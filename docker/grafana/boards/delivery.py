@@ -12,10 +12,10 @@ MESSAGES: Final = Row(
     [
         Graph(
             "Published and delivered",
-            units.Short,
+            units.MessagesPerSecond,
             [
-                Query(rate("trio_broker_messages_published_total"), "published a second"),
-                Query(rate("trio_broker_messages_delivered_total"), "delivered a second"),
+                Query(rate("trio_broker_messages_published_total"), "published"),
+                Query(rate("trio_broker_messages_delivered_total"), "delivered"),
             ],
             "Delivered is published times subscribers of the subject. Less: see Buffers.",
         ),

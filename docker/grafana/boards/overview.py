@@ -4,10 +4,10 @@ from typing import Final
 
 from grafana_foundation_sdk.models import units
 
-from boards.panels import Levels, Query, Tile
+from boards.panels import BOARD_COLUMNS, Levels, Query, Table, Tile
 from boards.promql import CLIENTS_FAULT, OUR_FAULT, PUBLISH_AND_FETCH, gauge, part_of_calls, quantile
 
-TILES: Final = [
+PANELS: Final = [
     Tile(
         "Ready",
         Query(f"min({gauge('trio_broker_ready')} or {gauge('up')})"),
@@ -40,7 +40,8 @@ TILES: Final = [
         "Failed calls",
         Query(part_of_calls(OUR_FAULT, among=PUBLISH_AND_FETCH)),
         units.PercentUnit,
-        "The part of publishes and fetches that failed by what the broker or its store could not do.",
+        "The part of publishes and fetches that failed by what the broker or its store could not do. Not in it: what "
+        "clients got wrong, and deadlines that were too short.",
         "calls",
         Levels(warning=0.001, bad=0.01),
     ),
@@ -48,8 +49,8 @@ TILES: Final = [
         "Wrong calls",
         Query(part_of_calls(CLIENTS_FAULT)),
         units.PercentUnit,
-        "The part of all calls that were refused for what the client got wrong: arguments, ids, a method that there is "
-        "not. The broker is well; find the client.",
+        "The part of all calls that were refused for what the client got wrong: arguments, sizes, a method that there "
+        "is not. The broker is well; find the client. Not in it: fetches of ids that are not there.",
         "calls",
         Levels(warning=0.05, bad=0.5),
     ),
@@ -110,5 +111,14 @@ TILES: Final = [
         "CPUs in use, of the busiest instance; 100 % is one CPU, and about all that one broker can use.",
         "process",
         Levels(warning=0.7, bad=0.9),
+    ),
+    Table(
+        "Alerts",
+        'sum by (alertstate, severity, alertname, job, instance) (ALERTS{alertname=~"TrioBroker.*",job=~"$job|"})',
+        ("alertstate", "severity", "alertname", "job", "instance"),
+        "What Prometheus finds wrong with the chosen jobs, whether or not it tells anybody. Pending: wrong, but not for "
+        "long. docs/RUNBOOK.md says what to do about each. Empty also where Prometheus has no rules.",
+        columns=BOARD_COLUMNS,
+        rows=6,
     ),
 ]

@@ -1,4 +1,4 @@
-"""How the dashboards look: tiles, graphs, and a board around them.
+"""How the dashboards look: tiles, graphs, tables, and a board around them.
 
 Owns:      sizes, colours, variables, links, the order of the panels; Grafana's JSON, by its own SDK.
 Not here:  what is shown (the other modules).
@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models.common import DataSourceRef
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 BOARD_COLUMNS: Final = 24
 TILE_COLUMNS, TILE_ROWS = 2, 4
@@ -148,11 +149,41 @@ class Graph:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Graphs under one heading."""
+class Table:
+    """The labels of series as they are now, a line for each. ``labels``: the columns, from the left."""
 
     title: str
-    graphs: Sequence[Graph]
+    expr: str
+    labels: Sequence[str]
+    description: str
+    columns: int = GRAPH_COLUMNS
+    rows: int = GRAPH_ROWS
+
+    def build(self) -> table.Panel:
+        """Return it as Grafana has it."""
+        shown = {
+            "excludeByName": {"Time": True, "Value": True},
+            "indexByName": {label: place for place, label in enumerate(self.labels)},
+        }
+        return (
+            table.Panel()
+            .title(self.title)
+            .description(self.description)
+            .datasource(SOURCE)
+            .span(self.columns)
+            .height(self.rows)
+            .no_value("none")
+            .with_target(_target(Query(self.expr), "A").format(PromQueryFormat.TABLE).instant())
+            .with_transformation(models.DataTransformerConfig(id_val="organize", options=shown))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Graphs and tables under one heading."""
+
+    title: str
+    graphs: Sequence[Graph | Table]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +200,8 @@ class Board:
         return f"{TAG}-{self.name}"
 
 
-def render(board: Board, overview: Sequence[Tile]) -> str:
-    """Return the text of the file of a board, with the tiles on top of it."""
+def render(board: Board, overview: Sequence[Tile | Table]) -> str:
+    """Return the text of the file of a board, with the overview on top of it."""
     page = (
         dashboard.Dashboard(f"{TAG} / {board.name}")
         .uid(board.uid)
@@ -185,15 +216,15 @@ def render(board: Board, overview: Sequence[Tile]) -> str:
     for variable in _variables():
         page.with_variable(variable)
     page.with_row(dashboard.Row("Overview"))
-    for tile in overview:
-        page.with_panel(tile.build())
+    for panel in overview:
+        page.with_panel(panel.build())
     for row in board.rows:
         page.with_row(dashboard.Row(row.title))
         for graph in row.graphs:
             page.with_panel(graph.build())
     made = page.build()
-    for number, panel in enumerate(made.panels or [], start=1):
-        panel.id_val = number
+    for number, built in enumerate(made.panels or [], start=1):
+        built.id_val = number
     for link in made.links or []:
         link.placement = None  # type: ignore[assignment]  # as it may be; by default they hide in a menu
     return JSONEncoder(indent=2, sort_keys=True).encode(made) + "\n"
@@ -206,6 +237,7 @@ def _variables() -> Sequence[dashboard.DatasourceVariable | dashboard.QueryVaria
             .label(name)
             .datasource(SOURCE)
             .query(query)
+            .definition(query)
             .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
             .sort(models.VariableSort.ALPHABETICAL_ASC)
             .multi(multi=True)

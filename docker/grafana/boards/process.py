@@ -4,7 +4,7 @@ from typing import Final
 
 from grafana_foundation_sdk.models import units
 
-from boards.panels import Board, Graph, Levels, Query, Row
+from boards.panels import Board, Graph, Levels, Query, Row, Table
 from boards.promql import each, gauge, quantiles, rate
 
 MEMORY: Final = Row(
@@ -122,16 +122,11 @@ RUNTIME: Final = Row(
             [Query(f"time() - {gauge('process_start_time_seconds')}", "{{instance}}")],
             "It falls to 0 again and again: it is killed (out of memory?) or crashes; see its log's end.",
         ),
-        Graph(
+        Table(
             "Versions",
-            units.Short,
-            [
-                Query(
-                    f"count by (version, python, trio, store) ({gauge('trio_broker_build_info')})",
-                    "{{version}} on {{store}}, Python {{python}}, trio {{trio}}",
-                )
-            ],
-            "How many instances run what.",
+            f"sum by (instance, version, store, python, trio) ({gauge('trio_broker_build_info')})",
+            ("instance", "version", "store", "python", "trio"),
+            "Which instance runs what. They differ after an upgrade: one was forgotten.",
         ),
     ],
 )

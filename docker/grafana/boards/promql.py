@@ -7,12 +7,13 @@ from boards.panels import Query
 
 CHOSEN: Final = 'job=~"$job",instance=~"$instance"'
 PUBLISH_AND_FETCH: Final = 'method=~"Publish|Fetch"'
-OUR_FAULT: Final = 'status=~"UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL|UNKNOWN|DATA_LOSS"'
+OUR_FAULT: Final = ['reason=~"INTERNAL|OUTCOME_UNKNOWN|OVERLOADED|STORAGE_FULL|STORAGE_UNAVAILABLE"']
 """What the alert TrioBrokerErrorRatio counts."""
-CLIENTS_FAULT: Final = (
-    'status=~"INVALID_ARGUMENT|NOT_FOUND|ALREADY_EXISTS|PERMISSION_DENIED|FAILED_PRECONDITION|OUT_OF_RANGE|'
-    'UNIMPLEMENTED|UNAUTHENTICATED"'
-)
+CLIENTS_FAULT: Final = [
+    'reason=~"INVALID_EXPIRATION|INVALID_HEADERS|INVALID_SUBJECT|MALFORMED|MESSAGE_TOO_LARGE|REJECTED"',
+    'method="unknown"',
+]
+"""Not INVALID_ID and EXPIRED_ID: a client that asks for what is not there yet, or no longer, does nothing wrong."""
 
 
 def gauge(name: str, match: str = "") -> str:
@@ -20,9 +21,10 @@ def gauge(name: str, match: str = "") -> str:
     return f"{name}{{{','.join(filter(None, [CHOSEN, match]))}}}"
 
 
-def rate(name: str, by: str = "", match: str = "") -> str:
-    """Return what a counter grew by in a second, over the chosen instances."""
-    return f"sum{by and f' by ({by})'} (rate({gauge(name, match)}[$__rate_interval]))"
+def rate(name: str, by: str = "", *matches: str) -> str:
+    """Return what a counter grew by in a second, over the chosen instances; of series that match any of ``matches``."""
+    rates = " or ".join(f"rate({gauge(name, match)}[$__rate_interval])" for match in matches or [""])
+    return f"sum{by and f' by ({by})'} ({rates})"
 
 
 def mean(name: str, by: str = "") -> str:
@@ -45,8 +47,8 @@ def quantiles(name: str, match: str = "") -> Sequence[Query]:
     return [Query(quantile(part, name, match=match), f"p{part:.0%}".rstrip("%")) for part in (0.5, 0.95, 0.99)]
 
 
-def part_of_calls(ended: str, by: str = "", among: str = "") -> str:
-    """Return the part of the calls that ended so; nothing where nobody calls."""
-    those = rate("method_count", by, ",".join(filter(None, [among, ended])))
+def part_of_calls(failed: Sequence[str], by: str = "", among: str = "") -> str:
+    """Return the part of the calls whose error matches any of ``failed``; nothing where nobody calls."""
+    those = rate("trio_broker_rpc_errors_total", by, *(",".join(filter(None, [among, match])) for match in failed))
     calls = rate("method_count", by, among)
     return f"({those} or 0 * {calls}) / ({calls} > 0)"

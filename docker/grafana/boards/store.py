@@ -147,8 +147,8 @@ SWEEPING: Final = Row(
         ),
         Graph(
             "Messages removed",
-            units.Short,
-            [Query(rate("trio_broker_messages_expired_total", "instance"), "{{instance}} a second")],
+            units.MessagesPerSecond,
+            [Query(rate("trio_broker_messages_expired_total", "instance"), "{{instance}}")],
             "By the sweeps of each instance.",
             columns=12,
         ),
