@@ -40,7 +40,8 @@ class State:
     outbound_bytes: int = 0
     slow_consumers: int = 0
     store_up: bool = False
-    listen_connected: bool = True
+    listen_connected: bool | None = None
+    """None: there is nothing to be heard of, and no series."""
     wakeups: int = 0
     memory_used_bytes: int = 0
     memory_limit_bytes: int = 0

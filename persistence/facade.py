@@ -170,9 +170,12 @@ class Wakeups:
     """
 
     @property
-    def connected(self) -> bool:
-        """False: what is appended is not heard of now, and "anything" is hinted every so often instead."""
-        return True
+    def connected(self) -> bool | None:
+        """False: what is appended is not heard of now, and "anything" is hinted every so often instead.
+
+        None: there is nothing to be heard of.
+        """
+        return None
 
     def __aiter__(self) -> Self:
         return self

@@ -37,13 +37,16 @@ class Panel(NamedTuple):
     title: str
     description: str
     kind: str
-    """``stat`` or ``timeseries``."""
+    """``stat``, ``timeseries`` or ``table``."""
     unit: str
+    """Empty for a table."""
     queries: Sequence[Query]
     words: Mapping[str, str]
     """Shown instead of a number."""
     colours: Sequence[tuple[float | None, str]]
     """From which value on (None: the least) a number has which colour."""
+    columns: Sequence[str]
+    """The labels that a table shows."""
 
 
 def panels() -> list[Panel]:
@@ -68,8 +71,9 @@ def _panel(board: str, panel: dict[str, Any]) -> Panel:
         title=panel["title"],
         description=panel.get("description", ""),
         kind=panel["type"],
-        unit=shown["unit"],
+        unit=shown.get("unit", ""),
         queries=[Query(target["expr"], target.get("legendFormat", "")) for target in panel["targets"]],
         words={key: word["text"] for words in shown.get("mappings", []) for key, word in words["options"].items()},
         colours=[(step["value"], step["color"]) for step in shown.get("thresholds", {}).get("steps", [])],
+        columns=[label for change in panel.get("transformations", []) for label in change["options"]["indexByName"]],
     )

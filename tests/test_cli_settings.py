@@ -106,7 +106,7 @@ def test_unknown_variables_are_found_with_the_one_that_may_be_meant() -> None:
         "TRIO_BROKER_LISTN": "TRIO_BROKER_LISTEN"
     }
     assert unknown_variables({"TRIO_BROKER_ZZZ": "x"}) == {"TRIO_BROKER_ZZZ": None}
-    of_other_commands = ("TRIO_BROKER_CONFIG", "TRIO_BROKER_SERVER", "TRIO_BROKER_METRICS")
+    of_other_commands = ("TRIO_BROKER_CONFIG", "TRIO_BROKER_SERVER")
     assert unknown_variables(dict.fromkeys(of_other_commands, "x")) == {}
 
 

@@ -78,7 +78,7 @@ def test_the_screen_has_what_is_known_and_a_dash_for_the_rest() -> None:
 
 def test_what_is_no_broker_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     def top(metrics: str) -> tuple[int, str]:
-        code = run_command_line(["top", "--metrics", metrics, "--count", "1"])
+        code = run_command_line(["top", "--metrics-listen", metrics, "--count", "1"])
         return code, capsys.readouterr().err
 
     with answering(200, b"another_metric 1\n") as other:
@@ -101,5 +101,5 @@ def test_the_broker_itself_is_asked_whatever_proxy_is_set(
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     with answering(200, b"another_metric 1\n") as other:
-        run_command_line(["top", "--metrics", other, "--count", "1"])
+        run_command_line(["top", "--metrics-listen", other, "--count", "1"])
     assert "is not a broker's page" in capsys.readouterr().err

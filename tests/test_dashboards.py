@@ -1,5 +1,6 @@
 """The dashboards are those that docker/grafana generates, and each panel can be read by somebody who sees it first."""
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -7,7 +8,12 @@ from pathlib import Path
 
 from grafana_boards import FILES, Panel, boards, panels
 
+from trio_broker.errors import FAULTS, reasons
+
 GENERATOR = FILES.parent / "generate.py"
+EVERYDAY = {"CLOSED", "DRAINING", "EXPIRED_ID", "INVALID_ID", "NOT_APPLIED", "SLOW_CONSUMER"}
+"""Reasons for which nobody is to blame, or somebody whom the broker cannot know, or that have a tile of their own."""
+NEVER_SENT = {"CANNOT_OPEN", "CONNECTION_LOST"}
 
 
 def named(panel: Panel) -> str:
@@ -21,11 +27,11 @@ def test_the_files_are_what_their_source_says(tmp_path: Path) -> None:
 
 
 def test_every_board_has_its_own_address_the_variables_and_the_overview_on_top() -> None:
-    tiles = {panel.board: [] for panel in panels()}
+    tops = {panel.board: [] for panel in panels()}
     for panel in panels():
-        if panel.kind == "stat":
-            tiles[panel.board].append(panel[1:])
-    overviews = list(tiles.values())
+        if panel.kind == "stat" or panel.title == "Alerts":
+            tops[panel.board].append(panel[1:])
+    overviews = list(tops.values())
     assert len(overviews) == 4
     assert overviews == [overviews[0]] * 4
     for board, path in zip(boards(), sorted(FILES.iterdir()), strict=True):
@@ -34,18 +40,38 @@ def test_every_board_has_its_own_address_the_variables_and_the_overview_on_top()
         assert [*variables] == ["datasource", "job", "instance"]
         for name in ("job", "instance"):
             assert variables[name]["multi"]
+            assert variables[name]["definition"] == variables[name]["query"]
             assert variables[name]["includeAll"]
 
 
 def test_every_panel_says_what_it_is_and_what_to_do() -> None:
     for panel in panels():
         assert len(panel.description) >= 10, named(panel)
-        assert panel.unit, named(panel)
         assert panel.queries, named(panel)
+        assert panel.unit or panel.kind == "table", named(panel)
         if panel.kind == "timeseries":
             assert all(query.legend for query in panel.queries), named(panel)
-        else:
+        elif panel.kind == "stat":
             assert panel.colours, named(panel)
+        else:
+            assert panel.columns, named(panel)
+
+
+def test_a_panel_of_rates_has_a_unit_that_says_so() -> None:
+    for panel in panels():
+        if all(
+            re.fullmatch(r"sum [^()]*(\([\w,]+\) )?\(rate\([^()]*\)\)( > 0)?", query.expr) for query in panel.queries
+        ):
+            assert panel.unit != "short", named(panel)
+
+
+def test_every_reason_is_somebodys_fault_or_everyday_life() -> None:
+    def counted(title: str) -> set[str]:
+        (expr,) = {panel.queries[0].expr for panel in panels() if panel.title == title}
+        return {reason for listed in re.findall(r'reason=~"([^"]*)"', expr) for reason in listed.split("|")}
+
+    assert counted("Failed calls") == FAULTS
+    assert counted("Wrong calls") == reasons() - FAULTS - EVERYDAY - NEVER_SENT
 
 
 def test_no_two_panels_of_a_board_have_one_name_or_one_place() -> None:
@@ -63,6 +89,9 @@ def test_no_two_panels_of_a_board_have_one_name_or_one_place() -> None:
 
 def test_every_query_is_about_the_chosen_jobs_and_instances() -> None:
     for panel in panels():
+        if panel.title == "Alerts":  # some are of a job as a whole, some of none
+            assert all('job=~"$job|"' in query.expr for query in panel.queries)
+            continue
         for query in panel.queries:
             selectors = query.expr.count("{")
             assert selectors, named(panel)

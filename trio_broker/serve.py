@@ -113,7 +113,7 @@ class _Process:
             return Readiness(ready=False, detail="draining")
         if self._broker is None or self._store is None:
             return Readiness(ready=False, detail=self._starting)
-        wakeups = "heard" if self._broker.hearing.connected else "not heard: polling instead"
+        wakeups = {True: "heard", False: "not heard: polling instead", None: "none"}[self._broker.hearing.connected]
         durability = self._store.durability()
         not_durable = "" if durability.durable else f", {durability.meaning}"
         facts = (f"store: {durability.kind} ({durability.setting}){not_durable}", f"wake-ups: {wakeups}")

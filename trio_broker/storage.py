@@ -144,9 +144,9 @@ class Hearing:
         self._wakeups: Wakeups | None = None
 
     @property
-    def connected(self) -> bool:
-        """False while the store's wake-ups are down; also true of a store that has none."""
-        return self._wakeups is None or self._wakeups.connected
+    def connected(self) -> bool | None:
+        """False while the store's wake-ups are down; None where there is nothing to be heard of."""
+        return None if self._wakeups is None else self._wakeups.connected
 
     async def keep_listening(self, store: Store) -> None:
         """Listen until cancelled. Before there are replicas nobody acts on what is heard: no subject is of interest."""

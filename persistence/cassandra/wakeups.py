@@ -26,16 +26,19 @@ class Polling(Wakeups):
         self._interest = interest
         self._ask = ask
         self._heads: Heads = {}
-        self._connected = True
+        self._connected: bool | None = None
 
     @property
-    def connected(self) -> bool:
+    def connected(self) -> bool | None:
         return self._connected
 
     async def __anext__(self) -> frozenset[str]:
         while True:
             await trio.sleep(POLL_INTERVAL_S)
             known = {subject: self._heads.get(subject) for subject in self._interest()}
+            if not known:
+                self._connected = None
+                continue
             try:
                 self._heads = await self._ask(known)
             except StoreUnavailable:

@@ -8,8 +8,8 @@ Threads:   any; every method blocks.
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -36,9 +36,9 @@ def go_program(name: str) -> Path:
     return program
 
 
-def read_project(*files: Path) -> dict[str, Any]:
+def read_project(*files: Path, **variables: str) -> dict[str, Any]:
     """Read compose files by Docker Compose's own loader; what it would refuse fails."""
-    project: dict[str, Any] = json.loads(run(go_program("compose_config"), *files).stdout)
+    project: dict[str, Any] = json.loads(run(go_program("compose_config"), *files, **variables).stdout)
     return project
 
 
@@ -61,7 +61,7 @@ class Stack(AbstractContextManager["Stack"]):
         self._name = f"trio-broker-test-{number}"
         self._files = [f"--file={file}" for file in files]
         self._variables = {"TRIO_BROKER_IMAGE": IMAGE, "TRIO_BROKER_BIND": self.address, **variables}
-        self._services = read_project(*files)["services"]
+        self._services = read_project(*files, **self._variables)["services"]
         self._started: list[str] = []
         try:
             for service in services or self._services:
@@ -84,6 +84,14 @@ class Stack(AbstractContextManager["Stack"]):
         podman("restart", "--time=15", self.container(service))
         await_healthy(self.container(service))
 
+    @contextmanager
+    def stopped(self, service: str) -> Iterator[None]:
+        """Have it stopped for the block; it is healthy again after it."""
+        podman("stop", "--time=15", self.container(service))
+        yield
+        podman("start", self.container(service))
+        await_healthy(self.container(service))
+
     def __enter__(self) -> Self:
         return self
 
@@ -93,7 +101,7 @@ class Stack(AbstractContextManager["Stack"]):
 
     def _start(self, name: str) -> None:
         service = self._services[name]
-        if name in self._started or not (name == "broker" or have_image(service["image"], STAND_INS.get(name))):
+        if name in self._started or not have_image(service["image"], STAND_INS.get(name)):
             return
         for dependency in service.get("depends_on") or ():
             self._start(dependency)

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
@@ -43,7 +44,7 @@ def test_services_are_bounded_hardened_pinned_and_only_on_loopback(files: list[P
         if name not in CASSANDRAS:
             assert service["read_only"] is True
             assert service["cap_drop"] == ["ALL"]
-        if name != "broker":
+        if name not in ("broker", "secrets"):
             tag = service["image"].partition(":")[2]
             assert any(character.isdigit() for character in tag), "a version"
         if name != "secrets":
@@ -56,6 +57,33 @@ def test_no_service_has_a_secret_in_its_environment(files: list[Path]) -> None:
         for name, value in (service.get("environment") or {}).items():
             assert "PASSWORD" not in name or value.startswith("/run/secrets/")
             assert "@" not in value, "a URL with a password, or with a user who needs one"
+
+
+def test_a_secret_is_where_its_reader_is_and_nowhere_else(files: list[Path]) -> None:
+    project = read_project(*files)
+    mounts = Counter(
+        volume["source"]
+        for name, service in project["services"].items()
+        if name != "secrets"
+        for volume in service.get("volumes") or []
+        if volume["source"].endswith("secrets")
+    )
+    assert mounts.keys() <= {"broker-secrets", "postgres-secrets", "grafana-secrets"} <= project["volumes"].keys()
+    assert set(mounts.values()) == {1}
+
+
+def test_nothing_is_fetched_from_postgresql_where_it_is_not_run(files: list[Path]) -> None:
+    services = read_project(*files)["services"]
+    assert "postgres" in services or not [each for each in services.values() if "postgres" in each["image"]]
+
+
+def test_prometheus_is_told_of_each_broker_by_name(files: list[Path]) -> None:
+    project = read_project(*files)
+    mounts = {volume["target"]: volume["source"] for volume in project["services"]["prometheus"]["volumes"]}
+    (told,) = yaml.safe_load(Path(mounts["/etc/prometheus/brokers.yml"]).read_text())
+    replicas = project["services"]["broker"].get("deploy", {}).get("replicas")
+    names = [f"{project['name']}-broker-{number + 1}" for number in range(replicas)] if replicas else ["broker"]
+    assert told["targets"] == [f"{name}:9464" for name in names]
 
 
 def test_grafana_is_given_what_its_settings_name() -> None:
@@ -88,6 +116,15 @@ def test_the_stack_comes_up_and_prometheus_scrapes_the_broker(stack: Stack) -> N
     assert [group["name"] for group in ask(stack, "rules")["groups"]], "the rules are read"
 
 
+def test_a_broker_that_has_ended_is_missed_and_not_forgotten(stack: Stack) -> None:
+    down = 'count by (instance) (ALERTS{alertname="TrioBrokerDown"})'
+    eventually(lambda: query(stack, 'up{job="trio-broker"}'), ["1"])
+    assert query(stack, down) == []
+    with stack.stopped("broker"):
+        eventually(lambda: query(stack, 'up{job="trio-broker"}'), ["0"])
+        eventually(lambda: query(stack, down), ["1"])
+
+
 def test_a_restart_under_load_on_postgresql_is_no_error_for_clients_that_retry(stack: Stack) -> None:
     journal, peer = Journal(), Retrying()
     address = f"{stack.address}:50051"
@@ -102,6 +139,8 @@ def test_passwords_are_made_once_and_are_in_no_environment(stack: Stack) -> None
     assert url.startswith("postgresql://trio_broker:")
     password = url.split(":")[2].partition("@")[0]
     assert len(password) == 48
+    assert podman("exec", container, "ls", "/run/secrets") == "store"
+    assert podman("exec", stack.container("postgres"), "ls", "/run/secrets") == "postgres_password"
     assert password not in podman("inspect", container)
     podman("start", "--attach", stack.container("secrets"))
     assert podman("exec", container, "cat", "/run/secrets/store") == url

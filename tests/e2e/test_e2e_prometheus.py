@@ -93,6 +93,8 @@ def test_every_query_of_a_panel_has_an_answer(
             assert has_values(found), query.expr
             for series in found:
                 assert "{{" not in query.name_of(series.labels), f"{query.legend} has a label that there is not"
+            if panel.columns:
+                assert {label for series in found for label in series.labels} == set(panel.columns)
 
 
 def test_every_rule_is_evaluated(prometheus: PrometheusServer) -> None:

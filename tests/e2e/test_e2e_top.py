@@ -9,7 +9,7 @@ from e2e_broker import SAFETY_S, BrokerProcess, clean_environment
 def test_what_a_broker_does_is_shown(broker: BrokerProcess) -> None:
     metrics = broker.metrics_address
     top = subprocess.run(
-        [sys.executable, "-m", "trio_broker", *f"top --interval 100ms --count 2 --metrics {metrics}".split()],
+        [sys.executable, "-m", "trio_broker", *f"top --interval 100ms --count 2 --metrics-listen {metrics}".split()],
         env=clean_environment(),
         capture_output=True,
         text=True,

@@ -9,16 +9,14 @@ from pathlib import Path
 
 import click
 
-from trio_broker.cli.options import Parsed, config_option
-from trio_broker.cli.pages import get
+from trio_broker.cli.options import Parsed
+from trio_broker.cli.pages import get, pages_address, pages_options
 from trio_broker.cli.running import UNAVAILABLE, Failure
-from trio_broker.cli.settings import load_one
-from trio_broker.notation import TcpAddress, parse_tcp, seconds
+from trio_broker.notation import seconds
 
 
 @click.command("health")
-@click.option("--metrics-listen", metavar="HOST:PORT", help="as for serve  [TRIO_BROKER_METRICS_LISTEN]")
-@config_option
+@pages_options
 @click.option(
     "--timeout", type=Parsed("duration", seconds), default="2s", show_default=True, help="How long to wait for it."
 )
@@ -27,15 +25,8 @@ def command(*, metrics_listen: str | None, file: Path | None, timeout: float) ->
 
     Exit code 0: it is. 4: it is not, or does not answer; the text says why.
     """
-    where = _reachable(parse_tcp(load_one("metrics_listen", metrics_listen, file)))
-    page = get(where, "/readyz", timeout)
+    page = get(pages_address(metrics_listen, file), "/readyz", timeout)
     if page.status != HTTPStatus.OK:
         raise Failure(page.text.partition("\n")[0] or page.refusal, UNAVAILABLE)
     click.echo(page.text.strip())
     return 0
-
-
-def _reachable(listening: TcpAddress) -> TcpAddress:
-    """Return where a broker can be asked that listens on an address: nobody can connect to "any"."""
-    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing listens here
-    return TcpAddress(loopback.get(listening.host, listening.host), listening.port)

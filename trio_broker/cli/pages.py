@@ -1,15 +1,23 @@
-"""A broker's pages over HTTP, for commands: one request, and what is said when there is no answer.
+"""A broker's pages over HTTP, for commands: where they are, one request, and what is said when there is no answer.
 
-Owns:      `get`. It asks the broker itself, whatever proxy the environment names.
+Owns:      `pages_options`, `pages_address`, `get`. It asks the broker itself, whatever proxy the environment names.
 Not here:  what is on the pages (metrics/pages.py, docs/METRICS.md).
 Threads:   any; it blocks.
 """
 
+from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
+import click
+
+from trio_broker.cli.options import config_option
 from trio_broker.cli.running import UNAVAILABLE, Failure
-from trio_broker.notation import TcpAddress
+from trio_broker.cli.settings import load_one
+from trio_broker.notation import TcpAddress, parse_tcp
+
+F = TypeVar("F", bound=Callable[..., object])
 
 PAGE_MAX_BYTES = 16 * 1024 * 1024
 """More is no page of a broker; the rest is not read."""
@@ -22,6 +30,25 @@ class Page(NamedTuple):
     text: str
     refusal: str
     """What to say if ``status`` is not what was hoped for."""
+
+
+def pages_options(command: F) -> F:
+    """Add ``--metrics-listen`` and ``--config``, for `pages_address`."""
+    where = click.option(
+        "--metrics-listen", metavar="HOST:PORT", help="where the broker listens  [TRIO_BROKER_METRICS_LISTEN]"
+    )
+    return where(config_option(command))
+
+
+def pages_address(metrics_listen: str | None, file: Path | None) -> TcpAddress:
+    """Return where the pages of a broker are that has these settings.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    host, port = parse_tcp(load_one("metrics_listen", metrics_listen, file))
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nobody can connect to "any"
+    return TcpAddress(loopback.get(host, host), port)
 
 
 def get(where: TcpAddress, path: str, timeout_s: float) -> Page:

@@ -9,16 +9,17 @@ import sys
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
+from pathlib import Path
 
 import click
 import trio
 
 from trio_broker.cli.exposition import Interval, Reading
 from trio_broker.cli.options import Parsed
-from trio_broker.cli.pages import get
+from trio_broker.cli.pages import get, pages_address, pages_options
 from trio_broker.cli.running import Failure, run
 from trio_broker.cli.standard import write
-from trio_broker.notation import TcpAddress, parse_tcp, seconds
+from trio_broker.notation import TcpAddress, seconds
 
 PATIENCE_S = 5.0
 """For one page."""
@@ -26,27 +27,19 @@ CLEAR = "\x1b[H\x1b[2J"
 
 
 @click.command("top")
-@click.option(
-    "--metrics",
-    type=Parsed("host:port", parse_tcp),
-    envvar="TRIO_BROKER_METRICS",
-    show_envvar=True,
-    default="127.0.0.1:9464",
-    show_default=True,
-    help="Where the broker serves /metrics (its --metrics-listen).",
-)
+@pages_options
 @click.option(
     "--interval", type=Parsed("duration", seconds), default="2s", show_default=True, help="Pause between two looks."
 )
 @click.option("--count", type=click.IntRange(min=1), help="End after so many looks.")
-def command(*, metrics: TcpAddress, interval: float, count: int | None) -> int:
+def command(*, metrics_listen: str | None, file: Path | None, interval: float, count: int | None) -> int:
     """Show what a broker is doing, until Ctrl-C: calls, messages, subscribers, store, process.
 
     Rates and quantiles are of the time since the look before. On a terminal each look replaces the one before.
     """
     if interval <= 0:
         raise click.UsageError("--interval must be longer than 0s")
-    return run(_top, metrics, interval, count)
+    return run(_top, pages_address(metrics_listen, file), interval, count)
 
 
 async def _top(metrics: TcpAddress, interval_s: float, count: int | None) -> int:
@@ -149,7 +142,7 @@ def _store(interval: Interval, kind: str) -> Iterator[str]:
     took = _quantiles(interval, "trio_broker_flush_seconds")
     yield f"store        {kind}: {flushes} flushes/s of {messages} messages, {took}; {errors} errors/s"
     behind = _duration(now.total("trio_broker_sweep_behind_seconds"))
-    heard = {0.0: "not heard"}.get(now.total("trio_broker_listen_connected"), "heard")
+    heard = {0.0: "not heard", 1.0: "heard"}.get(now.total("trio_broker_listen_connected"), "none")
     yield f"             queue {queue} of {limit}; sweep {behind} behind; wake-ups {heard}"
 
 
