@@ -86,7 +86,7 @@ def test_promtool_finds_the_configuration_well_formed_also_with_its_examples(tmp
     promtool("check", "config", tried / "prometheus.yml")
     configuration = yaml.safe_load(examples)
     assert configuration["alerting"]["alertmanagers"]
-    assert f"$externalLabels.{[*configuration['global']['external_labels']][0]} " in RUNBOOKS
+    assert f"$externalLabels.{next(iter(configuration['global']['external_labels']))} " in RUNBOOKS
 
 
 @pytest.mark.usefixtures("prometheus_installed")

@@ -116,8 +116,8 @@ PANELS: Final = [
         "Alerts",
         'sum by (alertstate, severity, alertname, job, instance) (ALERTS{alertname=~"TrioBroker.*",job=~"$job|"})',
         ("alertstate", "severity", "alertname", "job", "instance"),
-        "What Prometheus finds wrong with the chosen jobs, whether or not it tells anybody. Pending: wrong, but not for "
-        "long. docs/RUNBOOK.md says what to do about each. Empty also where Prometheus has no rules.",
+        "What Prometheus finds wrong with the chosen jobs, whether or not it tells anybody. Pending: not for long "
+        "enough yet. docs/RUNBOOK.md says what to do about each. Empty also where Prometheus has no rules.",
         columns=BOARD_COLUMNS,
         rows=6,
     ),
