@@ -2,7 +2,7 @@
 
 Owns:      the listener; connections, how many and for how long; requests and replies as bytes.
 Not here:  what is answered (metrics/pages.py).
-Threads:   the trio thread only. A scrape is rendered there too: it takes about 5 ms.
+Threads:   the trio thread only. A scrape is rendered there too: it takes about 5 ms, ten times a second at most.
 """
 
 from collections.abc import Callable
@@ -83,15 +83,15 @@ class Endpoint:
 
     async def _converse(self, connection: "Connection") -> None:
         while (request := await connection.receive()) is not None:
-            reply = request if isinstance(request, Reply) else self._answer(request)
+            reply = request if isinstance(request, Reply) else await self._answer(request)
             await connection.send(reply)
             if not connection.next_cycle():
                 await connection.linger()
                 return
 
-    def _answer(self, request: Request) -> Reply:
+    async def _answer(self, request: Request) -> Reply:
         try:
-            return self._pages.answer(request)
+            return await self._pages.answer(request)
         except Exception:
             log.exception("http_request_failed", target=request.target)
             return text(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; the log says more")

@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persistence import NO_HEADERS, NewMessage, Record
+from persistence import NO_HEADERS, Key, NewMessage, Record
 from persistence.cassandra.buckets import FOR_EVER_US, TTL_MAX_S, ttl_s
-from persistence.cassandra.chunks import decode_chunk, encode_chunk, encode_message
+from persistence.cassandra.chunks import Damaged, decode_chunk, encode_chunk, encode_message
+from persistence.cassandra.clock import Clock
+from persistence.cassandra.reading import get_message
 from persistence.cassandra.shares import CHUNK_BYTES_MAX, CHUNK_MESSAGES_MAX, EXPIRATION_MAX_S, Share, refusal
 
 TIME_US = 1_700_000_000_000_000
@@ -26,6 +28,34 @@ def test_the_bytes_of_a_chunk_do_not_change() -> None:
         Record(7, b"body", {"h": b"v"}, TIME_US, TIME_US + 60_000_000),
         Record(9, b"", {}, TIME_US, None),
     ]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"",
+        bytes(3),
+        b"\xff" * 50,
+        bytes(range(1, 60)),
+        encode_chunk(TIME_US, encode_message(0, 60, {"h": b"v"}, b"body"))[:-1],
+        encode_chunk(TIME_US, encode_message(9, 60, NO_HEADERS, b"an id of 0")),
+        bytes.fromhex(
+            "00060a24181e4000 00000000 0000003c 00000009 00000000 00000001 00000000 ff"
+        ),  # a name not in UTF-8
+    ],
+)
+def test_what_is_no_chunk_is_damaged(garbage: bytes) -> None:
+    with pytest.raises(Damaged):
+        list(decode_chunk(9, garbage))
+
+
+def test_the_row_that_is_damaged_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    steps = get_message(Key("orders", 9), Clock(lambda: TIME_US))
+    next(steps)
+    steps.send([{"base_id": 5}])
+    with pytest.raises(Damaged, match="subject='orders' base_id=5 id=12 is damaged"):
+        steps.send([{"id": 12, "chunk": b"garbage"}])
+    assert "row_damaged subject='orders' base_id=5 id=12" in caplog.text
 
 
 messages = st.builds(

@@ -1,16 +1,22 @@
 """``trio-broker backup``: what it refuses, and what it leaves behind then. Under load: e2e/test_e2e_backup.py."""
 
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from persistence import CannotOpen, StoreError, back_up
 from persistence.sqlite import backup
 from trio_broker.cli.main import run_command_line
-from trio_broker.cli.running import ERROR
+from trio_broker.cli.running import ERROR, SIGNALLED
 
 MESSAGES = 5_000
 BODY = bytes(4096)
@@ -52,12 +58,30 @@ def test_a_file_that_is_there_is_replaced_only_by_force(
 
 
 def test_the_store_itself_is_never_replaced(database: Path, copies: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    before = database.read_bytes()
-    (copies / "link.db").symlink_to(database)
-    for destination in (database, copies / "link.db"):
-        assert run_command_line(["backup", str(destination), "--force"]) == ERROR
-        assert "is the store itself" in capfd.readouterr().err
-    assert database.read_bytes() == before
+    with closing(sqlite3.connect(database)) as broker:
+        broker.execute("INSERT INTO subjects (id, name, last_id, last_time_us) VALUES (1, 's', 1, 1)")
+        broker.commit()  # it is in the log file, which goes when the last connection is closed
+        (copies / "folder").symlink_to(database.parent)
+        (copies / "link").symlink_to(database)
+        (copies / "link-wal").symlink_to(f"{database}-wal")
+        (copies / "hard-wal").hardlink_to(f"{database}-wal")
+        parts = [database.with_name(database.name + suffix) for suffix in ("", "-wal", "-shm", "-journal", ".lock")]
+        through_links = [copies / "folder" / part.name for part in parts]
+        through_links += [copies / name for name in ("link", "link-wal", "hard-wal")]
+        before = {path: path.read_bytes() for path in database.parent.glob("broker.db*")}
+        assert len(before) == 3
+        for destination in (*parts, *through_links):
+            assert run_command_line(["backup", str(destination), "--force"]) == ERROR
+            assert "is the store itself, or a part of it" in capfd.readouterr().err
+        assert {path: path.read_bytes() for path in database.parent.glob("broker.db*")} == before
+
+
+def test_a_link_that_leads_nowhere_is_there(database: Path, copies: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    link = copies / "link.db"
+    link.symlink_to(copies / "missing")
+    assert run_command_line(["backup", str(link)]) == ERROR
+    assert "--force" in capfd.readouterr().err
+    assert link.is_symlink()
 
 
 @pytest.mark.parametrize(
@@ -117,6 +141,49 @@ def test_cancelled_it_stops_between_two_steps_and_leaves_nothing(
         return scope.cancelled_caught
 
     assert trio.run(back_up_cancelled)
+    assert list(copies.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_and_it_leaves_nothing(
+    number: signal.Signals, database: Path, copies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(database)
+    monkeypatch.setattr(backup, "PAGES_PER_STEP", 1)
+    check_cancelled = trio.from_thread.check_cancelled
+    signalled = threading.Event()
+
+    def signal_and_check() -> None:
+        if not signalled.is_set():
+            signalled.set()
+            assert list(copies.iterdir()) != []
+            os.kill(os.getpid(), number)
+        trio.from_thread.run(trio.testing.wait_all_tasks_blocked)  # until the command has heard of it
+        check_cancelled()
+
+    monkeypatch.setattr(trio.from_thread, "check_cancelled", signal_and_check)
+    assert run_command_line(["backup", str(copies / "copy.db")]) == SIGNALLED + number
+    assert list(copies.iterdir()) == []
+
+
+def test_under_nohup_it_goes_on(database: Path, copies: Path) -> None:
+    nohup = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh", sys.executable, "-c"]
+    program = (
+        "import os, signal, sys, trio; from trio_broker.cli.main import run_command_line; "
+        "check = trio.from_thread.check_cancelled; "
+        "trio.from_thread.check_cancelled = lambda: (os.kill(os.getpid(), signal.SIGHUP), check()); "
+        "sys.exit(run_command_line(sys.argv[1:]))"
+    )
+    assert subprocess.run([*nohup, program, "backup", str(copies / "copy.db")]).returncode == 0
+    assert (copies / "copy.db").exists()
+
+
+def test_a_file_that_cannot_grow_leaves_nothing(database: Path, copies: Path) -> None:
+    fill(database)
+    limited = ["sh", "-c", 'ulimit -f 4096; exec "$@"', "sh", sys.executable, "-m", "trio_broker"]
+    ended = subprocess.run([*limited, "backup", str(copies / "copy.db")], capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert ended.stderr.count("\n") == 1
     assert list(copies.iterdir()) == []
 
 

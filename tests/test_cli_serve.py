@@ -240,6 +240,13 @@ def test_another_package_of_the_name_is_told_in_one_line(name: str, tmp_path: Pa
     assert err.count("\n") == 1
 
 
+def test_a_question_does_not_end_a_broker_that_only_starts(tmp_path: Path) -> None:
+    asking = tmp_path / "structlog.py"  # which the command imports before it can answer
+    asking.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGUSR1)\nraise SystemExit(7)")
+    code, _, err = run("serve", *ANYWHERE, "--store", "memory:", PYTHONPATH=str(tmp_path))
+    assert (code, err) == (7, "")
+
+
 def test_traces_without_their_packages_say_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").touch()  # hides what is installed

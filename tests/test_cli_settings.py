@@ -1,12 +1,22 @@
 """Where settings come from, which wins, and how mistakes are told."""
 
+import os
 from pathlib import Path
 
 import pytest
 import trio
 
 from trio_broker.cli.main import run_command_line
-from trio_broker.cli.settings import SECRETS, ConfigError, Settings, flag, load, load_one, unknown_variables
+from trio_broker.cli.settings import (
+    SECRET_MAX_BYTES,
+    SECRETS,
+    ConfigError,
+    Settings,
+    flag,
+    load,
+    load_one,
+    unknown_variables,
+)
 from trio_broker.config import Config
 
 
@@ -222,6 +232,27 @@ def test_a_secret_that_cannot_be_read_is_told_without_what_it_holds(
     assert told({}) == f"TRIO_BROKER_STORE_FILE: {secret} is empty"
     secret.write_bytes(b"pa55\xff")
     assert told({}) == f"TRIO_BROKER_STORE_FILE: {secret} is not text in UTF-8"
+    secret.write_bytes(b"pa55\nmemory:\n")
+    assert told({}) == f"TRIO_BROKER_STORE_FILE: {secret} has more than one line"
+    secret.write_bytes(b"x" * (SECRET_MAX_BYTES + 1))
+    assert told({}) == f"TRIO_BROKER_STORE_FILE: {secret} is larger than 65536 bytes"
+
+
+def test_a_secret_may_begin_with_a_byte_order_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"\xef\xbb\xbfmemory:\r\n")
+    monkeypatch.setenv("TRIO_BROKER_STORE_FILE", str(secret))
+    assert load({}, None).config.store == "memory:"
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero", "."])
+def test_a_secret_that_is_no_regular_file_is_not_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path / name
+    monkeypatch.setenv("TRIO_BROKER_STORE_FILE", str(path))
+    assert told({}) == f"TRIO_BROKER_STORE_FILE: {path} is no regular file"
 
 
 def test_a_setting_both_in_a_variable_and_in_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

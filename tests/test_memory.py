@@ -5,7 +5,19 @@ import trio
 from trio.testing import MockClock
 
 from trio_broker.config import Config
-from trio_broker.memory import CALM_S, LASTS_S, SETTLED_S, Guard, Pressure, Shares, Use, give_back, use_few_heaps
+from trio_broker.memory import (
+    CALM_S,
+    LASTS_S,
+    SETTLED_IDLE_S,
+    SETTLED_S,
+    SHORT_S,
+    Guard,
+    Pressure,
+    Shares,
+    Use,
+    give_back,
+    use_few_heaps,
+)
 
 LIMIT = 1000
 BASE = 200
@@ -19,7 +31,8 @@ class Scene:
         self.used = BASE
         self.changes: list[Pressure] = []
         self.relieved = 0
-        self.guard = Guard(LIMIT, lambda: self.used, self.changes.append, self._relieve)
+        self.held = LIMIT
+        self.guard = Guard(LIMIT, lambda: self.used, self.changes.append, self._relieve, lambda: self.held)
 
     def _relieve(self) -> None:
         self.relieved += 1
@@ -96,10 +109,45 @@ async def test_use_that_grows_is_not_what_it_keeps(scene: Scene, mock_clock: Moc
         assert scene.look(used) is Pressure.HIGH
 
 
-async def test_the_last_of_the_room_is_never_what_it_keeps(scene: Scene, mock_clock: MockClock) -> None:
+async def test_the_last_of_the_room_is_not_what_it_keeps_while_much_is_held(
+    scene: Scene, mock_clock: MockClock
+) -> None:
     for _ in range(5):
         assert scene.look(960) is Pressure.FULL
         mock_clock.jump(SETTLED_S)
+
+
+@pytest.mark.parametrize("kept", [960, LIMIT, 3 * LIMIT])
+async def test_a_process_that_holds_next_to_nothing_serves_again_whatever_it_keeps(
+    kept: int, scene: Scene, mock_clock: MockClock
+) -> None:
+    scene.held = 81  # a tenth of the room is 80
+    for _ in range(5):
+        assert scene.look(kept) is Pressure.FULL
+        mock_clock.jump(SETTLED_IDLE_S)
+    scene.held = 80
+    assert scene.look(kept) is Pressure.NONE
+    assert scene.look(kept + 39) is Pressure.NONE
+    assert scene.look(kept + 40) is Pressure.HIGH  # half of a tenth of the room
+    assert scene.look(kept + 60) is Pressure.FULL
+    assert scene.look(599) is Pressure.NONE
+    assert scene.look(599) is Pressure.NONE
+    assert scene.look(760) is Pressure.HIGH, "the first marks hold again"
+
+
+async def test_how_long_nobody_has_been_accepted_is_told_once_it_is_long(scene: Scene, mock_clock: MockClock) -> None:
+    scene.look(870)
+    mock_clock.jump(SHORT_S)
+    assert scene.guard.short_s() == 0, "clients are accepted"
+    scene.look(960)
+    mock_clock.jump(SHORT_S - 1)
+    scene.look(970)
+    assert scene.guard.short_s() == 0
+    mock_clock.jump(1)
+    assert scene.guard.short_s() == SHORT_S
+    scene.look(870)
+    scene.look(700)
+    assert scene.guard.short_s() == 0
 
 
 async def test_a_guard_looks_until_it_is_cancelled(scene: Scene, autojump_clock: MockClock) -> None:
@@ -130,12 +178,13 @@ def test_a_queue_is_made_to_fit_and_never_made_larger() -> None:
 
 
 def test_what_does_not_fit_at_all_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    def nothing(*_: object) -> None:
+    def nothing(*_: object) -> int:
         """There is no one to tell."""
+        return 0
 
-    Guard(256 * MIB, lambda: 56 * MIB, nothing, nothing).shares(Config())
+    Guard(256 * MIB, lambda: 56 * MIB, nothing, nothing, nothing).shares(Config())
     assert "memory_small" not in capsys.readouterr().out
-    Guard(64 * MIB, lambda: 56 * MIB, nothing, nothing).shares(Config())
+    Guard(64 * MIB, lambda: 56 * MIB, nothing, nothing, nothing).shares(Config())
     assert "memory_small" in capsys.readouterr().out
 
 

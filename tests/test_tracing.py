@@ -1,15 +1,19 @@
 """What traces keep while calls come and go. What they say of them: tests/e2e/test_e2e_traces.py."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 from opentelemetry.sdk.trace import TracerProvider
 
 from trio_broker import connect, open_broker
-from trio_broker.errors import ExpiredId
+from trio_broker.errors import BrokerError, ExpiredId
+from trio_broker.rpc import handlers
+from trio_broker.rpc.call import Call
 from trio_broker.rpc.server import Server
+from trio_broker.rpc.status import Refusals
 from trio_broker.service.servicer import BrokerService
 from trio_broker.tracing import Tracing
 
@@ -37,4 +41,22 @@ async def test_nothing_is_kept_of_a_call_that_is_over() -> None:
         with trio.move_on_after(0):
             await client.publish("orders", b"cancelled")
         await client.publish("orders", b"y", None)
+    assert tracing._spans == {}
+
+
+async def test_nothing_is_kept_of_a_fetch_that_is_over_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a task, which begins a little later than the call: a deadline or a shortage of memory may come between."""
+    finish_group = handlers.finish_group
+
+    async def expire_first(calls: list[Call], work: Awaitable[None], refusals: Refusals) -> None:
+        for call in calls:
+            call.app.expire(call)
+        await finish_group(calls, work, refusals)
+
+    monkeypatch.setattr(handlers, "finish_group", expire_first)
+    tracing = Tracing(TracerProvider(shutdown_on_exit=False), "memory")
+    async with served(tracing) as address, connect(address) as client:
+        with pytest.raises(BrokerError):
+            await client.fetch("orders", 1)
+        await trio.testing.wait_all_tasks_blocked()
     assert tracing._spans == {}

@@ -34,12 +34,21 @@ CALM_S = 5.0
 SETTLED_S = 10.0
 """Use that has not changed for so long under pressure is what the process keeps: Python gives memory back in large
 pieces only, and uses the rest of each again."""
+SETTLED_IDLE_S = 3.0
+"""The same while what is counted is no more than `HELD_LITTLE` of the room."""
+SHORT_S = 10.0
+"""A process that has accepted nobody for so long is not ready."""
 
 # The marks, as shares of the room: of what the limit leaves besides what the process used when it began, or keeps.
 LOW, HIGH, FULL = 0.5, 0.7, 0.85
 LOW_SETTLED, HIGH_SETTLED, FULL_SETTLED = 0.2, 0.5, 0.75
 SETTLED_MAX = 0.95
-"""More of the room than this is never taken for what the process just keeps."""
+"""More of the room than this is taken for what the process just keeps only while it holds little that is counted."""
+SETTLED_ROOM = 0.1
+"""What is left above what it keeps, at least, as a share of the room: to serve beyond the limit is a risk, to refuse
+everybody for ever is none the less an outage."""
+HELD_LITTLE = 0.1
+"""The share of the room that what is counted may take in a process that does next to nothing."""
 BUFFERS = 0.6
 """What the buffers share: parsing and committing their messages takes some more for a moment."""
 CONNECTIONS = 0.4
@@ -47,6 +56,8 @@ CONNECTIONS = 0.4
 CONNECTION_BYTES = 16 * 1024
 TLS_CONNECTION_BYTES = 48 * 1024
 """What an idle one takes."""
+CALL_BYTES = 4 * 1024
+"""What a call takes besides its messages, such as a subscription for which nothing waits."""
 
 MMAP_BYTES = 1024 * 1024
 """A larger block is given back to the system when it is freed; by default glibc soon keeps blocks of up to 32 MiB."""
@@ -108,6 +119,7 @@ class Guard:
         used: returns what is.
         changed: told of each change of `pressure`.
         relieve: called each `LASTS_S` while pressure lasts: lets something go that can be.
+        held: returns about how much of it is known to be in use.
     """
 
     def __init__(
@@ -116,6 +128,7 @@ class Guard:
         used: Callable[[], int],
         changed: Callable[[Pressure], None],
         relieve: Callable[[], None],
+        held: Callable[[], int],
     ) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = used()
@@ -131,7 +144,9 @@ class Guard:
         self._used = used
         self._changed = changed
         self._relieve = relieve
+        self._held = held
         self._relieved_at = 0.0
+        self._full_since: float | None = None
         self._high_at = 0.0
 
     def connections_max(self, config: Config) -> int:
@@ -151,6 +166,11 @@ class Guard:
                 advice=f"give it more, or lower --body-max-bytes {write_size(config.body_max_bytes)}",
             )
         return shares
+
+    def short_s(self) -> float:
+        """Return for how many seconds nobody has been accepted; 0 as long as that may be over soon."""
+        full_s = 0.0 if self._full_since is None else trio.current_time() - self._full_since
+        return full_s if full_s >= SHORT_S else 0.0
 
     async def run(self) -> None:
         """Look, again and again, until cancelled."""
@@ -182,12 +202,16 @@ class Guard:
         """Under pressure that nothing relieves, begin again from what is used: what it comes from may be long gone."""
         if not self.pressure or abs(used - self._steady_bytes) > self.room_bytes // 100:
             self._steady_bytes, self._steady_since = used, now
-        elif now >= self._steady_since + SETTLED_S and used < self._base + SETTLED_MAX * self.room_bytes:
+            return
+        steady_s = now - self._steady_since
+        if (steady_s >= SETTLED_S and used < self._base + SETTLED_MAX * self.room_bytes) or (
+            steady_s >= SETTLED_IDLE_S and self._held() <= HELD_LITTLE * self.room_bytes
+        ):
             self._settled = True
             self._set_marks(used, LOW_SETTLED, HIGH_SETTLED, FULL_SETTLED)
 
     def _set_marks(self, base: int, low: float, high: float, full: float) -> None:
-        room = max(0, self.limit_bytes - base)
+        room = max(SETTLED_ROOM * self.room_bytes, self.limit_bytes - base)
         self._low, self._high, self._full = (int(base + mark * room) for mark in (low, high, full))
 
     def _level(self, used: int, now: float) -> Pressure:
@@ -203,17 +227,20 @@ class Guard:
         before, self.pressure = self.pressure, pressure
         if pressure is before:
             return
+        self._full_since = trio.current_time() if pressure is Pressure.FULL else None
         if bool(pressure) != bool(before):
             tell, event = (log.warning, "memory_short") if pressure else (log.info, "memory_enough")
             tell(event, used=write_size(self.used_bytes), memory_max=write_size(self.limit_bytes))
         self._changed(pressure)
 
 
-def guard(config: Config, changed: Callable[[Pressure], None], relieve: Callable[[], None]) -> Guard:
+def guard(
+    config: Config, changed: Callable[[Pressure], None], relieve: Callable[[], None], held: Callable[[], int]
+) -> Guard:
     """Return the guard of this process: by ``--memory-max``, or else what its container or the machine has."""
     if config.memory_max:
-        return Guard(config.memory_max, Use(None), changed, relieve)
-    return Guard(memory_limit_bytes(), Use(memory_used_bytes), changed, relieve)
+        return Guard(config.memory_max, Use(None), changed, relieve, held)
+    return Guard(memory_limit_bytes(), Use(memory_used_bytes), changed, relieve, held)
 
 
 class Use:

@@ -10,6 +10,7 @@ subscribers -> streams end with DRAINING -> connections close -> exit 0. What is
 """
 
 import gc
+import math
 import os
 import signal
 import socket
@@ -33,7 +34,7 @@ from trio_broker.call_log import CallLog
 from trio_broker.config import MESSAGE_OVERHEAD_BYTES, Config
 from trio_broker.line_budget import LineBudget
 from trio_broker.logs import Started
-from trio_broker.memory import Pressure, guard, use_few_heaps
+from trio_broker.memory import CALL_BYTES, CONNECTION_BYTES, Pressure, guard, use_few_heaps
 from trio_broker.metering import Metering
 from trio_broker.notation import TcpAddress, UnixAddress, parse_listen, parse_tcp
 from trio_broker.rpc.call import Call
@@ -56,8 +57,12 @@ YOUNG_OBJECTS = 20_000
 find little; at Python's default of 700 they took a fifth of the CPU (docs/BENCHMARKS.md)."""
 HEALTH_INTERVAL_S = 0.25
 """How often the health service looks at readiness."""
+WATCHES_MAX = 16
+"""Health and reflection streams of one connection."""
 OPEN_AGAIN_S = 1.0
 """Pause before a store that could not be reached is tried again."""
+REMIND_S = 60.0
+"""How often a process that waits for its store says so."""
 LAST_RESORT_S = 2.0
 """A process that has not ended so long after the grace period is ended: a thread is stuck in the database."""
 
@@ -82,19 +87,41 @@ async def serve(  # noqa: ASYNC128 - `_Process.run` calls it
     gc.freeze()  # what was imported stays: nobody needs to look at it again
     gc.set_threshold(YOUNG_OBJECTS, 10, 10)
     use_few_heaps()
-    async with _tracing(config) as tracing:
-        await _Process(config, budget, tracing).run(task_status.started)
-    budget.renew()
+    opening = trio.CancelScope()
+    signalled = trio.Event()
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_await_signals, signals, signalled, opening)
+            async with _tracing(config) as tracing:
+                await _Process(config, budget, tracing, opening).run(signalled, task_status.started)
+            nursery.cancel_scope.cancel()
+        log.info("stopped")
+        budget.renew()
     return 0
 
 
+async def _await_signals(signals: AsyncIterator[int], signalled: trio.Event, opening: trio.CancelScope) -> None:
+    """The first signal to stop begins it, the second ends the process at once."""
+    async for number in signals:
+        if number == signal.SIGUSR1:
+            log.warning("process_described", stack=describe_process())
+            continue
+        log.info("signal", name=signal.Signals(number).name)
+        if signalled.is_set():
+            os._exit(1)
+        signalled.set()
+        opening.cancel()
+
+
 class _Process:
-    def __init__(self, config: Config, budget: LineBudget, tracing: "Tracing | None") -> None:
+    def __init__(
+        self, config: Config, budget: LineBudget, tracing: "Tracing | None", opening: trio.CancelScope
+    ) -> None:
         self._budget = budget
         self._tracing = tracing
         self._call_log = CallLog(config.slow_call, budget)
         self._slow_call_s = config.slow_call
-        self._guard = guard(config, self._on_pressure, self._relieve)
+        self._guard = guard(config, self._on_pressure, self._relieve, self._held_bytes)
         self._shares = self._guard.shares(config)
         self._config = config = self._shares.fit(config)
         self._server: Server | None = None
@@ -103,7 +130,8 @@ class _Process:
         self._starting = "starting"
         """What /readyz says until there is a broker."""
         self._store: Store | None = None
-        self._opening = trio.CancelScope()
+        self._opening = opening
+        """Cancelled when the process is to stop before the store could be opened."""
         self._draining = False
         self._health = Health(NAME)
         self._metering = Metering(config, self._state)
@@ -120,6 +148,8 @@ class _Process:
         away_s = self._broker.store_away_s()
         if away_s > self._config.store_grace:
             return Readiness(ready=False, detail=f"the store has been away for {away_s:.0f} s", facts=facts)
+        if short_s := self._guard.short_s():
+            return Readiness(ready=False, detail=f"memory is short since {short_s:.0f} s", facts=facts)
         return Readiness(ready=True, detail="ready", facts=facts)
 
     def _state(self) -> State:
@@ -132,12 +162,10 @@ class _Process:
             memory_pressure=bool(self._guard.pressure),
         )
 
-    async def run(self, started: Callable[[str], None]) -> None:
+    async def run(self, signalled: trio.Event, started: Callable[[str], None]) -> None:
         config = self._config
-        signalled = trio.Event()
-        with ExitStack() as until_the_end, trio.open_signal_receiver(*_SIGNALS) as signals:
+        with ExitStack() as until_the_end:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._await_signals, signals, signalled)
                 nursery.start_soon(self._budget.keep_renewing)
                 with _telling("--metrics-listen"):
                     address, registry = parse_tcp(config.metrics_listen), self._metering.registry()
@@ -152,30 +180,19 @@ class _Process:
                         announce = partial(self._announce, store, format_address(metrics_at), started)
                         await self._serve(store, announce, signalled, until_the_end)
                 nursery.cancel_scope.cancel()
-        log.info("stopped")
-
-    async def _await_signals(self, signals: AsyncIterator[int], signalled: trio.Event) -> None:
-        """The first signal to stop begins it, the second ends the process at once."""
-        async for number in signals:
-            if number == signal.SIGUSR1:
-                log.warning("process_described", stack=describe_process())
-                continue
-            log.info("signal", name=signal.Signals(number).name)
-            if signalled.is_set():
-                os._exit(1)
-            signalled.set()
-            self._opening.cancel()
 
     async def _open_store(self, opened: AsyncExitStack) -> Store:
         """Open the store; try again while it cannot be reached."""
         config = self._config
+        began, remind_at = trio.current_time(), -math.inf
         while True:
             try:
                 store = await opened.enter_async_context(configured_store(config.store, config))
             except StoreUnavailable as error:
-                if (starting := f"starting: {error}") != self._starting:
-                    log.warning("store_away", why=str(error), retry_s=OPEN_AGAIN_S)
-                    self._starting = starting
+                now = trio.current_time()
+                if (starting := f"starting: {error}") != self._starting or now >= remind_at:
+                    log.warning("store_away", why=str(error), away_s=round(now - began, 3), retry_s=OPEN_AGAIN_S)
+                    self._starting, remind_at = starting, now + REMIND_S
             else:
                 self._starting = "starting"
                 return store
@@ -224,6 +241,17 @@ class _Process:
         if self._broker is not None:
             self._broker.fanout.cut_farthest_behind(self._broker.fanout.backlog.bytes // 2)
 
+    def _held_bytes(self) -> int:
+        """Return about how much is known to be in use; of a store in memory, which is not counted, all that is used."""
+        server, broker, store = self._server, self._broker, self._store
+        if server is None or broker is None or store is None:
+            return 0
+        if store.durability().kind == "memory":
+            return self._guard.used_bytes
+        waiting = sum(budget.held_bytes for budget in server.budgets)
+        clients = server.connections * CONNECTION_BYTES + sum(server.calls_in_flight().values()) * CALL_BYTES
+        return waiting + broker.committer.queued_bytes + broker.fanout.backlog.bytes + clients
+
     def _make_server(self, broker: Broker) -> Server:
         config, shares = self._config, self._shares
         message_max_bytes = config.body_max_bytes + MESSAGE_OVERHEAD_BYTES
@@ -233,6 +261,7 @@ class _Process:
             limits=Limits(
                 connections_max=self._guard.connections_max(config),
                 streams_max=config.streams_per_connection,
+                task_streams_max=WATCHES_MAX,
                 message_max_bytes=message_max_bytes,
                 inbound_max_bytes=min(usual.inbound_max_bytes, shares.inbound // 2),
                 inbound_total_bytes=shares.inbound,

@@ -16,17 +16,19 @@ of the semantic conventions (https://opentelemetry.io/docs/specs/semconv/) for R
         get                (client)
 """
 
+import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 
+import structlog
 import trio
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, get_current_span, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
@@ -49,6 +51,8 @@ _ERRORS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAIL
 """The statuses that make a server's span an error."""
 _PATH_MAX = 200
 
+log = structlog.get_logger()
+
 _propagator = TraceContextTextMapPropagator()
 
 
@@ -66,12 +70,50 @@ async def open_tracing(store: str) -> AsyncGenerator["Tracing"]:
             raise OSError(f"{variable} is {protocol!r}: traces are sent by http/protobuf only")
     ours = Resource({SERVICE_NAME: "trio-broker", SERVICE_VERSION: __version__})
     provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    provider.add_span_processor(BatchSpanProcessor(_Telling(OTLPSpanExporter())))
     try:
         yield Tracing(provider, store.partition(":")[0])
     finally:
         with trio.move_on_after(CLOSE_S, shield=True):
             await trio.to_thread.run_sync(provider.shutdown, abandon_on_cancel=True)
+
+
+class _Telling(SpanExporter):
+    """Sends by another exporter, and says when spans begin to be lost, and when they arrive again.
+
+    The other one's own lines, four for each batch that is lost, are not logged; the first tells why.
+    """
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+        self._losing = False
+        self._words = _FirstWords()
+        logger = logging.getLogger("opentelemetry.exporter")
+        logger.handlers[:] = [self._words]
+        logger.propagate = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self._words.text = ""
+        result = self._exporter.export(spans)
+        losing = result is not SpanExportResult.SUCCESS
+        if losing and not self._losing:
+            log.warning("traces_lost", why=self._words.text)
+        elif self._losing and not losing:
+            log.info("traces_sent")
+        self._losing = losing
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+
+class _FirstWords(logging.Handler):
+    """Keeps the text of the first line since it was emptied."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = self.text or record.getMessage()
 
 
 class Tracing:

@@ -13,13 +13,19 @@ body; then these themselves. All numbers are big-endian.
 
 from collections.abc import Iterator, Mapping
 from struct import Struct
+from struct import error as StructError  # noqa: N812
 
+from persistence.errors import StoreError
 from persistence.facade import Record
 from persistence.headers import decode_headers, encode_headers
 
 _TIME = Struct(">Q")
 _ENTRY = Struct(">IIII")
 _FOR_EVER = 2**32 - 1
+
+
+class Damaged(StoreError):
+    """What is in a row is no chunk."""
 
 
 def encode_message(before: int, seconds: int | None, headers: Mapping[str, bytes], body: bytes) -> bytes:
@@ -34,7 +40,18 @@ def encode_chunk(time_us: int, messages: bytes) -> bytes:
 
 
 def decode_chunk(last_id: int, chunk: bytes) -> Iterator[Record]:
-    """Return the messages of a chunk, in order; ``last_id`` is the id of the last one."""
+    """Return the messages of a chunk, in order; ``last_id`` is the id of the last one.
+
+    Raises:
+        Damaged: that is no chunk. Nothing of ours writes such a row.
+    """
+    try:
+        yield from _decoded(last_id, chunk)
+    except (ValueError, StructError) as error:
+        raise Damaged(str(error)) from error
+
+
+def _decoded(last_id: int, chunk: bytes) -> Iterator[Record]:
     (time_us,) = _TIME.unpack_from(chunk)
     start = _TIME.size
     while start < len(chunk):
@@ -42,6 +59,8 @@ def decode_chunk(last_id: int, chunk: bytes) -> Iterator[Record]:
         body_start = start + _ENTRY.size + headers_size
         headers = chunk[start + _ENTRY.size : body_start]
         start = body_start + body_size
+        if start > len(chunk) or before >= last_id:
+            raise ValueError("its sizes do not fit")
         yield Record(
             last_id - before,
             chunk[body_start:start],

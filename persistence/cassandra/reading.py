@@ -9,14 +9,17 @@ the more recent is taken (which the table's option ``read_repair`` must not spoi
 and its messages are read together. What is acknowledged is seen by every read that begins later.
 """
 
+import logging
 from collections.abc import Iterator
 
 from persistence.cassandra.buckets import END_ID, Bucket, find_from, find_head, find_holding, shard_of
-from persistence.cassandra.chunks import decode_chunk
+from persistence.cassandra.chunks import Damaged, decode_chunk
 from persistence.cassandra.clock import Clock
 from persistence.cassandra.steps import Rows, Statement, Steps, surely
 from persistence.facade import ExpiredId, Head, InvalidId, Key, Page, Record
 from persistence.headers import headers_size_bytes
+
+log = logging.getLogger(__name__)
 
 CHUNKS_FIRST = 4
 """How many chunks a page begins with. How large they are is not known before: 4 MiB each, or 100 bytes."""
@@ -40,7 +43,7 @@ def get_message(key: Key, clock: Clock) -> Steps[Record | InvalidId | ExpiredId]
     base_id = yield from find_holding(subject, id_)
     if base_id is not None:
         rows = yield from surely(_CHUNKS(subject, base_id, id_, 1))
-        for record in _records(rows):
+        for record in _records(subject, base_id, rows):
             if record.id == id_ and _is_kept(record, clock.now_us()):
                 return record
         bucket = _bucket(base_id, rows)
@@ -119,7 +122,7 @@ def _fill(page: _Filling, subject: str, base_id: int, clock: Clock) -> Steps[Buc
     while True:
         rows = yield from surely(_CHUNKS(subject, base_id, page.scanned_to + 1, limit))
         now_us = clock.now_us()
-        for record in _records(rows):
+        for record in _records(subject, base_id, rows):
             page.take(record, now_us)
         bucket = _bucket(base_id, rows)
         if page.is_full:
@@ -135,11 +138,20 @@ def _bucket(base_id: int, rows: Rows) -> Bucket:
     return Bucket.new(base_id, began_at=0).seen(rows[0] if rows else {})
 
 
-def _records(rows: Rows) -> Iterator[Record]:
-    """Return the messages in rows, expired ones among them."""
+def _records(subject: str, base_id: int, rows: Rows) -> Iterator[Record]:
+    """Return the messages in rows of a bucket, expired ones among them.
+
+    Raises:
+        Damaged: one of the rows is; the text and the log say which.
+    """
     for row in rows:
         if row["id"] != END_ID:
-            yield from decode_chunk(row["id"], row["chunk"])
+            try:
+                yield from decode_chunk(row["id"], row["chunk"])
+            except Damaged as error:
+                log.warning("row_damaged subject=%r base_id=%d id=%d why=%s", subject, base_id, row["id"], error)
+                where = f"subject={subject!r} base_id={base_id} id={row['id']}"
+                raise Damaged(f"the row of the table log with {where} is damaged: {error}") from error
 
 
 def _is_kept(record: Record, now_us: int) -> bool:

@@ -17,11 +17,14 @@ from pathlib import Path
 
 from persistence.errors import CannotOpen, StoreError
 from persistence.sqlite.connection import connect, failure, set_up_reader
+from persistence.sqlite.lock import lock_path
 from persistence.sqlite.opening import database_path
 from persistence.sqlite.schema import check_ours
 
 PAGES_PER_STEP = 2_048
 """Pages (of 4 KiB) that are copied between two calls of ``between``."""
+_BESIDE = ("-wal", "-shm", "-journal")
+"""What SQLite may keep beside a file: parts of the database."""
 LOCK_WAIT_S = 5.0
 """How long a lock of another process is waited for."""
 
@@ -52,7 +55,8 @@ def back_up(url: str, destination: Path, *, replace: bool, between: Callable[[],
             _check_destination(source_path, destination, replace=replace)  # the copy may have taken long
             partial.replace(destination)
         finally:
-            partial.unlink(missing_ok=True)
+            for path in (partial, *_beside(partial)):  # a copy that failed may leave more than its file
+                path.unlink(missing_ok=True)
         _sync(destination.parent)
     except OSError as error:
         raise CannotOpen(f"{destination}: {error.strerror}") from error
@@ -62,12 +66,15 @@ def back_up(url: str, destination: Path, *, replace: bool, between: Callable[[],
 def _check_destination(source: Path, destination: Path, *, replace: bool) -> None:
     if destination.is_dir():
         raise CannotOpen(f"{destination} is a directory; name a file in it, such as {destination / source.name}")
-    if not destination.exists():
-        return
-    if source.exists() and destination.samefile(source):
-        raise CannotOpen(f"{destination} is the store itself; name another file")
-    if not replace:
+    for ours in (source, *_beside(source), lock_path(source)):
+        if destination.resolve() == ours or (destination.exists() and ours.exists() and destination.samefile(ours)):
+            raise CannotOpen(f"{destination} is the store itself, or a part of it; name another file")
+    if os.path.lexists(destination) and not replace:  # also a link that leads nowhere
         raise CannotOpen(f"{destination} exists already; name another file, or replace it with --force")
+
+
+def _beside(path: Path) -> list[Path]:
+    return [path.with_name(f"{path.name}{suffix}") for suffix in _BESIDE]
 
 
 def _new_file(destination: Path) -> Path:

@@ -14,6 +14,11 @@ from pathlib import Path
 from persistence.errors import CannotOpen
 
 
+def lock_path(path: Path) -> Path:
+    """Return where the lock of the database at ``path`` is."""
+    return path.with_name(f"{path.name}.lock")
+
+
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
     """Hold the lock of the database at ``path``. The system drops it when the process ends, however it ends.
@@ -23,11 +28,11 @@ def file_lock(path: Path) -> Iterator[None]:
     Raises:
         CannotOpen: another process holds it, or the lock file cannot be made.
     """
-    lock_path = path.with_name(f"{path.name}.lock")
+    beside = lock_path(path)
     try:
-        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise CannotOpen(f"{lock_path}: {error.strerror}") from error
+        raise CannotOpen(f"{beside}: {error.strerror}") from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -37,7 +42,7 @@ def file_lock(path: Path) -> Iterator[None]:
                 f"another broker (pid {pid}) has {path} open; stop it, or give this one another file"
             ) from error
         except OSError as error:
-            raise CannotOpen(f"{lock_path}: cannot be locked: {error.strerror}; use a local disk") from error
+            raise CannotOpen(f"{beside}: cannot be locked: {error.strerror}; use a local disk") from error
         os.truncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         yield

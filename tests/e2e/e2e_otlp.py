@@ -45,6 +45,10 @@ class Receiver:
         self.spans: list[Span] = []
         self.resource: dict[str, object] = {}
         """Who sent them."""
+        self.refusing = False
+        """What comes meanwhile is refused."""
+        self.refused = 0
+        """How often that was."""
         self._received = threading.Condition()
         receiver = self
 
@@ -53,6 +57,10 @@ class Receiver:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
+                if receiver.refusing:
+                    receiver.refused += 1
+                    self.send_error(403)  # one that is not tried again
+                    return
                 assert (self.path, self.headers["content-type"]) == ("/v1/traces", "application/x-protobuf")
                 receiver._take(ExportTraceServiceRequest.FromString(body))
                 self.send_response(200)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from e2e_broker import BrokerProcess, sqlite_url
+from e2e_broker import BrokerProcess, eventually, sqlite_url
 from e2e_memory import (
     Load,
     begin_and_stall,
@@ -45,6 +45,14 @@ async def test_load_beyond_the_memory_is_refused(load: Load, told: set[str], tmp
         assert set(outcomes) == told
         assert small["served"]
         assert most_bytes(broker.pid) < MEMORY_MAX_BYTES
+        broker.stop()
+
+
+def test_a_broker_that_has_no_room_at_all_is_not_ready(tmp_path: Path) -> None:
+    with BrokerProcess(sqlite_url(tmp_path), "--memory-max", "16MiB") as broker:
+        eventually(lambda: broker.get("/readyz")[0], 503)
+        assert broker.get("/readyz")[1].startswith("memory is short since 1")
+        assert broker.get("/healthz")[0] == 200
         broker.stop()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from e2e_broker import BrokerProcess, sqlite_url
+from e2e_broker import BrokerProcess, eventually, sqlite_url
 from e2e_otlp import Receiver, Span
 from e2e_peers import OWN_CONNECTION, GrpcioStubs
 from e2e_stall import begin_commit, commits_stalled
@@ -160,6 +160,28 @@ def test_calls_that_fail_are_errors_if_the_broker_is_to_blame(
     assert failed["_OTHER"].attributes["rpc.method_original"] == "broker.Broker/Nothing"
     assert failed["_OTHER"].attributes["error.type"] == "UNIMPLEMENTED"
     assert receiver.resource["service.name"] == "orders-broker"
+
+
+def test_traces_that_get_lost_are_one_line_and_one_more_when_they_arrive_again(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
+    receiver.refusing = True
+    with BrokerProcess("memory:", "--traces") as broker:
+        with grpc.insecure_channel(broker.address, OWN_CONNECTION) as channel:
+            stubs = GrpcioStubs(channel)
+            stubs.publish(pb.PublishRequest(subject="orders"), metadata=TRACED)
+            lost = broker.wait_logged("traces_lost")
+            assert (lost["level"], "403" in str(lost["why"])) == ("warning", True)
+            refused = receiver.refused
+            stubs.publish(pb.PublishRequest(subject="orders"), metadata=TRACED)
+            eventually(lambda: receiver.refused > refused, True)
+            receiver.refusing = False
+            stubs.publish(pb.PublishRequest(subject="orders"), metadata=TRACED)
+            assert broker.wait_logged("traces_sent")["level"] == "info"
+        broker.stop()
+    told = [line for line in broker.log if line["logger"] not in ("trio_broker.logs", "trio_broker.serve")]
+    assert [line["event"] for line in told] == ["traces_lost", "traces_sent"]
 
 
 def test_a_receiver_that_is_away_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:

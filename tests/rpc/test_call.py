@@ -254,6 +254,17 @@ def test_an_unknown_method():
     assert peer.app.over_calls == [call]
 
 
+@pytest.mark.parametrize("name", ["path", "grpc_encoding", "grpc_timeout"])
+@pytest.mark.parametrize("value", [b"/\xff", b"/\x01", b"%/", b"xyz"])
+def test_little_of_what_a_peer_sent_goes_back_to_it(name, value):
+    """It may repeat a header of the largest size for a byte."""
+    peer = GrpcPeer()
+    fields = changed(**{name: value * 2000})
+    answers = peer.send(peer.headers(1, fields), data(1, b"\1\0\0\0\1x", end=True))
+    assert peer.app.over_calls or name == "grpc_timeout"
+    assert sum(len(frame.serialize()) for frame in answers) < 512
+
+
 @pytest.mark.parametrize(
     ("fields", "status"),
     [

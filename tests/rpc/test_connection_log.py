@@ -1,6 +1,7 @@
 """What the debug log says of connections: one line when each opens, one when it is closed, with the reason."""
 
 import logging
+import math
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,10 @@ from h2_peer import ping
 from toy import Toy, Wire, connected, serving
 
 from trio_broker.rpc import frames
+from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.server import Server
+
+CLIENT_HELLO_BEGINS = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(99)
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +98,29 @@ async def test_a_server_that_stops_says_so(caplog: pytest.LogCaptureFixture) -> 
     async with serving(Toy()) as server, connected(server):
         pass
     assert lines(caplog)[-1]["why"] in ("the server stops", "the client closed")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("begin", [b"", frames.PREFACE[:9], frames.PREFACE])
+async def test_a_client_that_does_not_come_to_speak_http2(
+    begin: bytes, tls: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if tls else None
+    begin = CLIENT_HELLO_BEGINS[: len(begin)] if tls else begin
+    async with serving(Toy(), tls=context, limits=Limits(handshake_s=0.01)) as server:
+        async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+            if begin:
+                await stream.send_all(begin)
+            while await stream.receive_some():
+                pass
+        await until_closed(server)
+    assert lines(caplog)[-1]["why"] == "no HTTP/2 within 0.01 s"
+
+
+async def test_a_client_that_speaks_http2_has_all_time() -> None:
+    async with serving(Toy()) as server, connected(server):
+        (transport,) = server._transports
+        assert transport._reader.deadline == math.inf
 
 
 async def test_a_client_that_speaks_no_tls(caplog: pytest.LogCaptureFixture) -> None:

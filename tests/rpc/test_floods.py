@@ -1,9 +1,12 @@
 """What costs the peer less than us is bounded (RFC 9113, section 10.5), and a busy honest client never notices."""
 
 import pytest
+from grpc_peer import GrpcPeer
 from h2_peer import REQUEST, SETTINGS_ACK, Peer, data, ping, settings
 
 from trio_broker.rpc import frames
+from trio_broker.rpc.budget import Budgets
+from trio_broker.rpc.hpack import literal
 from trio_broker.rpc.limits import Limits
 
 BURST = 10
@@ -179,7 +182,34 @@ def test_trailers_of_a_reset_stream_come_once():
 
 def test_what_is_remembered_of_header_blocks_is_bounded():
     peer = Peer()
-    for number in range(1000):
-        peer.send(peer.headers(2 * number + 1, [*REQUEST, (b"x-%d" % number, b"")]))
-        assert len(peer.connection._heads) <= 64
-        peer.streams[2 * number + 1].reset(frames.CANCEL)
+    request = b"".join(literal(name.encode(), value.encode()) for name, value in REQUEST)
+    peer.send(peer.headers(1, [*REQUEST, ("x-long", "y" * 100)]))  # the newest of the table, which has index 62
+    connection = peer.connection
+    most = 0
+    for stream_id, times in enumerate([0, 1, 2, 50, 3, 4, 60, 20, 20, 20, 100, 0] * 5):
+        stream_id = 2 * stream_id + 3
+        block = request + literal(b"n", b"%d" % stream_id) + b"\xbe" * times
+        assert len(block) < 256
+        assert peer.send(frames.headers(0, stream_id, block)) == []
+        kept = [head.fields for head in connection._heads.values()]
+        size = sum(len(name) + len(value) + 32 for fields in kept for name, value in fields)
+        assert size == connection._heads_bytes <= 8 * 1024
+        most = max(most, len(kept))
+    assert most > 3
+
+
+def test_what_is_remembered_of_resets_is_bounded():
+    peer = Peer(Limits(remembered_resets_max=100))
+    for stream_id in range(1, 2001, 2):
+        peer.open(stream_id).reset(frames.CANCEL)
+    assert list(peer.connection._reset_ids) == list(range(1801, 2001, 2))
+
+
+@pytest.mark.parametrize("cut", [0, 10_000])
+def test_header_blocks_that_do_not_end_are_refused_when_all_together_hold_too_much(cut):
+    budgets = Budgets.of(Limits(inbound_total_bytes=20_000))
+    budgets.inbound.held_bytes = 10_001 - cut
+    peer = GrpcPeer(budgets=budgets)
+    assert peer.told(frames.frame(frames.HEADERS, 0, 1, bytes(cut))) == []
+    assert peer.told(frames.frame(frames.CONTINUATION, 0, 1, bytes(10_000))) == ["GOAWAY 0 ENHANCE_YOUR_CALM"]
+    assert budgets.inbound.held_bytes == 10_001 - cut

@@ -331,3 +331,21 @@ def test_a_frame_of_many_windows_touches_each_stream_once():
     assert changes == [2730]
     change(2730)
     assert peer.connection.peer_window == 2730
+
+
+def test_what_waits_for_a_window_is_never_copied():
+    """Many streams may share it."""
+    peer = Peer()
+    peer.send(settings({frames.INITIAL_WINDOW_SIZE: 0}))
+    small, shared = b"small", bytes(100 * KIB)
+    streams = [peer.open(stream_id, end=True) for stream_id in (1, 3)]
+    for stream in streams:
+        stream.send(small)
+        stream.send(shared)
+    sent = []
+    for increment in (3, 2, 10, FRAME):
+        sent += sizes(peer.send(*[frames.window_update(stream.id, increment) for stream in streams]))
+        assert all(getattr(piece, "obj", piece) in (small, shared) for stream in streams for piece in stream.queue)
+        assert all(getattr(stream.queue[-1], "obj", stream.queue[-1]) is shared for stream in streams)
+    assert sent == [(stream_id, size) for size in (3, 2, 10, FRAME) for stream_id in (1, 3)]
+    assert streams[0].queued_bytes == len(small) + len(shared) - 3 - 2 - 10 - FRAME

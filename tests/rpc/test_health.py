@@ -68,6 +68,13 @@ async def test_watch_tells_changes_and_only_them():
         await wire.write(frames.reset(5, frames.CANCEL))
 
 
+async def test_a_name_that_would_take_much_to_keep_is_not_watched():
+    async with serving(Toy(), Health().service) as server, connected(server) as wire:
+        await wire.write(asks(wire, 1, "Watch", "x" * 255), asks(wire, 3, "Watch", "x" * 256))
+        assert (await wire.answered(3)).code == StatusCode.INVALID_ARGUMENT.value
+        assert await watched(wire, 1, 1) == [SERVICE_UNKNOWN]
+
+
 async def test_watchers_are_told_that_the_server_stops():
     health = Health("toy.Toy")
     health.set("", serving=True)

@@ -311,7 +311,7 @@ async def test_cancelling_the_server_ends_calls_unavailable(method):
             await wire.to_the_end()
     abandoned = ["abandoned Group"] if method == "Group" else []
     assert sorted(toy.log[1:]) == [*abandoned, f"ended {method}", f"over {method} {StatusCode.UNAVAILABLE.value}"]
-    assert server._transports == set()
+    assert server._transports == {}
 
 
 # leaks

@@ -14,7 +14,7 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from toy import Toy
 
 from trio_broker.rpc.server import Server
-from trio_broker.rpc.tls import server_context
+from trio_broker.rpc.tls import Tls, server_context
 
 
 class Files:
@@ -118,6 +118,33 @@ async def test_tls_before_1_2_is_refused(files: Files) -> None:
     async with serving(server_context(files.cert, files.key)) as port:
         with pytest.raises(ssl.SSLError):
             await trio.to_thread.run_sync(handshake, port, context)
+
+
+def shaken_hands(files: Files) -> Tls:
+    """The server's end of a session without sockets, after its handshake."""
+    ours = Tls(server_context(files.cert, files.key))
+    context = ssl.create_default_context(cafile=str(files.ca))
+    context.set_alpn_protocols(["h2"])
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    theirs = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    while theirs.version() is None:
+        with suppress(ssl.SSLWantReadError):
+            theirs.do_handshake()
+        ours.decrypt(outgoing.read())
+        incoming.write(ours.encrypt(b""))
+    return ours
+
+
+def test_what_is_to_be_sent_after_a_session_is_over_is_dropped(files: Files) -> None:
+    """Calls may end then and have something to say: no error, and no bug, is that nobody can hear it."""
+    closed = shaken_hands(files)
+    assert closed.encrypt(b"heard")
+    assert closed.close()
+    assert closed.encrypt(b"not heard") == b""
+    broken = shaken_hands(files)
+    with pytest.raises(ssl.SSLError):
+        broken.decrypt(b"this is no record of TLS")
+    broken.encrypt(b"not heard")
 
 
 def test_files_that_do_not_fit_are_named(files: Files, tmp_path: Path) -> None:

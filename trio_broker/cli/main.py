@@ -4,6 +4,7 @@ Owns:      which subcommands there are, and usage errors.
 Not here:  each subcommand (its own module, imported when it is used, so that ``pub`` loads nothing of the server).
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -41,6 +42,8 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process."""
+    # What a broker is doing may be asked while it starts or stops: that must not end it, as it does by default.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     leave(run_command_line(sys.argv[1:]))
 
 

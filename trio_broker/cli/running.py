@@ -3,8 +3,8 @@
 Owns:      exit codes, one line on stderr for what went wrong, quiet ends by Ctrl-C and a closed pipe.
 Not here:  what the commands do; usage errors (trio_broker/cli/main.py).
 
-Exit codes: 0 ok, 1 error, 2 usage, 3 not found or expired, 4 unavailable, 124 timeout; 130 and 141 are what a
-shell says of Ctrl-C and of a pipe that nobody reads.
+Exit codes: 0 ok, 1 error, 2 usage, 3 not found or expired, 4 unavailable, 124 timeout; above 128 what a shell says of
+the signal that ended it: 130 Ctrl-C, 141 a pipe that nobody reads.
 """
 
 import os
@@ -13,11 +13,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import NoReturn, TypeVarTuple
 
 import click
-import trio
 
 from trio_broker.errors import BrokerError, ConnectionLost, ExpiredId, InvalidId, NotApplied, OutcomeUnknown
 
 ERROR, USAGE, NOT_FOUND, UNAVAILABLE, TIMEOUT, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 4, 124, 130, 141
+SIGNALLED = 128
+"""Plus the number of the signal."""
 
 Ts = TypeVarTuple("Ts")
 
@@ -32,10 +33,12 @@ class Failure(Exception):
 
 def run(command: Callable[[*Ts], Awaitable[int]], *args: *Ts) -> int:
     """Run ``command`` to its end; return the exit code. What is not a failure of a known kind is a bug, and raised."""
+    import trio  # it takes longer to import than all else that tells of a wrong flag
+
     try:
         return trio.run(command, *args)
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
-        causes = list(_leaves(error))
+        causes = list(leaves(error))
         if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
             return INTERRUPTED
         known = [cause for cause in causes if isinstance(cause, Failure | BrokerError | OSError)]
@@ -77,9 +80,10 @@ def leave(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Return the errors of a group, however deep; of what is none, itself."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     else:
         yield error

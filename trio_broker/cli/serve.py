@@ -15,7 +15,7 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from trio_broker.cli.options import config_option
-from trio_broker.cli.running import Failure, run
+from trio_broker.cli.running import Failure, leaves, run
 from trio_broker.cli.settings import Settings, flag, load
 from trio_broker.config import Config
 from trio_broker.logs import configure_logging
@@ -87,7 +87,5 @@ async def _serve(settings: Settings, file: Path | None) -> int:
     try:
         return await serve(settings.config, budget)
     except* CannotOpen as group:
-        failure: BaseException = group
-    while isinstance(failure, BaseExceptionGroup):
-        failure = failure.exceptions[0]
+        failure = next(leaves(group))
     raise Failure(str(failure)) from failure

@@ -22,6 +22,8 @@ from trio_broker.config import Config
 PREFIX = "TRIO_BROKER_"
 SECRETS = ("store", "store_listen")
 """Settings that may hold a password. Each may also be in a file, which its variable with ``_FILE`` appended names."""
+SECRET_MAX_BYTES = 64 * 1024
+"""The largest such file."""
 
 _NOT_OF_SERVE = {"CONFIG", "SERVER", "METRICS"}
 
@@ -147,14 +149,23 @@ def _read_environment(names: Collection[str]) -> dict[str, _Given]:
 
 
 def _read_secret(variable: str, path: Path) -> str:
+    """Return the one line of a file. No error tells what it holds."""
     try:
-        secret = path.read_text("utf-8").strip()  # a file usually ends with a newline
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{variable}: {path} is no regular file")
+        with path.open("rb") as file:
+            content = file.read(SECRET_MAX_BYTES + 1)
+        secret = content.decode("utf-8-sig").strip()  # a file usually ends with a newline, on Windows begins with a BOM
     except OSError as error:
         raise ConfigError(f"{variable}: cannot read {str(path)!r}: {error.strerror}") from error
     except UnicodeDecodeError:
-        raise ConfigError(f"{variable}: {path} is not text in UTF-8") from None  # without what it holds
+        raise ConfigError(f"{variable}: {path} is not text in UTF-8") from None
+    if len(content) > SECRET_MAX_BYTES:
+        raise ConfigError(f"{variable}: {path} is larger than {SECRET_MAX_BYTES} bytes")
     if not secret:
         raise ConfigError(f"{variable}: {path} is empty")
+    if len(secret.splitlines()) > 1:
+        raise ConfigError(f"{variable}: {path} has more than one line")
     return secret
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar, TypeVarTuple
 import click
 
 from trio_broker.cli.options import config_option
-from trio_broker.cli.running import UNAVAILABLE, Failure, run
+from trio_broker.cli.running import ERROR, UNAVAILABLE, Failure, leaves, run
 from trio_broker.cli.settings import load_one
 from trio_broker.own_packages import require_own
 
@@ -40,7 +40,6 @@ async def _reported(fn: Callable[[str, *Ts], Awaitable[int]], url: str, *args: *
 
     try:
         return await fn(url, *args)
-    except StoreUnavailable as error:
-        raise Failure(str(error), UNAVAILABLE) from error
-    except StoreError as error:
-        raise Failure(str(error)) from error
+    except* StoreError as group:
+        failure = next(leaves(group))
+    raise Failure(str(failure), UNAVAILABLE if isinstance(failure, StoreUnavailable) else ERROR) from failure

@@ -23,7 +23,7 @@ from trio_broker.rpc.budget import UNCOUNTED
 from trio_broker.rpc.connection import Connection
 from trio_broker.rpc.hpack import INDEXED_STATUS_200, literal
 from trio_broker.rpc.request import REQUEST_ID, NotGrpc, Request, TimedRequest
-from trio_broker.rpc.status import OK, OK_TRAILERS, Metadata, Refusals, metadata_block, trailers
+from trio_broker.rpc.status import OK, OK_TRAILERS, Metadata, Refusals, metadata_block, shown, trailers
 from trio_broker.rpc.stream import Head, Stream
 
 PREFIX_BYTES = 5
@@ -177,7 +177,7 @@ class Call(Stream):
         self.method = head.route
         self.app.opened(self)
         if self.method is None:
-            self.finish(Status(StatusCode.UNIMPLEMENTED, f"unknown method {head.path}"))
+            self.finish(Status(StatusCode.UNIMPLEMENTED, f"unknown method {shown(head.path)}"))
 
     def on_data(self, data: bytes) -> None:
         """Take part of the request's body: usually exactly one message."""
@@ -305,7 +305,9 @@ class Call(Stream):
             self.finish(Status(StatusCode.INTERNAL, "a compressed message without grpc-encoding"))
         else:
             self.trailing_metadata = [*self.trailing_metadata, *_IDENTITY_ONLY]
-            self.finish(Status(StatusCode.UNIMPLEMENTED, f"grpc-encoding {encoding} is not supported: send identity"))
+            self.finish(
+                Status(StatusCode.UNIMPLEMENTED, f"grpc-encoding {shown(encoding)} is not supported: send identity")
+            )
 
     def taken(self, message: bytes) -> None:
         """A message left the inbox: the peer may send as much again."""

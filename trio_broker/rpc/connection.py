@@ -19,13 +19,14 @@ from trio_broker.rpc import frames
 from trio_broker.rpc.budget import Budgets
 from trio_broker.rpc.control import Control
 from trio_broker.rpc.frames import ConnectionFailed, StreamFailed
-from trio_broker.rpc.hpack import Decoder, HeaderListTooLarge, HpackError
+from trio_broker.rpc.hpack import Decoder, HeaderListTooLarge, HpackError, list_size
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.stream import Head, Stream
 
 Fields = list[tuple[bytes, bytes]]
 
-_HEADS_KEPT = 64
+_HEADS_KEPT_BYTES = 8 * 1024
+"""Header lists whose parsed heads are kept for the next request with the same block, counted as in section 6.5.2."""
 
 
 class MalformedRequest(Exception):
@@ -57,7 +58,10 @@ class Connection(Control):
         """Bytes of requests that are held, over all streams; kept by call.py."""
         self._decoder = Decoder(limits.header_table_bytes, limits.header_list_max_bytes)
         self._heads: dict[bytes, Head] = {}
+        self._heads_bytes = 0
         self._buffer = b""
+        self._buffered_s = 0.0
+        """The connection's age when the frame began of which ``_buffer`` is a part."""
         self._prefaced = False
         self._receive_window = limits.connection_window_bytes
         self._unreturned = 0
@@ -85,15 +89,29 @@ class Connection(Control):
         except ConnectionFailed as error:
             self.fail(error.code, str(error))
 
+    def fail(self, code: int, text: str) -> None:
+        """End the connection with an error (section 5.4.1). Every open stream is dropped."""
+        super().fail(code, text)
+        self._keep(b"")
+        self._forget_block()
+
     def release(self) -> None:
         """The socket is closed: give back what is held, and know the owner no longer. Nothing may follow."""
         self.failed = True
         self._keep(b"")
         self._forget_block()
-        self._heads.clear()
+        self._forget_heads()
         self._on_control.clear()
         self._new_stream = Stream  # no method of the owner's: no cycle is left for the collector
         self.forget_all()
+
+    @property
+    def unfinished_since_s(self) -> float | None:
+        """The connection's age when the oldest frame or header block began whose end has not arrived."""
+        since_s = [] if self._block is None else [self._block.began_s]
+        if self._buffer:
+            since_s.append(self._buffered_s)
+        return min(since_s, default=None)
 
     @property
     def inbound_bytes(self) -> int:
@@ -105,13 +123,15 @@ class Connection(Control):
     def _receive(self, data: bytes) -> None:
         if self.failed:
             return
-        if self._buffer:
-            data = self._buffer + data
+        buffered = self._buffer
+        if buffered:
+            data = buffered + data
             self._keep(b"")
         if not self._prefaced:
             data = self._without_preface(data)
         position = 0
         end = len(data)
+        began_s = self._buffered_s if buffered else self.age_s
         while end - position >= frames.FRAME_HEADER_BYTES:
             length_and_kind, flags, stream_id = frames.unpack_header(data, position)
             length = length_and_kind >> 8
@@ -126,6 +146,7 @@ class Connection(Control):
             except StreamFailed as error:
                 self._fail_stream(error)
         if position < end:
+            self._buffered_s = self.age_s if position else began_s
             self._keep(data[position:] if position else data)
 
     def _keep(self, piece: bytes) -> None:
@@ -147,7 +168,7 @@ class Connection(Control):
     def _on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if self._block is not None and kind != frames.CONTINUATION:
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "a header block was interrupted")  # section 6.10
-        if not self._settled and (kind != frames.SETTINGS or flags & frames.ACK):
+        if not self.settled and (kind != frames.SETTINGS or flags & frames.ACK):
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "the first frame must be SETTINGS")  # section 3.4
         if kind == frames.DATA:
             self._on_data(flags, stream_id, payload)
@@ -210,7 +231,7 @@ class Connection(Control):
         if stream_id in self.streams or stream_id not in self._reset_ids:
             raise StreamFailed(stream_id, frames.STREAM_CLOSED, "DATA after the end")
         if flags & frames.END_STREAM:
-            self._reset_ids.discard(stream_id)  # nothing more can be on its way
+            self._reset_ids.pop(stream_id, None)  # nothing more can be on its way
         elif not payload:
             self._spend()
 
@@ -230,22 +251,29 @@ class Connection(Control):
         if flags & frames.END_HEADERS:
             self._on_header_block(stream_id, bool(flags & frames.END_STREAM), own_dependency, payload)
         else:
-            self._block = _HeaderBlock(stream_id, bool(flags & frames.END_STREAM), own_dependency, payload)
-            self.budgets.inbound.held_bytes += len(payload)
+            self._block = _HeaderBlock(stream_id, bool(flags & frames.END_STREAM), own_dependency, self.age_s)
+            self._add_to_block(self._block, payload)
 
     def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         block = self._block
         if block is None or block.stream_id != stream_id:
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "CONTINUATION of no header block")
-        block.parts.append(payload)
-        block.size += len(payload)
-        self.budgets.inbound.held_bytes += len(payload)
+        self._add_to_block(block, payload)
         # A block is never longer than its list with literals; Huffman coding can at worst add 30 bits to 8.
         if len(block.parts) - 1 > self.limits.continuations_max or block.size > 4 * self.limits.header_list_max_bytes:
             raise ConnectionFailed(frames.ENHANCE_YOUR_CALM, "the header block is too large")
         if flags & frames.END_HEADERS:
             self._forget_block()
             self._on_header_block(stream_id, block.end_stream, block.own_dependency, b"".join(block.parts))
+
+    def _add_to_block(self, block: _HeaderBlock, payload: bytes) -> None:
+        inbound = self.budgets.inbound
+        room = inbound.has_room(len(payload))
+        block.parts.append(payload)
+        block.size += len(payload)
+        inbound.held_bytes += len(payload)
+        if not room:
+            raise ConnectionFailed(frames.ENHANCE_YOUR_CALM, "too many unfinished requests are held")
 
     def _forget_block(self) -> None:
         if self._block is not None:
@@ -263,7 +291,7 @@ class Connection(Control):
             except HeaderListTooLarge:
                 head = None
             if self._decoder.mutated:
-                self._heads.clear()  # equal blocks may mean something else from here on
+                self._forget_heads()  # equal blocks may mean something else from here on
         if stream_id <= self.last_stream_id:
             self._on_trailers(stream_id, end_stream, fields)
             return
@@ -294,17 +322,24 @@ class Connection(Control):
         except MalformedRequest as error:
             raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, str(error)) from None  # section 8.1.1
         if not self._decoder.mutated and len(block) < 256:  # the same bytes over the same table: the same head
-            if len(self._heads) >= _HEADS_KEPT:
-                self._heads.clear()
-            self._heads[block] = head
+            size = list_size(fields)
+            if self._heads_bytes + size > _HEADS_KEPT_BYTES:
+                self._forget_heads()
+            if size <= _HEADS_KEPT_BYTES:
+                self._heads[block] = head
+                self._heads_bytes += size
         return head
+
+    def _forget_heads(self) -> None:
+        self._heads.clear()
+        self._heads_bytes = 0
 
     def _on_trailers(self, stream_id: int, end_stream: bool, fields: Fields | None) -> None:  # noqa: FBT001
         stream = self.streams.get(stream_id)
         if stream is None:
             if stream_id not in self._reset_ids:
                 raise ConnectionFailed(frames.STREAM_CLOSED, "HEADERS on a closed stream")  # section 5.1
-            self._reset_ids.discard(stream_id)  # trailers: nothing more can be on its way
+            del self._reset_ids[stream_id]  # trailers: nothing more can be on its way
             return
         if stream.remote_closed:
             raise StreamFailed(stream_id, frames.STREAM_CLOSED, "HEADERS after the end")
@@ -319,11 +354,13 @@ class Connection(Control):
 class _HeaderBlock:
     """A header block of which the end has not arrived."""
 
-    __slots__ = ("end_stream", "own_dependency", "parts", "size", "stream_id")
+    __slots__ = ("began_s", "end_stream", "own_dependency", "parts", "size", "stream_id")
 
-    def __init__(self, stream_id: int, end_stream: bool, own_dependency: bool, first: bytes) -> None:  # noqa: FBT001
+    def __init__(self, stream_id: int, end_stream: bool, own_dependency: bool, began_s: float) -> None:  # noqa: FBT001
         self.stream_id = stream_id
         self.end_stream = end_stream
         self.own_dependency = own_dependency
-        self.parts = [first]
-        self.size = len(first)
+        self.began_s = began_s
+        """The connection's age then."""
+        self.parts: list[bytes] = []
+        self.size = 0

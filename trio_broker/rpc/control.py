@@ -8,7 +8,6 @@ Threads:   none. Nothing here waits.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 from trio_broker.rpc import frames
@@ -39,13 +38,12 @@ class Control(Outbound):
         """Why, if it was ours: the error that GOAWAY named."""
         self.peer_goaway = ""
         """The error that the peer's GOAWAY named, if it sent one."""
-        self._settled = False
+        self.settled = False
         """The peer's first SETTINGS have arrived."""
         self._draining = False
         self._goaway_last: int | None = None
         """What the final GOAWAY named: streams above it are ignored."""
-        self._resets: deque[int] = deque()
-        self._reset_ids: set[int] = set()
+        self._reset_ids: dict[int, None] = {}  # a dict for a set that keeps its order
         self._calm: float = limits.control_burst
         self.age_s = 0.0
         """Seconds that the owner has told to `forgive`."""
@@ -143,10 +141,9 @@ class Control(Outbound):
             stream.on_closed()
 
     def _remember(self, stream_id: int) -> None:
-        self._reset_ids.add(stream_id)
-        self._resets.append(stream_id)
-        if len(self._resets) > self.limits.remembered_resets_max:
-            self._reset_ids.discard(self._resets.popleft())
+        self._reset_ids[stream_id] = None
+        if len(self._reset_ids) > self.limits.remembered_resets_max:
+            del self._reset_ids[next(iter(self._reset_ids))]
 
     def _spend(self) -> None:
         """Count something that costs the peer less than it costs us (section 10.5)."""
@@ -189,7 +186,7 @@ class Control(Outbound):
             return  # we were quicker, and it costs us nothing
         rapid = not stream.responded and self.age_s - stream.born_s < self.limits.rapid_reset_s
         self.drop(stream)
-        self._reset_ids.discard(stream_id)  # after its own reset the peer may send nothing (section 5.1)
+        self._reset_ids.pop(stream_id, None)  # after its own reset the peer may send nothing (section 5.1)
         if rapid:
             self._spend()
 
@@ -218,7 +215,7 @@ class Control(Outbound):
                 raise ConnectionFailed(frames.PROTOCOL_ERROR, f"SETTINGS_ENABLE_PUSH {value}")
         if window != self.peer_window:
             self._change_peer_window(window)  # once for the frame: it touches every stream
-        self._settled = True
+        self.settled = True
         self.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
 
     def _change_peer_window(self, size: int) -> None:

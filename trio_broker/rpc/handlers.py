@@ -88,6 +88,8 @@ class Method:
     request_type: str
     request_streams: bool
     response_streams: bool
+    task_streams: bool
+    """A response stays, with a task of its own, for as long as the client likes."""
     abandoned: Abandoned | None
 
     @property
@@ -104,6 +106,7 @@ def bind(service: str, name: str, handler: Callable[..., Any], signature: RPCSig
     """
     cardinality = signature.cardinality
     kind = getattr(handler, "rpc_kind", "task")
+    response_streams = cardinality in (Cardinality.UNARY_STREAM, Cardinality.STREAM_STREAM)
     if kind == "grouped" and cardinality is not Cardinality.UNARY_UNARY:
         raise TypeError(f"{service}/{name}: only a unary method can be grouped")
     if kind == "drained" and cardinality is not Cardinality.UNARY_STREAM:
@@ -116,7 +119,8 @@ def bind(service: str, name: str, handler: Callable[..., Any], signature: RPCSig
         parse=signature.request_type.FromString,
         request_type=signature.request_type.DESCRIPTOR.full_name,
         request_streams=cardinality in (Cardinality.STREAM_UNARY, Cardinality.STREAM_STREAM),
-        response_streams=cardinality in (Cardinality.UNARY_STREAM, Cardinality.STREAM_STREAM),
+        response_streams=response_streams,
+        task_streams=response_streams and kind == "task",
         abandoned=getattr(handler, "rpc_abandoned", None),
     )
 

@@ -8,14 +8,19 @@ Threads:   the trio thread.
 from collections.abc import AsyncGenerator
 
 import trio
-from purerpc import NotFoundError, UnavailableError
+from purerpc import InvalidArgumentError, NotFoundError, UnavailableError
 
 from trio_broker._proto.grpc.health.v1 import health_pb2 as pb
 from trio_broker._proto.grpc.health.v1.health_grpc import HealthServicer
+from trio_broker.rpc.status import shown
 
 _SERVING = pb.HealthCheckResponse.SERVING
 _NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+_NAME_MAX = 255
+"""Characters of a name that may be watched."""
 
 
 class Health(HealthServicer):
@@ -47,7 +52,7 @@ class Health(HealthServicer):
         await trio.lowlevel.checkpoint()
         if message.service not in self._serving:
             known = ", ".join(filter(None, self._serving))
-            raise NotFoundError(f"unknown service {message.service}; known are {known}")
+            raise NotFoundError(f"unknown service {shown(message.service)}; known are {known}")
         return self._response(message.service)
 
     async def List(self, message: pb.HealthListRequest) -> pb.HealthListResponse:  # noqa: ARG002
@@ -59,6 +64,8 @@ class Health(HealthServicer):
         self, message: pb.HealthCheckRequest
     ) -> AsyncGenerator[pb.HealthCheckResponse]:
         """Send the status now and whenever it changes."""
+        if len(message.service) > _NAME_MAX:  # it is kept for as long as the client likes
+            raise InvalidArgumentError(f"a service name of {len(message.service)} characters")
         told = None
         while True:
             changed = self._changed

@@ -5,6 +5,7 @@ Not here:  which fields are allowed, and what they mean (RFC 9113, section 8); f
 Threads:   one at a time per decoder; nothing here is a checkpoint.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 from trio_broker.rpc import huffman
@@ -57,6 +58,11 @@ def _size(field: Field) -> int:
 # The index address space without a dynamic table (section 2.3.3). Nothing has index 0.
 _STATIC_ENTRIES: Final[list[_Entry]] = [((b"", b""), 0), *((field, _size(field)) for field in STATIC_TABLE)]
 _FIRST_DYNAMIC: Final = len(_STATIC_ENTRIES)
+
+
+def list_size(fields: Iterable[Field]) -> int:
+    """Return the size of a header list (RFC 9113, section 6.5.2)."""
+    return sum(map(_size, fields))
 
 
 class Decoder:

@@ -10,9 +10,15 @@ class Limits:
     """What one peer may ask of us, and all of them together. Sizes are bytes."""
 
     connections_max: int = 100_000
-    """Clients at once; more wait to be accepted."""
+    """Clients at once. One more takes the place of the oldest that never made a call, or waits to be accepted."""
+    handshake_s: float = 10.0
+    """Until a client has sent its preface and SETTINGS, after TLS; then it is closed."""
     streams_max: int = 1000
     """Calls open at once on one connection; more are answered REFUSED_STREAM."""
+    task_streams_max: int = 100
+    """Those among them whose responses stream from a task of their own, which takes some 10 KB; more are refused."""
+    task_streams_total: int = 1000
+    """The same over all connections."""
     message_max_bytes: int = 4 * 1024 * 1024
     """Largest message received; a larger one ends its call before it is buffered."""
     inbound_max_bytes: int = 64 * 1024 * 1024
@@ -38,16 +44,19 @@ class Limits:
     outbound_total_bytes: int = 1024 * 1024 * 1024
     """The same over all connections, with what waits for their sockets."""
     starved_s: float = 2.0
-    """A total that refuses for so long is freed: calls of the connections that hold most of it are ended."""
+    """A total that refuses for so long is freed: calls of the connections that hold most of it are ended.
+
+    A connection of which a frame or a header block has not ended for so long is closed then.
+    """
     unsent_max_bytes: int = 1024 * 1024
-    """Nothing more is read from a peer that leaves this much unread."""
+    """Nothing more is read from a peer that leaves this much unread; less, while the total above is half used."""
     control_burst: int = 2000
     """Control frames and unanswered resets in a row before the peer is told to calm down."""
     control_per_s: int = 200
     """How many of them are forgiven each second; each answer, and each write of DATA, forgives one as well."""
     rapid_reset_s: float = 0.02
     """A call that the peer resets unanswered counts only if it was this young: a deadline that passed is no attack."""
-    remembered_resets_max: int = 4000
+    remembered_resets_max: int = 500
     """Streams we reset whose late frames are still ignored."""
 
     def __post_init__(self) -> None:

@@ -141,11 +141,17 @@ class Outbound(ABC):
 
     def _send_part(self, stream: Stream, size: int) -> int:
         queue = stream.queue
-        whole = queue[0] if len(queue) == 1 else b"".join(queue)
-        view = memoryview(whole)
         self._frames.append(frames.pack_header(size << 8, 0, stream.id))
-        self._frames.append(view[:size])
-        stream.queue = [view[size:]]
+        left = size
+        whole = 0
+        while len(queue[whole]) <= left:
+            left -= len(queue[whole])
+            whole += 1
+        self._frames += queue[:whole]
+        del queue[:whole]
+        view = memoryview(queue[0])  # never a copy: many streams may share what they send
+        self._frames.append(view[:left])
+        queue[0] = view[left:]
         stream.queued_bytes -= size
         self.queued_bytes -= size
         stream.account.held_bytes -= size

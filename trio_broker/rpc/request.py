@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from trio_broker.rpc.connection import Fields, MalformedRequest
+from trio_broker.rpc.status import shown
 
 _UNIT_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"})
@@ -101,7 +102,7 @@ class RequestParser:
             return request
         seconds = parse_timeout(timeout)
         if seconds is None:
-            return NotGrpc(request.content_length, 400, f"malformed grpc-timeout: {timeout.decode('latin-1')}")
+            return NotGrpc(request.content_length, 400, f"malformed grpc-timeout: {shown(timeout.decode('latin-1'))}")
         return TimedRequest(request.content_length, request, seconds)
 
     def _parse(self, fields: Fields) -> Request | NotGrpc:

@@ -85,12 +85,14 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         self.refusals = refusals or Refusals()
         self.parser = RequestParser(self._route)
         self.deadlines = Deadlines(0.0)
+        self.task_streams = 0
+        """Calls of all connections whose responses stream from a task of their own."""
         self.connections_opened = 0
         """Clients that were accepted so far."""
         self._on_call_over = on_call_over
         self._on_written = on_written
         self._methods: dict[str, Method] = {}
-        self._transports: set[Transport] = set()
+        self._transports: dict[Transport, None] = {}  # a dict for a set that keeps its order: oldest first
         self._flushes: list[Transport] = []
         self._flusher = trio.lowlevel.ParkingLot()
         self._sweep: trio.CancelScope | None = None
@@ -151,7 +153,7 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
     async def _accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while True:
             await trio.lowlevel.wait_readable(listener)
-            if not self.accepts or len(self._transports) >= self.limits.connections_max:
+            if not self.accepts or not self._has_place():
                 await trio.sleep(ACCEPT_PAUSE_S)
                 continue
             try:
@@ -164,9 +166,20 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
             client.setblocking(False)
             nursery.start_soon(self._serve_client, client)
 
+    def _has_place(self) -> bool:
+        """Say whether one more client fits; for it, the oldest that never made a call is closed."""
+        if len(self._transports) < self.limits.connections_max:
+            return True
+        for transport in self._transports:
+            if not transport.called:
+                del self._transports[transport]
+                transport.evict()
+                return True
+        return False
+
     async def _serve_client(self, client: socket.socket) -> None:
         transport = Transport(self, client)
-        self._transports.add(transport)
+        self._transports[transport] = None
         self.connections_opened += 1
         if self._draining:
             transport.connection.drain()
@@ -175,7 +188,7 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         except Exception as error:  # our bug, which must not reach other connections
             log.exception("connection_failed error=%s", type(error).__name__)
         finally:
-            self._transports.discard(transport)
+            self._transports.pop(transport, None)
             if self._draining and not self._transports:
                 self._idle.set()
 

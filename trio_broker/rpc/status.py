@@ -26,7 +26,17 @@ OK_TRAILERS = literal(b"grpc-status", b"0")
 
 _MESSAGE_MAX_BYTES = 1024
 """Of grpc-message, before it is escaped: peers bound the size of a header list."""
+_SHOWN_MAX = 100
+"""Characters of what a peer sent that go back to it."""
 _UNESCAPED = "".join(chr(c) for c in range(0x20, 0x7F) if chr(c) != "%")
+
+
+def shown(text: str) -> str:
+    """Return what a peer sent, for a text that goes back to it: cut, and in printable ASCII.
+
+    A header costs the peer a byte to repeat; an answer with all of it would cost us its length and more.
+    """
+    return ascii(text[:_SHOWN_MAX])[1:-1][:_SHOWN_MAX]
 
 
 class DetailedStatus(Status):  # type: ignore[misc] # purerpc is untyped

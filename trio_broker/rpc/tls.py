@@ -73,12 +73,16 @@ class Tls:
         return b"".join(plain)
 
     def encrypt(self, data: bytes) -> bytes:
-        """Return what is to be sent: ``data`` encrypted, and whatever TLS itself has to say."""
+        """Return what is to be sent: ``data`` encrypted, and whatever TLS itself has to say.
+
+        What comes after `close`, or after `decrypt` has failed, is dropped: the session is over.
+        """
         if data:
             self._early.append(data)
         if self._shaken:
-            for each in self._early:
-                self._session.write(each)
+            with suppress(ssl.SSLError):
+                for each in self._early:
+                    self._session.write(each)
             self._early.clear()
         return self._outgoing.read()
 

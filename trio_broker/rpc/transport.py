@@ -12,6 +12,7 @@ takes no more is there a writer task, until it does.
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import ssl
 import time
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READ_BYTES = 64 * 1024
+TIGHT_BYTES = 2 * 1024
+"""What is handled of a read before the answers to it are written, while many replies wait already."""
 KEEPALIVE = {
     socket.TCP_KEEPIDLE: 30,
     socket.TCP_KEEPINTVL: 10,
@@ -66,7 +69,11 @@ class Transport:
         self._reading = True
         """Output need not be announced: it is flushed when the read is done."""
         self._read_at = time.perf_counter()
-        self._groups: dict[Method, list[Call]] = {}
+        self._task_streams = 0
+        self._groups: list[list[Call]] = []
+        self._open_groups: dict[Method, list[Call]] = {}
+        """The last group of each method, which takes more calls."""
+        self._grouped_bytes = 0
         self._unsent: memoryview | None = None
         self._stalled_at = 0.0
         """Since when the socket has not taken all that it was to."""
@@ -99,6 +106,8 @@ class Transport:
                     raise
                 finally:
                     self._end_calls()
+                if self._reader.cancelled_caught:
+                    self._end = self._end or f"no HTTP/2 within {self.server.limits.handshake_s:g} s"
                 await self._farewell()
                 self._nursery.cancel_scope.cancel()
         except* OSError as errors:
@@ -132,11 +141,13 @@ class Transport:
         self._nursery.cancel_scope.cancel()
 
     async def _read(self) -> None:
-        connection = self.connection
+        connection, outbound = self.connection, self.server.budgets.outbound
+        handshaking = True
+        self._reader.deadline = trio.current_time() + self.server.limits.handshake_s
         while not connection.finished:
             await trio.lowlevel.wait_readable(self._socket)
             try:
-                data = self._socket.recv(READ_BYTES)
+                data = self._socket.recv(TIGHT_BYTES if outbound.tight else READ_BYTES)
             except BlockingIOError:
                 continue
             if not data:
@@ -146,35 +157,54 @@ class Transport:
             now = time.perf_counter()
             connection.forgive(now - self._read_at)
             self._read_at = now
-            self._reading = True
-            try:
-                connection.receive(data)
-            except Exception as error:  # noqa: BLE001
-                self._report(error)
-                self._end_calls()
-                connection.fail(frames.INTERNAL_ERROR, "internal error")
-            self._start_groups()
-            self._reading = False
-            self.flush()
-            self.server.written()
-            while self._unsent is not None and self._unread_bytes() > self._unread_max_bytes():
-                await self._written.wait()  # a peer that does not read is not read from
+            while len(data) > TIGHT_BYTES and outbound.tight:
+                self._handle(data[:TIGHT_BYTES])
+                data = data[TIGHT_BYTES:]
+                await self._caught_up()
+            self._handle(data)
+            if handshaking and connection.settled:
+                handshaking = False
+                self._reader.deadline = math.inf
+            await self._caught_up()
+
+    def _handle(self, data: bytes) -> None:
+        """Take in what was read; write what is answered at once."""
+        self._reading = True
+        try:
+            self.connection.receive(data)
+        except Exception as error:  # noqa: BLE001
+            self._report(error)
+            self._end_calls()
+            self.connection.fail(frames.INTERNAL_ERROR, "internal error")
+        self._start_groups()
+        self._reading = False
+        self.flush()
+        self.server.written()
+
+    async def _caught_up(self) -> None:
+        """Wait for a peer that does not read: it is not read from."""
+        while self._unsent is not None and self._unread_bytes() > self._unread_max_bytes():
+            await self._written.wait()
 
     def _unread_bytes(self) -> int:
         return self.outbound_bytes + self.connection.waiting_bytes
 
     def _unread_max_bytes(self) -> int:
         """What may wait for a peer: less when little more can be kept for all of them together."""
-        limits = self.server.limits
-        return limits.write_max_bytes if self.server.budgets.outbound.tight else limits.unsent_max_bytes
+        limits, outbound = self.server.limits, self.server.budgets.outbound
+        if not outbound.tight:
+            return limits.unsent_max_bytes
+        return limits.write_max_bytes if outbound.has_room(0) else 0
 
     def _start_groups(self) -> None:
         if self._groups:
-            for calls in self._groups.values():
+            for calls in self._groups:
                 begun = handlers.begin_group(calls, self.refusals)
                 if begun is not None:
                     self._nursery.start_soon(handlers.finish_group, *begun, self.refusals)
             self._groups.clear()
+            self._open_groups.clear()
+            self._grouped_bytes = 0
 
     # -- the application of the calls -------------------------------------------------------------------------
 
@@ -184,13 +214,20 @@ class Transport:
     def opened(self, call: Call) -> None:
         """Start the clocks of a call, and its task if it does not wait for its one message."""
         call.started = self._read_at
+        method: Method | None = call.method
+        if method is not None and method.task_streams:
+            server, limits = self.server, self.server.limits
+            self._task_streams += 1  # until it is `over`
+            server.task_streams += 1
+            if self._task_streams > limits.task_streams_max or server.task_streams > limits.task_streams_total:
+                call.finish(self.refusals.overloaded(f"too many calls of {method.name} are open"))
+                return
         refuse = self.server.refuse
         if refuse is not None and (status := refuse(call)) is not None:
             call.finish(status)
             return
         if call.timeout_s is not None:
             self.server.watch(call, call.timeout_s)
-        method: Method | None = call.method
         if method is not None and method.request_streams:
             call.inbox = deque()
             self._nursery.start_soon(handlers.run_task, call, self.refusals)
@@ -199,11 +236,14 @@ class Transport:
         """Run the handler of a call whose message is there."""
         method: Method = call.method
         if method.kind == "grouped":
-            group = self._groups.get(method)
-            if group is None:
-                self._groups[method] = [call]
-            else:
-                group.append(call)
+            # A group parses all of its messages, which may take many times their size: of large ones it gets only one.
+            self._grouped_bytes += len(call.message)
+            group = self._open_groups.get(method)
+            if group is None or self._grouped_bytes > READ_BYTES:
+                self._grouped_bytes = len(call.message)
+                self._open_groups[method] = group = []
+                self._groups.append(group)
+            group.append(call)
         else:
             run = handlers.run_drained if method.kind == "drained" else handlers.run_task
             self._nursery.start_soon(run, call, self.refusals)
@@ -223,6 +263,9 @@ class Transport:
 
     def over(self, call: Call) -> None:
         """Stop everything that a call had going, and account for it."""
+        if call.method is not None and call.method.task_streams:
+            self._task_streams -= 1
+            self.server.task_streams -= 1
         if call.deadline is not None:
             self.server.deadlines.discard(call)
         if call.scope is not None:
@@ -343,8 +386,17 @@ class Transport:
         return len(self._unsent or b"") + self.connection.queued_bytes
 
     def shed_inbound(self, before: float) -> None:
-        """End the calls that began ``before`` (by `time.perf_counter`) and whose requests are held. Never raises."""
-        self._shed(lambda call: call.held, before)
+        """End the calls that began ``before`` (by `time.perf_counter`) and whose requests are held. Never raises.
+
+        A connection of which a frame or a header block began before then, and has not ended, is closed.
+        """
+        connection = self.connection
+        since_s = connection.unfinished_since_s
+        if since_s is not None and self._read_at + since_s - connection.age_s < before:
+            connection.fail(frames.ENHANCE_YOUR_CALM, "a frame or a header block took too long while memory was short")
+            self.flush()
+        else:
+            self._shed(lambda call: call.held, before)
 
     def shed_outbound(self, before: float) -> None:
         """The same for replies that wait; close a connection whose socket has taken nothing since. Never raises."""
@@ -354,6 +406,17 @@ class Transport:
             self._nursery.cancel_scope.cancel()
         else:
             self._shed(lambda call: call.queued_bytes, before)
+
+    @property
+    def called(self) -> bool:
+        """The client has made a call."""
+        return self.connection.last_stream_id > 0
+
+    def evict(self) -> None:
+        """Close the connection, of which no call is known, to make room for another."""
+        self._end = "it made no call, and another needs its place"
+        self._broken = True
+        self._nursery.cancel_scope.cancel()
 
     def _shed(self, holds: Callable[[Call], int], before: float) -> None:
         try:

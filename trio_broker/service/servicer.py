@@ -70,8 +70,10 @@ def _subscribe_abandoned(call: Call) -> Status | None:
 
 def refuse(pressure: Pressure, call: Call) -> Status | None:
     """Say how a call is refused by its headers while memory is short; None: it is served."""
-    if call.method is None or call.method.service != NAME:
-        return None  # health checks above all
+    if call.method is None:
+        return None
+    if call.method.service != NAME:  # health checks go on above all; what streams would stay
+        return _MEMORY_SHORT if call.method.response_streams else None
     return _MEMORY_SHORT if pressure >= _REFUSED_FROM[call.method.name] else None
 
 
@@ -144,7 +146,8 @@ class BrokerService(BrokerServicer):
         """Look the fetches of one read up in as few trips to the store as memory allows."""
         if self._tracing is not None:
             for call in calls:
-                self._tracing.begin(call)
+                if not call.closed:  # one that ended before this task began has been told of
+                    self._tracing.begin(call)
         start = 0
         while start < len(calls):
             while not (count := self._fetches.begin(min(len(calls) - start, FETCHED_AT_ONCE))):
@@ -244,21 +247,27 @@ class SubscriptionSource:
         if len(wire) > credit:
             subscription.sending = batch
         elif subscription.buffered_messages and len(wire) < credit:
-            wire = self._more(wire, credit)
+            wire = self._more(call, wire, credit)
         if subscription.error is None or subscription.buffered_messages:
             return wire
-        call.send(wire)
+        if wire:
+            call.send(wire)
         call.finish(status_of(subscription.error))
         return b""
 
-    def _more(self, wire: bytes, credit: int) -> bytes:
+    def _more(self, call: Call, wire: bytes, credit: int) -> bytes:
+        """Return small batches joined. One that exceeds the credit is queued as it is: all subscribers share it."""
         wires, size = [wire], len(wire)
         while self._subscription.buffered_messages and size < credit:
             batch = self._subscription.receive_nowait()
-            wires.append(self._wire(batch))
-            size += len(wires[-1])
-        if size > credit:
-            self._subscription.sending = batch
+            wire = self._wire(batch)
+            size += len(wire)
+            if size > credit:
+                self._subscription.sending = batch
+                call.send(b"".join(wires))
+                call.send(wire)
+                return b""
+            wires.append(wire)
         return b"".join(wires)
 
     def close(self) -> None:
