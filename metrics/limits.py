@@ -62,7 +62,7 @@ def memory_used_bytes(root: Path = ROOT) -> int:
 
 def resident_bytes(root: Path = ROOT) -> int:
     """Return how much memory is resident in this process."""
-    return int(_text(root / "proc/self/statm").split()[1]) * _PAGE_BYTES
+    return int(os.pread(_statm(root), 200, 0).split()[1]) * _PAGE_BYTES
 
 
 def cpu_limit(root: Path = ROOT) -> float:
@@ -144,6 +144,12 @@ def _mounts(root: Path) -> Iterator[tuple[list[str], str, str]]:
             yield [""], top, place
         elif kind == "cgroup":
             yield options.split(","), top, place
+
+
+@cache
+def _statm(root: Path) -> int:
+    """Return a descriptor that stays open: it is needed when the process may have none left."""
+    return os.open(root / "proc/self/statm", os.O_RDONLY)
 
 
 @cache

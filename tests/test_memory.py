@@ -1,13 +1,18 @@
 """The guard of the process's memory: its marks, what it does under pressure, and how the buffers share the room."""
 
+import resource
+
 import pytest
 import trio
 from trio.testing import MockClock
 
+from metrics.limits import memory_used_bytes
 from trio_broker.config import Config
 from trio_broker.memory import (
     CALM_S,
     LASTS_S,
+    OTHER_DESCRIPTORS,
+    OTHERS_LOOKS,
     SETTLED_IDLE_S,
     SETTLED_S,
     SHORT_S,
@@ -193,6 +198,24 @@ def test_what_others_use_of_the_same_limit_counts_too() -> None:
     assert own > 10 * MIB
     assert Use(lambda: 100_000 * MIB)() == 100_000 * MIB
     assert Use(lambda: 0)() >= own // 2
+
+
+def test_a_process_without_descriptors_still_knows_what_it_uses() -> None:
+    used = Use(memory_used_bytes)
+    used()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        amounts = [used() for _ in range(2 * OTHERS_LOOKS)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert min(amounts) > 0
+
+
+def test_no_more_clients_fit_than_there_are_descriptors_for(monkeypatch: pytest.MonkeyPatch, scene: Scene) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (OTHER_DESCRIPTORS + 7, 4096))
+    scene.guard.room_bytes = 2**40
+    assert scene.guard.connections_max(Config()) == 7
 
 
 def test_memory_can_be_given_back() -> None:

@@ -11,6 +11,7 @@ such as objects of many small calls, a store in memory and the kernel's buffers,
 
 import ctypes
 import gc
+import resource
 from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple, Self
@@ -58,6 +59,9 @@ TLS_CONNECTION_BYTES = 48 * 1024
 """What an idle one takes."""
 CALL_BYTES = 4 * 1024
 """What a call takes besides its messages, such as a subscription for which nothing waits."""
+
+OTHER_DESCRIPTORS = 128
+"""What a process needs besides those of its clients, generously: the store's connections, files, HTTP."""
 
 MMAP_BYTES = 1024 * 1024
 """A larger block is given back to the system when it is freed; by default glibc soon keeps blocks of up to 32 MiB."""
@@ -150,9 +154,10 @@ class Guard:
         self._high_at = 0.0
 
     def connections_max(self, config: Config) -> int:
-        """Return how many clients fit."""
+        """Return how many clients fit, into memory and into the descriptors that the process may have."""
         each = TLS_CONNECTION_BYTES if config.tls_cert else CONNECTION_BYTES
-        return max(1, int(CONNECTIONS * self.room_bytes) // each)
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return max(1, min(int(CONNECTIONS * self.room_bytes) // each, descriptors - OTHER_DESCRIPTORS))
 
     def shares(self, config: Config) -> Shares:
         """Return what the buffers may hold; warn if even the least that they need does not fit."""

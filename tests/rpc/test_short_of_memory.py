@@ -65,8 +65,22 @@ async def test_connections_wait_to_be_accepted(bound, monkeypatch):
             await first.stream.aclose()
 
 
+async def test_a_client_that_has_just_come_keeps_its_place():
+    limits = Limits(connections_max=1, first_call_s=3600)
+    async with (
+        serving(Toy(), limits=limits) as server,
+        connected(server) as first,
+        await trio.open_tcp_stream("127.0.0.1", server.port),
+    ):
+        await trio.testing.wait_all_tasks_blocked()
+        await first.write(first.order(1, "Echo", b"hello"))
+        assert (await first.answered(1)).code == 0
+        assert server.connections == 1
+
+
 async def test_a_client_that_never_made_a_call_makes_room_for_another():
-    async with serving(Toy(), limits=Limits(connections_max=2)) as server, connected(server) as busy:
+    limits = Limits(connections_max=2, first_call_s=1e-6)
+    async with serving(Toy(), limits=limits) as server, connected(server) as busy:
         await busy.write(busy.order(1, "Echo", b"hello"))
         assert (await busy.answered(1)).code == 0
         async with connected(server) as older, connected(server) as newer:

@@ -11,6 +11,8 @@ class Limits:
 
     connections_max: int = 100_000
     """Clients at once. One more takes the place of the oldest that never made a call, or waits to be accepted."""
+    first_call_s: float = 1.0
+    """For so long nobody takes that place: what the client sent may not have been read yet."""
     handshake_s: float = 10.0
     """Until a client has sent its preface and SETTINGS, after TLS; then it is closed."""
     streams_max: int = 1000

@@ -170,12 +170,12 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         """Say whether one more client fits; for it, the oldest that never made a call is closed."""
         if len(self._transports) < self.limits.connections_max:
             return True
-        for transport in self._transports:
-            if not transport.called:
-                del self._transports[transport]
-                transport.evict()
-                return True
-        return False
+        oldest = next((transport for transport in self._transports if not transport.called), None)
+        if oldest is None or time.perf_counter() < oldest.came_at + self.limits.first_call_s:
+            return False
+        del self._transports[oldest]
+        oldest.evict()
+        return True
 
     async def _serve_client(self, client: socket.socket) -> None:
         transport = Transport(self, client)

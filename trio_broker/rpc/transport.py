@@ -68,7 +68,7 @@ class Transport:
         self._nursery: trio.Nursery
         self._reading = True
         """Output need not be announced: it is flushed when the read is done."""
-        self._read_at = time.perf_counter()
+        self.came_at = self._read_at = time.perf_counter()
         self._task_streams = 0
         self._groups: list[list[Call]] = []
         self._open_groups: dict[Method, list[Call]] = {}
