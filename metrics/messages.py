@@ -52,12 +52,16 @@ class MessageMetrics(Collector):
         self._delivered_of = dict.fromkeys(subjects, 0)
         self._lag = Histogram()
 
-    def delivered(self, what: Delivery, takers: int, lag_s: float) -> None:
-        """Count what was committed ``lag_s`` ago and has just been given to so many subscribers."""
+    def delivered(self, what: Delivery, takers: int, lag_s: float | None) -> None:
+        """Count what was committed ``lag_s`` ago and has just been given to so many subscribers.
+
+        None: it was read from the log, and how old it is says nothing of this broker.
+        """
         messages = len(what.messages) * takers
         self._delivered += messages
         self._delivered_bytes += what.size_bytes * takers
-        self._lag.observe_times(lag_s, messages)
+        if lag_s is not None:
+            self._lag.observe_times(lag_s, messages)
         if self._delivered_of and what.subject in self._delivered_of:
             self._delivered_of[what.subject] += messages
 

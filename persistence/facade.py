@@ -226,6 +226,35 @@ class Store(ABC):
     async def head(self, subject: str) -> Head:
         """Return the ends of a subject's log; ``Head(1, 0)`` for one that never had a message."""
 
+    async def id_before(self, subject: str, time_us: int) -> int:
+        """Return the id before the first kept message that was appended at ``time_us`` or later.
+
+        The last id when there is none, 0 when nothing was ever appended. Times never decrease within a subject: it
+        takes a read of one message for each halving of the log.
+        """
+        first_id, last_id = await self.head(subject)
+        low, high = first_id - 1, last_id  # the one that is looked for is above low; what is above high is known
+        before = last_id
+        while low < high:
+            middle = (low + high) // 2
+            record = await self._first_after(subject, middle, high)
+            if record is not None and record.time_us < time_us:
+                low = record.id
+                continue
+            if record is not None:
+                before = record.id - 1
+            high = middle
+        return before
+
+    async def _first_after(self, subject: str, after_id: int, until_id: int) -> Record | None:
+        """Return the first kept message with an id above ``after_id`` and up to ``until_id``."""
+        while after_id < until_id:
+            page = await self.read(subject, after_id, max_messages=1, max_bytes=1)
+            if page.records:
+                return page.records[0] if page.records[0].id <= until_id else None
+            after_id = page.scanned_to
+        return None
+
     @abstractmethod
     async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
         """Return up to ``limit`` names of subjects above ``after``, ordered by their UTF-8 bytes."""

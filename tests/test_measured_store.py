@@ -57,6 +57,7 @@ async def test_every_operation_is_counted_once(measured: Measured) -> None:
     await store.read("a", 0, max_messages=1, max_bytes=1)
     await store.get([Key("a", 1)])
     await store.head("a")
+    await store.id_before("a", 0)
     await store.subjects()
     version = await store.compare_and_set("r", b"", version=0)
     assert version is not None

@@ -121,6 +121,12 @@ class InvalidExpiration(InvalidArgument):
     field = "expirationSeconds"
 
 
+class InvalidPosition(InvalidArgument):
+    """Not a place in a log where a subscription can start or end."""
+
+    reason = "INVALID_POSITION"
+
+
 class InvalidHeaders(InvalidArgument):
     """Too many headers, or too large together."""
 

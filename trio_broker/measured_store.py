@@ -39,6 +39,7 @@ OPERATIONS: Final = (
     "read",
     "get",
     "head",
+    "id_before",
     "subjects",
     "load",
     "list",
@@ -90,6 +91,10 @@ class MeasuredStore(Store):
     async def head(self, subject: str) -> Head:
         with self.measuring("head"):
             return await self._store.head(subject)
+
+    async def id_before(self, subject: str, time_us: int) -> int:
+        with self.measuring("id_before"):
+            return await self._store.id_before(subject, time_us)
 
     async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
         with self.measuring("subjects"):
