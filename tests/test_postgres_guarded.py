@@ -155,6 +155,21 @@ async def test_flushes_with_and_without_keys_over_the_same_subjects_do_not_wait_
     assert [(await store.head(subject)).last_id for subject in subjects] == [60] * 8
 
 
+async def test_a_subject_that_was_begun_for_nothing_holds_nobody_up(postgres_url: str, store: Store) -> None:
+    outcomes: list[Outcome] = []
+
+    async def append(appending: Store, new: NewMessage) -> None:
+        outcomes.extend(await appending.append([new]))
+
+    async with open_store(postgres_url) as other:
+        for n in range(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(append, store, message(f"new {n}")._replace(expected_last_id=7))
+                nursery.start_soon(append, other, message(f"new {n}"))
+            assert (await other.head(f"new {n}")).last_id == 1
+    assert len([outcome for outcome in outcomes if isinstance(outcome, Appended)]) == 30
+
+
 async def test_a_commit_that_no_standby_confirmed_is_asked_about(own_postgres: PostgresServer) -> None:
     """Also one that has nothing to say but what others have committed."""
     with Databases(own_postgres.dsn()) as databases, databases.new() as url, Outside(url) as outside:

@@ -135,8 +135,13 @@ async def test_a_role_without_rights_on_the_tables(postgres: Databases, postgres
         outside.do(f"GRANT SELECT, INSERT, UPDATE ON trio_broker.{table} TO {role_of(url)}")
     assert "permission denied for table messages" in await refusal(url)
     outside.do(f"GRANT SELECT, INSERT ON trio_broker.messages TO {role_of(url)}")
+    assert "permission denied for table keys" in await refusal(url)
+    outside.do(f"GRANT SELECT, INSERT, UPDATE ON trio_broker.keys TO {role_of(url)}")
+    assert "permission denied for table subjects" in await refusal(url)
+    outside.do(f"GRANT DELETE ON trio_broker.subjects TO {role_of(url)}")
     async with open_store(url) as store:
         assert ids(await store.append([message()])) == [1]
+        assert ids(await store.append([message()._replace(idempotency_key="k")])) == [2]
 
 
 async def test_a_role_that_owns_only_the_schema(postgres: Databases, postgres_url: str, outside: Outside) -> None:

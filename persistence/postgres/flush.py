@@ -145,6 +145,11 @@ class Flush:
         """There is nothing to ask the database."""
         return not self._asked
 
+    @property
+    def names(self) -> set[str]:
+        """The subjects of all messages that are not refused without asking."""
+        return {subject for subject, _ in self._asked}
+
     def lock_parameters(self) -> list[list[str]]:
         """Return those of `LOCK`."""
         return [[subject for subject, _ in self._asked]]
@@ -169,7 +174,7 @@ class Flush:
         self._encode()
 
     def remember_parameters(self) -> list[list[str] | list[bytes] | list[int] | list[int | None]]:
-        """Return those of `REMEMBER`; their lists are empty when nothing has a key."""
+        """Return those of `REMEMBER`."""
         names: list[str] = []
         keys: list[bytes] = []
         afters: list[int] = []

@@ -69,6 +69,7 @@ class Writer:
         session = self._connect(patience)
         try:
             self._send(session, Flush([]))
+            self._send_guarded(session, Flush([]))
         except BaseException:
             self.close()
             raise
@@ -195,22 +196,18 @@ class Writer:
                 fence = connection.execute(FENCE, [turn.writer, turn.epoch])
                 locked = connection.execute(LOCK, flush.lock_parameters())
                 known = connection.execute(KNOWN, flush.known_parameters(), binary=True)
-            if fence.fetchone() is None:
-                connection.rollback()
-                return None
-            flush.judge(dict(locked.fetchall()), known.fetchall())
-            answer: Answer | None = Answer([], [])
-            if flush.subjects:
-                answer = self._send(session, flush)
-            if answer is None:  # a trigger holds a subject back
+            last_ids: dict[str, int] = dict(locked.fetchall())
+            answer: Answer | None = None
+            if fence.fetchone() is not None and last_ids.keys() == flush.names:
+                flush.judge(last_ids, known.fetchall())
+                answer = self._send(session, flush) if flush.subjects else Answer([], [])
+            if answer is None:
                 connection.rollback()
                 return None
             self._unreplicated = False
             with connection.pipeline():
-                if any(remembered := flush.remember_parameters()):
-                    connection.execute(REMEMBER, remembered)
-                if new := flush.new_and_empty():
-                    connection.execute(FORGET_NEW, [new])
+                connection.execute(REMEMBER, flush.remember_parameters())
+                connection.execute(FORGET_NEW, [flush.new_and_empty()])
                 connection.execute("COMMIT")
             self._check_replicated()
         return answer
