@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker.batch import Batch
 from trio_broker.message import Gap, Message
-from trio_broker.service.encoding import batch_wire, message_response, publish_response, varint
+from trio_broker.service.encoding import batch_wire, duplicate_response, message_response, publish_response, varint
 
 ids = st.integers(min_value=1, max_value=2**63 - 1)
 times_us = st.integers(min_value=0, max_value=253402300799_000_000)
@@ -22,6 +22,8 @@ def test_a_publish_response_reads_as_protobuf(id_: int, published_us: int) -> No
     expected = pb.PublishResponse(id=id_)
     expected.published_at.FromMicroseconds(published_us)
     assert pb.PublishResponse.FromString(publish_response(id_, published_us)) == expected
+    expected.duplicate = True
+    assert pb.PublishResponse.FromString(duplicate_response(id_, published_us)) == expected
 
 
 @given(messages)

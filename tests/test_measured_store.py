@@ -83,6 +83,16 @@ async def test_what_is_appended_is_counted_with_its_bytes_and_its_flush(measured
     assert told["trio_broker_flush_seconds_count"] == 2
 
 
+async def test_what_was_appended_before_counts_as_a_duplicate_only(measured: Measured) -> None:
+    _, store, registry = measured
+    keyed = message(body=b"123")._replace(idempotency_key="k")
+    await store.append([keyed, keyed, message()._replace(expected_last_id=7)])
+    told = {sample.name: sample.value for family in registry.collect() for sample in family.samples}
+    assert told["trio_broker_messages_published_total"] == 1
+    assert told["trio_broker_messages_deduplicated_total"] == 1
+    assert told["trio_broker_published_bytes_total"] == 3
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [

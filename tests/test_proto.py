@@ -19,9 +19,15 @@ GOLDEN = {
         "body": (2, "BYTES"),
         "expirationSeconds": (3, "INT32"),
         "headers": (4, "map<STRING, BYTES>"),
+        "idempotency_key": (5, "STRING"),
         "keep": (6, "BOOL"),
+        "expected_last_id": (7, "INT64"),
     },
-    "PublishResponse": {"id": (1, "INT64"), "published_at": (2, "google.protobuf.Timestamp")},
+    "PublishResponse": {
+        "id": (1, "INT64"),
+        "published_at": (2, "google.protobuf.Timestamp"),
+        "duplicate": (3, "BOOL"),
+    },
     "SubscribeRequest": {
         "subject": (1, "STRING"),
         "earliest": (2, "BOOL"),

@@ -40,6 +40,7 @@ from trio_broker.errors import (  # noqa: E402
     InvalidExpiration,
     InvalidHeaders,
     InvalidId,
+    InvalidKey,
     InvalidPosition,
     InvalidSubject,
     MessageTooLarge,
@@ -55,6 +56,7 @@ from trio_broker.subscription import Messages, Subscription  # noqa: E402
 
 HEADERS_MAX = 64
 HEADERS_MAX_BYTES = 16 * 1024
+KEY_MAX_BYTES = 255
 
 _ID_MAX = 2**63 - 1
 
@@ -153,6 +155,8 @@ class Broker:
         expiration: int | None = 0,
         *,
         headers: Mapping[str, bytes] | None = None,
+        idempotency_key: str = "",
+        expected_last_id: int | None = None,
     ) -> int:
         """Append a message; return its id once it is durable and every live subscriber was offered it.
 
@@ -160,18 +164,25 @@ class Broker:
         None: kept until deleted. If cancelled before the store is given the message, it is not appended;
         after that it is, and only the id is lost.
 
+        ``idempotency_key``: if it is not empty, and a message with it was published to the subject before, nothing is
+        appended, and the id is that one's. Keys are remembered for as long as their messages are kept, and for 120 s
+        at least. ``expected_last_id``: append only if that is the subject's last id, 0 if it has none.
+
         Raises:
-            InvalidSubject, InvalidExpiration, InvalidHeaders, MessageTooLarge, Rejected: it can never be published.
+            InvalidSubject, InvalidExpiration, InvalidHeaders, InvalidKey, MessageTooLarge, Rejected: it can never be
+                published.
+            Conflict: the subject's last id is not the expected one.
             Overloaded, StorageUnavailable, StorageFull, Draining, BrokerClosed: nothing was appended.
             OutcomeUnknown: it may or may not have been.
         """
-        group = self.hand_over([self.check(subject, body, expiration, headers)], self)
+        new = self.check(subject, body, expiration, headers, idempotency_key, expected_last_id)
+        group = self.hand_over([new], self)
         (pending,) = group.pendings
         try:
             await group.settled()
         finally:
             pending.withdraw()  # does nothing, unless this was cancelled in time
-        if isinstance(pending.outcome, persistence.Appended):
+        if isinstance(pending.outcome, persistence.Appended | persistence.Duplicate):
             return pending.outcome.id
         assert pending.outcome is not None
         raise pending.outcome
@@ -273,7 +284,13 @@ class Broker:
     # What the service on gRPC uses besides: the same, for whole reads of a socket, and without waiting.
 
     def check(
-        self, subject: str, body: bytes, expiration: int | None = 0, headers: Mapping[str, bytes] | None = None
+        self,
+        subject: str,
+        body: bytes,
+        expiration: int | None = 0,
+        headers: Mapping[str, bytes] | None = None,
+        idempotency_key: str = "",
+        expected_last_id: int | None = None,
     ) -> NewMessage:
         """Return the message that `publish` would hand over. Raises what it does, before anything is queued.
 
@@ -293,7 +310,12 @@ class Broker:
             )
         if expiration is not None:
             self._check_expiration(expiration)
-        return NewMessage(subject, body, expiration, _frozen_headers(headers) if headers else NO_HEADERS)
+        if idempotency_key:
+            _check_key(idempotency_key)
+        if expected_last_id is not None and not isinstance(expected_last_id, int):
+            raise TypeError(f"an id is an int, not {type(expected_last_id).__name__}")
+        frozen = _frozen_headers(headers) if headers else NO_HEADERS
+        return NewMessage(subject, body, expiration, frozen, idempotency_key, expected_last_id)
 
     def hand_over(
         self,
@@ -415,6 +437,21 @@ class Broker:
                 "or until they are deleted",
                 limit=self._expiration_max_s,
             )
+
+
+def _check_key(key: str) -> None:
+    if not isinstance(key, str):
+        raise TypeError(f"an idempotency key is a str, not {type(key).__name__}")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidKey("the idempotency key has half a surrogate pair, which UTF-8 cannot say") from error
+    if size > KEY_MAX_BYTES:
+        raise InvalidKey(
+            f"the idempotency key has {size} bytes; at most {KEY_MAX_BYTES} are accepted",
+            size=size,
+            limit=KEY_MAX_BYTES,
+        )
 
 
 def _frozen_headers(headers: Mapping[str, bytes]) -> Mapping[str, bytes]:

@@ -134,6 +134,13 @@ class InvalidHeaders(InvalidArgument):
     field = "headers"
 
 
+class InvalidKey(InvalidArgument):
+    """The idempotency key is too long, or no text."""
+
+    reason = "INVALID_KEY"
+    field = "idempotency_key"
+
+
 class Malformed(InvalidArgument):
     """The request is not a message of its type."""
 
@@ -156,6 +163,12 @@ class ExpiredId(InvalidArgument):
     """The id was assigned, and its message is no longer kept (or never was: expiration 0)."""
 
     reason = "EXPIRED_ID"
+
+
+class Conflict(BrokerError):
+    """The subject's last id is not the expected one; ``metadata["last_id"]`` says which it is. Nothing was appended."""
+
+    reason = "CONFLICT"
 
 
 class MessageTooLarge(BrokerError, ValueError):

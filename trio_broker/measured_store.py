@@ -15,6 +15,7 @@ import persistence
 from metrics import MessageMetrics, StoreMetrics
 from persistence import (
     Appended,
+    Duplicate,
     Durability,
     ExpiredId,
     Failed,
@@ -152,7 +153,7 @@ class MeasuredStore(Store):
     def count(self, batch: Sequence[NewMessage], outcomes: Sequence[Outcome]) -> None:
         """Count what of a flush was appended, and how some of it failed."""
         named = self._messages.published_of
-        appended = size_bytes = 0
+        appended = deduplicated = size_bytes = 0
         failures = set()
         for new, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Appended):
@@ -162,10 +163,13 @@ class MeasuredStore(Store):
                     size_bytes += headers_size_bytes(new.headers)
                 if named and new.subject in named:
                     named[new.subject] += 1
+            elif isinstance(outcome, Duplicate):
+                deduplicated += 1
             elif isinstance(outcome, Failed):
                 failures.add(kind_of(outcome.error))
         self._messages.published += appended
         self._messages.published_bytes += size_bytes
+        self._messages.deduplicated += deduplicated
         for kind in failures:
             self._operations.failed("append", kind)
 

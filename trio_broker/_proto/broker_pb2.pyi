@@ -11,7 +11,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PublishRequest(_message.Message):
-    __slots__ = ("subject", "body", "expirationSeconds", "headers", "keep")
+    __slots__ = ("subject", "body", "expirationSeconds", "headers", "idempotency_key", "keep", "expected_last_id")
     class HeadersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -23,21 +23,27 @@ class PublishRequest(_message.Message):
     BODY_FIELD_NUMBER: _ClassVar[int]
     EXPIRATIONSECONDS_FIELD_NUMBER: _ClassVar[int]
     HEADERS_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_LAST_ID_FIELD_NUMBER: _ClassVar[int]
     subject: str
     body: bytes
     expirationSeconds: int
     headers: _containers.ScalarMap[str, bytes]
+    idempotency_key: str
     keep: bool
-    def __init__(self, subject: _Optional[str] = ..., body: _Optional[bytes] = ..., expirationSeconds: _Optional[int] = ..., headers: _Optional[_Mapping[str, bytes]] = ..., keep: _Optional[bool] = ...) -> None: ...
+    expected_last_id: int
+    def __init__(self, subject: _Optional[str] = ..., body: _Optional[bytes] = ..., expirationSeconds: _Optional[int] = ..., headers: _Optional[_Mapping[str, bytes]] = ..., idempotency_key: _Optional[str] = ..., keep: _Optional[bool] = ..., expected_last_id: _Optional[int] = ...) -> None: ...
 
 class PublishResponse(_message.Message):
-    __slots__ = ("id", "published_at")
+    __slots__ = ("id", "published_at", "duplicate")
     ID_FIELD_NUMBER: _ClassVar[int]
     PUBLISHED_AT_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_FIELD_NUMBER: _ClassVar[int]
     id: int
     published_at: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[int] = ..., published_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    duplicate: bool
+    def __init__(self, id: _Optional[int] = ..., published_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., duplicate: _Optional[bool] = ...) -> None: ...
 
 class SubscribeRequest(_message.Message):
     __slots__ = ("subject", "earliest", "after_id", "at", "last", "until_id", "at_end", "report_gaps", "slow")

@@ -54,7 +54,14 @@ class Client:
         self._channel = channel
 
     async def publish(
-        self, subject: str, body: bytes, expiration: int | None = 0, *, headers: Mapping[str, bytes] | None = None
+        self,
+        subject: str,
+        body: bytes,
+        expiration: int | None = 0,
+        *,
+        headers: Mapping[str, bytes] | None = None,
+        idempotency_key: str = "",
+        expected_last_id: int | None = None,
     ) -> int:
         """Publish a message; return its id once it is durable. A checkpoint.
 
@@ -63,15 +70,35 @@ class Client:
             body: may be empty.
             expiration: seconds to keep the message; 0: only for those who are subscribed now; None: keep it.
             headers: delivered with the message.
+            idempotency_key: if a message with this key was published to the subject before, nothing is appended, and
+                the id is that one's. So a publish may be repeated whose outcome is not known.
+            expected_last_id: append only if that is the subject's last id, 0 if it has none.
+
+        Raises:
+            Conflict: the subject's last id is not the expected one.
         """
-        publishing = await self.start_publish(subject, body, expiration, headers=headers)
+        publishing = await self.start_publish(
+            subject,
+            body,
+            expiration,
+            headers=headers,
+            idempotency_key=idempotency_key,
+            expected_last_id=expected_last_id,
+        )
         try:
             return await publishing.id()
         finally:
             publishing.leave()
 
     async def start_publish(
-        self, subject: str, body: bytes, expiration: int | None = 0, *, headers: Mapping[str, bytes] | None = None
+        self,
+        subject: str,
+        body: bytes,
+        expiration: int | None = 0,
+        *,
+        headers: Mapping[str, bytes] | None = None,
+        idempotency_key: str = "",
+        expected_last_id: int | None = None,
     ) -> "Publishing":
         """Send a message without waiting for its id. A checkpoint.
 
@@ -81,7 +108,13 @@ class Client:
         if expiration is not None and not 0 <= expiration <= _EXPIRATION_MAX_S:
             raise InvalidExpiration(f"expiration must be from 0 to {_EXPIRATION_MAX_S} seconds, not {expiration}")
         request = PublishRequest(
-            subject=subject, body=body, expirationSeconds=expiration or 0, headers=headers, keep=expiration is None
+            subject=subject,
+            body=body,
+            expirationSeconds=expiration or 0,
+            headers=headers,
+            keep=expiration is None,
+            idempotency_key=idempotency_key,
+            expected_last_id=expected_last_id,
         )
         return Publishing(await self._start_unary("Publish", request.SerializeToString()))
 

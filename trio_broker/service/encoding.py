@@ -18,11 +18,17 @@ from trio_broker.rpc.call import framed
 
 _BODY, _ID, _SUBJECT, _PUBLISHED_AT = b"\x0a", b"\x10", b"\x1a", b"\x22"  # fields 1, 2, 3, 4 of MessageResponse
 _REPLY_ID, _REPLY_PUBLISHED_AT = b"\x08", b"\x12"  # fields 1, 2 of PublishResponse
+_REPLY_DUPLICATE = b"\x18\x01"  # field 3, true
 
 
 def publish_response(id_: int, published_us: int) -> bytes:
     """Encode a PublishResponse."""
     return _REPLY_ID + varint(id_) + _REPLY_PUBLISHED_AT + _timestamp(published_us)
+
+
+def duplicate_response(id_: int, published_us: int) -> bytes:
+    """Encode the PublishResponse of a message that was appended before."""
+    return publish_response(id_, published_us) + _REPLY_DUPLICATE
 
 
 def message_response(message: Message) -> bytes:

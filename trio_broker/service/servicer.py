@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import trio
 from purerpc import RpcFailedError, Status
 
-from persistence import Appended, Key
+from persistence import Appended, Duplicate, Key
 from trio_broker import errors
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker._proto.broker_grpc import BrokerServicer
@@ -31,7 +31,7 @@ from trio_broker.position import ASIDE
 from trio_broker.rpc.call import Call, Source
 from trio_broker.rpc.handlers import Context, drained, grouped
 from trio_broker.rpc.status import OK
-from trio_broker.service.encoding import batch_wire, message_response, publish_response
+from trio_broker.service.encoding import batch_wire, duplicate_response, message_response, publish_response
 from trio_broker.service.statuses import status_of
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until
 from trio_broker.subscription import Subscription
@@ -97,6 +97,8 @@ def _settle(pending: Pending) -> None:
     outcome = pending.outcome
     if isinstance(outcome, Appended):
         call.reply(publish_response(outcome.id, outcome.time_us))
+    elif isinstance(outcome, Duplicate):
+        call.reply(duplicate_response(outcome.id, outcome.time_us))
     else:
         assert isinstance(outcome, BrokerError)
         call.finish(status_of(outcome))
@@ -135,7 +137,14 @@ class BrokerService(BrokerServicer):
             call.message = None  # it would be in memory twice while it waits for the store
             try:
                 messages.append(
-                    self._broker.check(message.subject, message.body, _expiration(message), message.headers)
+                    self._broker.check(
+                        message.subject,
+                        message.body,
+                        _expiration(message),
+                        message.headers,
+                        message.idempotency_key,
+                        message.expected_last_id if message.HasField("expected_last_id") else None,
+                    )
                 )
             except BrokerError as error:
                 call.finish(status_of(error))
