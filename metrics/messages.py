@@ -17,6 +17,7 @@ from metrics.histograms import Histogram, histogram
 
 PUBLISHED_HELP: Final = "Messages that were appended."
 PUBLISHED_BYTES_HELP: Final = "The bodies and headers of the messages that were appended."
+DEDUPLICATED_HELP: Final = "Messages that were not appended, since one with the same idempotency key was before."
 DELIVERED_HELP: Final = "Messages that were given to subscribers: each counts once for each that took it."
 DELIVERED_BYTES_HELP: Final = "The bodies and headers of the messages that were given to subscribers."
 EXPIRED_HELP: Final = "Expired messages that sweeps of this process have removed."
@@ -44,6 +45,7 @@ class MessageMetrics(Collector):
     def __init__(self, subjects: Collection[str] = ()) -> None:
         self.published = 0
         self.published_bytes = 0
+        self.deduplicated = 0
         self.expired = 0
         self.published_of = dict.fromkeys(subjects, 0)
         """By subject; the keys are all there will ever be."""
@@ -52,12 +54,16 @@ class MessageMetrics(Collector):
         self._delivered_of = dict.fromkeys(subjects, 0)
         self._lag = Histogram()
 
-    def delivered(self, what: Delivery, takers: int, lag_s: float) -> None:
-        """Count what was committed ``lag_s`` ago and has just been given to so many subscribers."""
+    def delivered(self, what: Delivery, takers: int, lag_s: float | None) -> None:
+        """Count what was committed ``lag_s`` ago and has just been given to so many subscribers.
+
+        None: it was read from the log, and how old it is says nothing of this broker.
+        """
         messages = len(what.messages) * takers
         self._delivered += messages
         self._delivered_bytes += what.size_bytes * takers
-        self._lag.observe_times(lag_s, messages)
+        if lag_s is not None:
+            self._lag.observe_times(lag_s, messages)
         if self._delivered_of and what.subject in self._delivered_of:
             self._delivered_of[what.subject] += messages
 
@@ -65,6 +71,7 @@ class MessageMetrics(Collector):
         """Build the families for one scrape."""
         yield CounterMetricFamily("trio_broker_messages_published", PUBLISHED_HELP, self.published)
         yield CounterMetricFamily("trio_broker_published_bytes", PUBLISHED_BYTES_HELP, self.published_bytes)
+        yield CounterMetricFamily("trio_broker_messages_deduplicated", DEDUPLICATED_HELP, self.deduplicated)
         yield CounterMetricFamily("trio_broker_messages_delivered", DELIVERED_HELP, self._delivered)
         yield CounterMetricFamily("trio_broker_delivered_bytes", DELIVERED_BYTES_HELP, self._delivered_bytes)
         yield CounterMetricFamily("trio_broker_messages_expired", EXPIRED_HELP, self.expired)

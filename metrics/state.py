@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 BUILD_HELP: Final = "What runs here; always 1."
 IN_FLIGHT_HELP: Final = "Calls that are under way now; a stream is, until it ends."
+GAPS_HELP: Final = "Ranges of ids that a subscription did not get: read too late, or not to be kept."
 SUBJECT_SUBSCRIBERS_HELP: Final = "Subscriptions that are live now, of the subjects of --metrics-subjects."
 
 
@@ -39,6 +40,9 @@ class State:
     inbound_bytes: int = 0
     outbound_bytes: int = 0
     slow_consumers: int = 0
+    lags: int = 0
+    gaps: Mapping[str, int] = field(default_factory=dict)
+    """By reason."""
     store_up: bool = False
     listen_connected: bool | None = None
     """None: there is nothing to be heard of, and no series."""
@@ -97,6 +101,7 @@ _GAUGES: Final = {
 _COUNTERS: Final = {
     "connections_opened": ("trio_broker_connections_opened", "gRPC connections that were accepted."),
     "slow_consumers": ("trio_broker_slow_consumers", "Subscriptions that were cut because they read too slowly."),
+    "lags": ("trio_broker_subscriber_lags", "Times that a subscription left the live stream to catch up later."),
     "wakeups": ("trio_broker_wakeups", "Hints that were heard of what this broker or another has appended."),
 }
 
@@ -123,6 +128,10 @@ class StateMetrics(Collector):
         yield InfoMetricFamily("trio_broker_build", BUILD_HELP, self._build)
         yield _labelled("trio_broker_calls_in_flight", IN_FLIGHT_HELP, "method", state.calls_in_flight)
         yield _labelled("trio_broker_subject_subscribers", SUBJECT_SUBSCRIBERS_HELP, "subject", state.subscribers_of)
+        gaps = CounterMetricFamily("trio_broker_subscriber_gaps", GAPS_HELP, labels=["reason"])
+        for reason, count in state.gaps.items():
+            gaps.add_metric([reason], count)
+        yield gaps
 
 
 def _labelled(name: str, about: str, label: str, values: Mapping[str, int]) -> GaugeMetricFamily:

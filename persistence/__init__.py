@@ -3,8 +3,11 @@
 from persistence.backup import back_up
 from persistence.errors import BadContent, CannotOpen, OutcomeUnknown, StoreError, StoreFull, StoreUnavailable
 from persistence.facade import (
+    KEY_KEPT_MIN_S,
     NO_HEADERS,
     Appended,
+    Conflict,
+    Duplicate,
     Durability,
     ExpiredId,
     Failed,
@@ -27,10 +30,13 @@ from persistence.migrating import Schema, migrate, migration_sql, read_schema
 from persistence.opening import open_store
 
 __all__ = [
+    "KEY_KEPT_MIN_S",
     "NO_HEADERS",
     "Appended",
     "BadContent",
     "CannotOpen",
+    "Conflict",
+    "Duplicate",
     "Durability",
     "ExpiredId",
     "Failed",

@@ -20,6 +20,9 @@ from persistence.errors import StoreError
 
 NO_HEADERS: Mapping[str, bytes] = {}
 
+KEY_KEPT_MIN_S = 120
+"""An idempotency key is remembered for as long as its message is kept, and at least for so long."""
+
 
 class NewMessage(NamedTuple):
     """A message to append. Its subject and headers were validated by the broker."""
@@ -29,6 +32,10 @@ class NewMessage(NamedTuple):
     expiration_s: int | None
     """0: gets an id and is not kept. n > 0: kept for n seconds. None: kept until deleted."""
     headers: Mapping[str, bytes] = NO_HEADERS
+    idempotency_key: str = ""
+    """If it is not empty, and the subject remembers it, the message is a `Duplicate`. See `KEY_KEPT_MIN_S`."""
+    expected_last_id: int | None = None
+    """If the subject's last id is another one, the message is a `Conflict`. None: any will do."""
 
 
 class Appended(NamedTuple):
@@ -36,6 +43,19 @@ class Appended(NamedTuple):
 
     id: int
     time_us: int
+
+
+class Duplicate(NamedTuple):
+    """Nothing was appended: a message with this idempotency key was before. These are its id and time."""
+
+    id: int
+    time_us: int
+
+
+class Conflict(NamedTuple):
+    """Nothing was appended: this is the subject's last id, and not the expected one."""
+
+    last_id: int
 
 
 class Rejected(NamedTuple):
@@ -51,8 +71,8 @@ class Failed(NamedTuple):
     """What `Store.append` would have raised for a batch of this subject alone."""
 
 
-Outcome = Appended | Rejected | Failed
-"""The result of one message of a batch. Duplicate(id) and Conflict(last_id) join with idempotency keys."""
+Outcome = Appended | Duplicate | Conflict | Rejected | Failed
+"""The result of one message of a batch."""
 
 
 class Record(NamedTuple):
@@ -196,9 +216,11 @@ class Store(ABC):
         """Append a batch of messages of any subjects; return one outcome per message, in order.
 
         Atomic per subject; the ids of one subject are contiguous, in batch order, and in commit order across
-        all processes that share the database. Durable on return. Runs to its end once begun, also when the
-        caller is cancelled: it never commits with nobody told. A store that appends each subject by itself returns
-        `Failed` for those that fail while others do not; what all have in common it raises.
+        all processes that share the database. Idempotency keys and expected last ids are judged in batch order, and as
+        if nobody else appended meanwhile: of two equal keys in a batch the second is a duplicate of the first.
+        Durable on return. Runs to its end once begun, also when the caller is cancelled: it never commits with nobody
+        told. A store that appends each subject by itself returns `Failed` for those that fail while others do not;
+        what all have in common it raises.
 
         Raises:
             StoreUnavailable: nothing was appended; trying again is safe.
@@ -225,6 +247,35 @@ class Store(ABC):
     @abstractmethod
     async def head(self, subject: str) -> Head:
         """Return the ends of a subject's log; ``Head(1, 0)`` for one that never had a message."""
+
+    async def id_before(self, subject: str, time_us: int) -> int:
+        """Return the id before the first kept message that was appended at ``time_us`` or later.
+
+        The last id when there is none, 0 when nothing was ever appended. Times never decrease within a subject: it
+        takes a read of one message for each halving of the log.
+        """
+        first_id, last_id = await self.head(subject)
+        low, high = first_id - 1, last_id  # the one that is looked for is above low; what is above high is known
+        before = last_id
+        while low < high:
+            middle = (low + high) // 2
+            record = await self._first_after(subject, middle, high)
+            if record is not None and record.time_us < time_us:
+                low = record.id
+                continue
+            if record is not None:
+                before = record.id - 1
+            high = middle
+        return before
+
+    async def _first_after(self, subject: str, after_id: int, until_id: int) -> Record | None:
+        """Return the first kept message with an id above ``after_id`` and up to ``until_id``."""
+        while after_id < until_id:
+            page = await self.read(subject, after_id, max_messages=1, max_bytes=1)
+            if page.records:
+                return page.records[0] if page.records[0].id <= until_id else None
+            after_id = page.scanned_to
+        return None
 
     @abstractmethod
     async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:

@@ -9,12 +9,14 @@ from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
+from typing import Generic, NamedTuple, TypeVar
 
 import trio
 
 from persistence.facade import (
     NO_HEADERS,
     Appended,
+    Duplicate,
     Durability,
     ExpiredId,
     Head,
@@ -30,17 +32,56 @@ from persistence.facade import (
     Store,
     Swept,
 )
+from persistence.guards import judge, key_kept_s
 from persistence.headers import headers_size_bytes
 
 LIMITS = Limits(lanes=1, flush_messages_max=16_384, flush_bytes_max=64 * 1024 * 1024, expiration_max_s=2**31 - 1)
 SWEEP_MESSAGES_MAX = 2_000
-"""Messages that one step of `MemoryStore.sweep` drops at most: about a millisecond."""
+"""Messages, and keys, that one step of `MemoryStore.sweep` drops at most: about a millisecond."""
 
 _SEGMENT_BITS = 8
 _ABSENT = Register(b"", 0)
 
 _Kept = tuple[int, bytes, Mapping[str, bytes], int, int | None]
 """The fields of a `Record`, as a plain tuple: the garbage collector stops looking at those (a third of an append)."""
+
+E = TypeVar("E")
+
+
+class _Remembered(NamedTuple):
+    """What was appended with an idempotency key."""
+
+    message: Duplicate
+    expires_us: int | None
+
+
+class _Expiring(Generic[E]):
+    """What is to be dropped, by when."""
+
+    def __init__(self) -> None:
+        self._entries: defaultdict[int, list[E]] = defaultdict(list)
+        self._times: list[int] = []  # a heap of the keys of _entries
+
+    def add(self, expires_us: int, entry: E) -> None:
+        due = self._entries[expires_us]
+        if not due:
+            heappush(self._times, expires_us)
+        due.append(entry)
+
+    def is_due(self, now_us: int) -> bool:
+        return bool(self._times) and self._times[0] <= now_us
+
+    def take_due(self, now_us: int, limit: int) -> list[E]:
+        """Return and forget up to ``limit`` entries that are due."""
+        taken: list[E] = []
+        while self.is_due(now_us) and len(taken) < limit:
+            due = self._entries[self._times[0]]
+            rest = max(0, len(due) - (limit - len(taken)))
+            taken += due[rest:]
+            del due[rest:]
+            if not due:
+                del self._entries[heappop(self._times)]
+        return taken
 
 
 class _Log:
@@ -49,11 +90,12 @@ class _Log:
     An emptied segment is dropped whole, which gives its memory back, and reading over a long hole costs nothing.
     """
 
-    __slots__ = ("_numbers", "_segments", "last_id", "last_time_us")
+    __slots__ = ("_numbers", "_segments", "keys", "last_id", "last_time_us")
 
     def __init__(self) -> None:
         self.last_id = 0
         self.last_time_us = 0
+        self.keys: dict[str, _Remembered] = {}
         self._segments: dict[int, dict[int, _Kept]] = {}
         self._numbers: list[int] = []
 
@@ -104,8 +146,8 @@ class MemoryStore(Store):
         self._clock = clock
         self._logs: dict[str, _Log] = {}
         self._subjects: list[str] = []  # sorted; the order of code points is that of their UTF-8 bytes
-        self._expiring: defaultdict[int, list[tuple[str, int]]] = defaultdict(list)
-        self._expiry_times: list[int] = []  # a heap of the keys of _expiring
+        self._expiring: _Expiring[tuple[str, int]] = _Expiring()
+        self._expiring_keys: _Expiring[tuple[str, str]] = _Expiring()
         self._registers: dict[str, Register] = {}
         self._last_version = 0
 
@@ -113,25 +155,30 @@ class MemoryStore(Store):
         await trio.lowlevel.checkpoint()
         now_us = self._clock()
         outcomes: list[Outcome] = []
-        for subject, body, expiration_s, headers in batch:
+        for message in batch:
+            subject, body, expiration_s, headers, key, expected_last_id = message
             if expiration_s is not None and not 0 <= expiration_s <= LIMITS.expiration_max_s:
                 outcomes.append(Rejected(f"expiration {expiration_s} s is not within 0..{LIMITS.expiration_max_s} s"))
                 continue
+            if key or expected_last_id is not None:
+                outcome = self._judge(message, now_us)
+                if not isinstance(outcome, Appended):
+                    outcomes.append(outcome)
+                    continue
             log = self._logs.get(subject) or self._new_log(subject)
             if now_us > log.last_time_us:
                 log.last_time_us = now_us
             log.last_id = id_ = log.last_id + 1
             time_us = log.last_time_us
             outcomes.append(Appended(id_, time_us))
+            if key:
+                self._remember(subject, key, Duplicate(id_, time_us), key_kept_s(expiration_s))
             if expiration_s == 0:
                 continue
             expires_us = None
             if expiration_s is not None:
                 expires_us = time_us + expiration_s * 1_000_000
-                due = self._expiring[expires_us]
-                if not due:
-                    heappush(self._expiry_times, expires_us)
-                due.append((subject, id_))
+                self._expiring.add(expires_us, (subject, id_))
             log.keep(id_, (id_, body, dict(headers) if headers else NO_HEADERS, time_us, expires_us))
         return outcomes
 
@@ -199,18 +246,14 @@ class MemoryStore(Store):
     async def sweep(self) -> Swept:
         await trio.lowlevel.checkpoint()
         now_us = self._clock()
-        removed = 0
-        while self._expiry_times and self._expiry_times[0] <= now_us:
-            if removed == SWEEP_MESSAGES_MAX:
-                return Swept(removed, more=True)
-            due = self._expiring[self._expiry_times[0]]
-            for _ in range(min(len(due), SWEEP_MESSAGES_MAX - removed)):
-                subject, id_ = due.pop()
-                self._logs[subject].drop(id_)
-                removed += 1
-            if not due:
-                del self._expiring[heappop(self._expiry_times)]
-        return Swept(removed, more=False)
+        due = self._expiring.take_due(now_us, SWEEP_MESSAGES_MAX)
+        for subject, id_ in due:
+            self._logs[subject].drop(id_)
+        for subject, key in self._expiring_keys.take_due(now_us, SWEEP_MESSAGES_MAX):
+            keys = self._logs[subject].keys
+            if key in keys and not _is_kept(keys[key].expires_us, now_us):  # else it was used again
+                del keys[key]
+        return Swept(len(due), more=self._expiring.is_due(now_us) or self._expiring_keys.is_due(now_us))
 
     async def now(self) -> int:
         await trio.lowlevel.checkpoint()
@@ -231,6 +274,21 @@ class MemoryStore(Store):
         log = self._logs[subject] = _Log()
         insort(self._subjects, subject)
         return log
+
+    def _judge(self, message: NewMessage, now_us: int) -> Outcome:
+        log = self._logs.get(message.subject)
+        key = message.idempotency_key
+        remembered = log.keys.get(key) if log else None
+        known = {key: remembered.message} if remembered and _is_kept(remembered.expires_us, now_us) else {}
+        (outcome,) = judge([message], log.last_id if log else 0, now_us, known)
+        return outcome
+
+    def _remember(self, subject: str, key: str, message: Duplicate, kept_s: int | None) -> None:
+        expires_us = None
+        if kept_s is not None:
+            expires_us = message.time_us + kept_s * 1_000_000
+            self._expiring_keys.add(expires_us, (subject, key))
+        self._logs[subject].keys[key] = _Remembered(message, expires_us)
 
     def _get(self, subject: str, id_: int, now_us: int) -> Record | InvalidId | ExpiredId:
         log = self._logs.get(subject)

@@ -28,8 +28,9 @@ def generate(out: Path) -> None:
         if protoc.main([*arguments, *own, *WELL_KNOWN]) != 0:
             raise SystemExit("protoc failed")
         services = [name for name in own if "\nservice " in (PROTOS / name).read_text()]
-        if protoc.main(["protoc", f"-I{PROTOS}", f"-I{include}", f"--purerpc_out={scratch}", *services]) != 0:
-            raise SystemExit("protoc failed: is purerpc's plugin (protoc-gen-purerpc) on PATH?")
+        plugin = [f"--plugin=protoc-gen-purerpc={PROTOS / 'purerpc_plugin.py'}", f"--purerpc_out={scratch}"]
+        if protoc.main(["protoc", f"-I{PROTOS}", f"-I{include}", *plugin, *services]) != 0:
+            raise SystemExit("protoc failed: is the python3 on PATH one that has purerpc?")
         for path in sorted(Path(scratch).rglob("*.py*")):
             target = out / path.relative_to(scratch)
             target.parent.mkdir(parents=True, exist_ok=True)

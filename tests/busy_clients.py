@@ -59,8 +59,8 @@ class BusyClients:
             thread.start()
 
     def stall(self, subject: str = SUBJECT) -> None:
-        """Subscribe and never read; return when the broker has accepted it."""
-        stream = subscribe(self._connect(), subject)
+        """Subscribe to be cut when the buffer is full, and never read; return when the broker has accepted it."""
+        stream = subscribe(self._connect(), subject, slow="FAIL")
         stream.initial_metadata()
         self._stalled.append(stream)  # one that nobody has any more is cancelled
 
@@ -98,11 +98,11 @@ def fetch_unassigned(channel: grpc.Channel) -> None:
     fetch(channel, UNASSIGNED)
 
 
-def subscribe(channel: grpc.Channel, subject: str = SUBJECT) -> grpc.Call:
+def subscribe(channel: grpc.Channel, subject: str = SUBJECT, **fields: object) -> grpc.Call:
     call = channel.unary_stream(
         "/broker.Broker/Subscribe", pb.SubscribeRequest.SerializeToString, pb.MessageResponse.FromString
     )
-    return call(pb.SubscribeRequest(subject=subject))
+    return call(pb.SubscribeRequest(subject=subject, **fields))
 
 
 def read_on(channel: grpc.Channel) -> None:

@@ -48,14 +48,14 @@ class Told:
     not_appended: set[bytes] = field(default_factory=set)
 
     def note(self, batch: Sequence[NewMessage], outcomes: Sequence[Outcome]) -> None:
-        for (_, body, _, _), outcome in zip(batch, outcomes, strict=True):
+        for new, outcome in zip(batch, outcomes, strict=True):
             if not isinstance(outcome, Failed):
-                (self.ids[body],) = ids([outcome])
+                (self.ids[new.body],) = ids([outcome])
             elif isinstance(outcome.error, OutcomeUnknown):
-                self.unknown.add(body)
+                self.unknown.add(new.body)
             else:
                 assert isinstance(outcome.error, StoreUnavailable)
-                self.not_appended.add(body)
+                self.not_appended.add(new.body)
 
     async def check(self, store: Store, subject: str = "orders") -> None:
         """The log has no gap and nothing twice; all that was acknowledged, and else only what is unknown."""

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from persistence.cassandra import buckets, reading, writing
-from persistence.cassandra.steps import Batch, Bound, OutOfPatience, Pause, Request, Rows, Steps, Unclear
+from persistence.cassandra import buckets, keys, reading, writing
+from persistence.cassandra.steps import AtOnce, Batch, Bound, OutOfPatience, Pause, Request, Rows, Steps, Unclear
 from persistence.errors import StoreError, StoreUnavailable
 
 R = TypeVar("R")
@@ -25,6 +25,7 @@ class Nodes:
         self.buckets: dict[Partition, int] = {}
         self.states: dict[Partition, tuple[Any, ...]] = {}
         self.rows: dict[Partition, dict[int, dict[str, Any]]] = {}
+        self.claims: dict[tuple[str, str], dict[object, dict[str, Any]]] = {}
         self._check_conditions = check_conditions
         self._statements: dict[object, Callable[..., Rows | None]] = {
             buckets._LAST: lambda subject: self._bases(subject, lambda base_id: True)[-1:],
@@ -34,15 +35,19 @@ class Nodes:
             buckets._ADD_SUBJECT: lambda shard, subject: self.subjects.add((shard, subject)),
             buckets._STATE: lambda *key: self._select(key[:2], lambda id_: id_ == key[2]),
             reading._CHUNKS: lambda *key: self._select(key[:2], lambda id_: id_ >= key[2])[: key[3]],
-            writing._ATTEMPT: lambda *key: self._select(key[:2], lambda id_: id_ == key[2]),
+            keys._CLAIMS: lambda *key: [{"key": key[1], **row} for row in self.claims.get(key, {}).values()],
+            keys._CLAIM: lambda subject, key, *row: self._claim((subject, key), *row),
+            keys._ATTEMPT: lambda *key: self._select(key[:2], lambda id_: id_ == key[2]),
             writing._PUT_CHUNK: lambda *values: self._put(*values[:3], chunk=values[3]),
             writing._PUT_ATTEMPT: lambda *values: self._put(*values[:3], attempt=values[3]),
             writing._PUT_END: lambda *values: self._put(*values),
             writing._MOVE_HEAD: lambda *values: self.states.update({values[5:7]: values[:5]}),
         }
 
-    def do(self, request: Bound | Batch) -> Rows | None:
+    def do(self, request: Bound | Batch | AtOnce) -> Rows | None:
         """Carry a request out; return the rows of the answer."""
+        if isinstance(request, AtOnce):
+            return [row for part in request.parts for row in self.do(part) or ()]
         if isinstance(request, Bound):
             return self._statements[request.statement](*request.values)
         moves = [part for part in request.parts if part.statement is writing._MOVE_HEAD]
@@ -76,6 +81,11 @@ class Nodes:
 
     def _put(self, subject: str, base_id: int, id_: int, **columns: object) -> None:
         self.rows.setdefault((subject, base_id), {})[id_] = columns
+
+    def _claim(self, key: tuple[str, str], attempt: object, *values: object) -> None:
+        columns = ("base_id", "first_id", "id", "appended_at", "expires_at")
+        row = {"attempt": attempt, **dict(zip(columns, values[: len(columns)], strict=True))}
+        self.claims.setdefault(key, {})[attempt] = row
 
 
 @dataclass

@@ -40,6 +40,8 @@ class GrpcioBroker:
         self._subscribers: dict[str, list[SimpleQueue[MessageResponse | None]]] = defaultdict(list)
         self._seen: dict[str, threading.Event] = defaultdict(threading.Event)
         self.deadlines_s: list[float | None] = []
+        self.subscribed: list[SubscribeRequest] = []
+        """The requests that were served."""
 
     async def seen(self, what: str) -> None:
         """Wait until the server's threads have said ``what``."""
@@ -94,6 +96,7 @@ class GrpcioBroker:
             queue.put(None)
 
         context.add_callback(gone)
+        self.subscribed.append(request)
         context.send_initial_metadata(())
         self._seen["subscribed"].set()
         while (response := queue.get()) is not None:

@@ -96,6 +96,15 @@ class Outside:
         self.terminate(*[pid for (pid,) in self.do(f"SELECT pid FROM pg_stat_activity WHERE {STORES}")])
 
 
+def set_standbys(outside: Outside, names: str) -> None:
+    outside.do(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+    outside.do("SELECT pg_reload_conf()")
+
+
+def waiting_for_standby(outside: Outside) -> list[int]:
+    return [pid for (pid,) in outside.do("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'")]
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Ask again and again, each time from the database: there is nobody to be told by."""
     with trio.fail_after(SAFETY_S):

@@ -4,7 +4,11 @@ from persistence import NO_HEADERS, Appended, NewMessage
 from trio_broker.batch import OVERHEAD_BYTES
 from trio_broker.config import Config
 from trio_broker.errors import SlowConsumer
-from trio_broker.fanout import Fanout, Subscription
+from trio_broker.fanout import Fanout
+from trio_broker.start import SlowPolicy
+from trio_broker.subscription import Subscription
+
+FAIL = SlowPolicy.FAIL
 
 BODY = bytes(10_000)
 EACH = 2 * len(BODY) + OVERHEAD_BYTES
@@ -49,7 +53,11 @@ def test_small_messages_are_counted_by_what_they_take_as_objects() -> None:
 
 def test_beyond_the_bound_those_farthest_behind_are_cut_and_what_waits_for_them_is_dropped() -> None:
     hub = Fanout(Config(), backlog_max_bytes=10 * EACH)
-    with hub.subscribe("far") as far, hub.subscribe("near") as near, hub.subscribe("quick") as quick:
+    with (
+        hub.subscribe("far", slow=FAIL) as far,
+        hub.subscribe("near", slow=FAIL) as near,
+        hub.subscribe("quick", slow=FAIL) as quick,
+    ):
         for id_ in range(1, 8):
             deliver(hub, "far", id_)
         far.receive_nowait()
@@ -68,7 +76,7 @@ def test_beyond_the_bound_those_farthest_behind_are_cut_and_what_waits_for_them_
 
 def test_who_was_cut_before_and_still_has_something_is_cut_short() -> None:
     hub = Fanout(Config(subscriber_messages=5), backlog_max_bytes=6 * EACH)
-    with hub.subscribe("far") as far, hub.subscribe("near") as near:
+    with hub.subscribe("far", slow=FAIL) as far, hub.subscribe("near", slow=FAIL) as near:
         for id_ in range(1, 7):
             deliver(hub, "far", id_)
         assert isinstance(far.error, SlowConsumer)

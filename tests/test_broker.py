@@ -22,6 +22,7 @@ from trio_broker import (
     MessageTooLarge,
     Overloaded,
     SlowConsumer,
+    SlowPolicy,
     open_broker,
 )
 from trio_broker.config import BODY_MAX_BYTES
@@ -290,7 +291,7 @@ async def test_beyond_the_queue_publishes_are_refused(store: TrialStore) -> None
 async def test_a_slow_subscriber_ends_with_where_it_was_and_the_others_are_served(store: TrialStore) -> None:
     async with (
         broker_on(store, subscriber_messages=3) as broker,
-        broker.subscribe("a") as slow,
+        broker.subscribe("a", slow=SlowPolicy.FAIL) as slow,
         broker.subscribe("a") as quick,
     ):
         for number in range(10):

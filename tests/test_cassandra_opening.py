@@ -9,9 +9,12 @@ from cassandra_keyspaces import Keyspaces, keyspace_of
 from cassandra_kit import opened
 from postgres_kit import ids, message
 
-from persistence import CannotOpen, Schema, StoreUnavailable, migrate, migration_sql, open_store, read_schema
+from persistence import CannotOpen, Outcome, Schema, StoreUnavailable, migrate, migration_sql, open_store, read_schema
+from persistence.cassandra import schema
 from persistence.cassandra.address import Address, read_url
 from persistence.cassandra.schema import replication_factor
+
+LATEST = len(schema.STEPS)
 
 
 async def refusal(url: str, kind: type[Exception] = CannotOpen, *, migrate: bool = True) -> str:
@@ -122,8 +125,8 @@ async def test_more_replicas_than_nodes(cassandra: Keyspaces, cassandra_url: str
 
 async def test_without_migration_nothing_is_made(cassandra_url: str) -> None:
     text = await refusal(cassandra_url, migrate=False)
-    assert "has schema version 0, and this release needs 1; start once with migration" in text
-    assert await read_schema(cassandra_url) == Schema(0, 1)
+    assert f"has schema version 0, and this release needs {LATEST}; start once with migration" in text
+    assert await read_schema(cassandra_url) == Schema(0, LATEST)
 
 
 async def test_an_unknown_datacenter(cassandra_url: str) -> None:
@@ -155,7 +158,7 @@ async def test_a_keyspace_of_a_later_release(cassandra: Keyspaces, cassandra_url
     async with opened(cassandra_url):
         pass
     cassandra.execute(f"UPDATE {keyspace_of(cassandra_url)}.store SET version = 99 WHERE id = 0")
-    assert "schema version 99, and this release knows versions up to 1" in await refusal(cassandra_url)
+    assert f"schema version 99, and this release knows versions up to {LATEST}" in await refusal(cassandra_url)
 
 
 @pytest.mark.parametrize("table", ["log (a int PRIMARY KEY)", "store (a int PRIMARY KEY)"])
@@ -202,17 +205,55 @@ async def test_several_stores_are_opened_at_once_where_nothing_is_yet(cassandra_
 
 
 async def test_migrating_apart_from_opening(cassandra_url: str) -> None:
-    assert await migrate(cassandra_url) == Schema(1, 1)
-    assert await read_schema(cassandra_url) == Schema(1, 1)
+    assert await migrate(cassandra_url) == Schema(LATEST, LATEST)
+    assert await read_schema(cassandra_url) == Schema(LATEST, LATEST)
     assert await migration_sql(cassandra_url) == ""
+
+
+async def test_a_keyspace_of_the_first_version_is_brought_up_to_date(
+    cassandra: Keyspaces, cassandra_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{cassandra_url}&dc=datacenter1"
+    with monkeypatch.context() as patching:
+        patching.setattr(schema, "STEPS", schema.STEPS[:1])
+        run(cassandra, await migration_sql(url))
+    assert f"has schema version 1, and this release needs {LATEST}" in await refusal(url, migrate=False)
+    script = await migration_sql(url)
+    assert "CREATE KEYSPACE" not in script
+    run(cassandra, script)
+    assert await read_schema(url) == Schema(LATEST, LATEST)
+    assert await migration_sql(url) == ""
+
+
+async def test_several_stores_bring_a_keyspace_up_to_date_at_once(
+    cassandra: Keyspaces, cassandra_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patching:
+        patching.setattr(schema, "STEPS", schema.STEPS[:1])
+        run(cassandra, await migration_sql(f"{cassandra_url}&dc=datacenter1"))
+    outcomes: list[Outcome] = []
+
+    async def append() -> None:
+        async with open_store(cassandra_url) as store:
+            outcomes.extend(await store.append([message()._replace(idempotency_key="k")]))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(append)
+    assert [outcome[0] for outcome in outcomes] == [1] * 4
+    assert await read_schema(cassandra_url) == Schema(LATEST, LATEST)
+
+
+def run(cassandra: Keyspaces, script: str) -> None:
+    for statement in script.split(";\n"):
+        if statement.strip() and "CONSISTENCY" not in statement:  # those are cqlsh's own
+            cassandra.execute(statement)
 
 
 async def test_what_an_administrator_is_given_makes_the_keyspace(cassandra: Keyspaces, cassandra_url: str) -> None:
     with pytest.raises(CannotOpen, match="name the datacenter in the URL, by dc="):
         await migration_sql(cassandra_url)
     url = f"{cassandra_url}&dc=datacenter1"
-    for statement in (await migration_sql(url)).split(";\n"):
-        if statement.strip() and "CONSISTENCY" not in statement:  # those are cqlsh's own
-            cassandra.execute(statement)
+    run(cassandra, await migration_sql(url))
     async with open_store(url, migrate=False) as store:
         assert ids(await store.append([message()])) == [1]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persistence import Appended, BadContent, Failed, NewMessage, OutcomeUnknown, Record, StoreUnavailable
-from persistence.cassandra import writing
+from persistence.cassandra import keys, writing
 from persistence.cassandra.clock import Clock
 from persistence.cassandra.reading import read_page
 from persistence.cassandra.shares import Share
@@ -253,7 +253,7 @@ def test_a_share_that_a_node_would_not_take_is_halved_without_asking() -> None:
 
 
 def test_what_may_be_done_twice_is_asked_for_until_there_is_an_answer() -> None:
-    steps = surely(writing._ATTEMPT("orders", 0, -1))
+    steps = surely(keys._ATTEMPT("orders", 0, -1))
     asked = next(steps)
     for _ in range(3):
         assert isinstance(steps.throw(Unclear("no answer")), Pause)

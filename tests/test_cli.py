@@ -320,6 +320,7 @@ async def test_lines_without_an_answer_in_time_are_accounted_for(
         (["pub", "a", "b", "--expiration", "1.5"], "whole number of seconds"),
         (["pub", "a", "b", "-H", "novalue"], "write name:value"),
         (["pub", "a", "b", "-H", "k:1", "-H", "k:2"], "a header is given twice"),
+        (["pub", "a", "--key", "k"], "--key is for one message"),
         (["pub", "a", "b", "--json"], "the messages come from stdin"),
         (["pub", "a\udcff", "b"], "not UTF-8"),
         (["pub", "a", "b", "--server", "nowhere"], "not an address"),

@@ -53,6 +53,10 @@ def test_a_lines_headers_are_added_and_go_before_those_of_the_command_line() -> 
     assert DEFAULT.headers == {"k": b"v"}
 
 
+def test_a_line_may_have_a_key() -> None:
+    assert from_json(b'{"body": "x", "idempotency_key": "k"}', DEFAULT) == Draft("orders", b"x", 60, {"k": b"v"}, "k")
+
+
 @pytest.mark.parametrize("line", [b"", b" ", b"\t\r"])
 def test_a_blank_line_is_no_message(line: bytes) -> None:
     assert from_json(line, DEFAULT) is None
@@ -81,6 +85,7 @@ def test_how_long_a_line_is_kept(text: str, expiration: int | None) -> None:
         ('{"body_base64": "é"}', "body_base64 must be base64"),
         ('{"body": "x", "subject": 1}', "subject must be text"),
         ('{"body": "x", "subject": ""}', "no subject"),
+        ('{"body": "x", "idempotency_key": 1}', "idempotency_key must be text"),
         ('{"body": "x", "headers": []}', "headers must be an object"),
         ('{"body": "x", "headers": {"a": 1}}', "a must be text"),
         ('{"body": "x", "headers_base64": {"a": "?"}}', "a must be base64"),

@@ -4,7 +4,9 @@ import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -13,7 +15,8 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, StreamEnded
 
-from trio_broker._proto.broker_pb2 import PublishRequest, PublishResponse
+from trio_broker._proto.broker_pb2 import PublishRequest, PublishResponse, SubscribeRequest
+from trio_broker._proto.google.protobuf.timestamp_pb2 import Timestamp
 from trio_broker.client import Client, connect
 from trio_broker.client.exchange import frame
 from trio_broker.errors import (
@@ -23,9 +26,11 @@ from trio_broker.errors import (
     ExpiredId,
     InvalidExpiration,
     InvalidId,
+    InvalidPosition,
     SlowConsumer,
 )
 from trio_broker.message import Message
+from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy
 
 
 @pytest.fixture
@@ -163,6 +168,35 @@ async def test_a_stream_ends_with_its_error_after_everything_before_it(client: C
         with pytest.raises(SlowConsumer) as slow:
             await anext(messages)
     assert slow.value.metadata == {"last_delivered_id": "1"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, {}),
+        ({"start": New(), "until": AtEnd()}, {"at_end": True}),
+        ({"start": Earliest(), "until": 7, "slow": SlowPolicy.FAIL}, {"earliest": True, "until_id": 7, "slow": "FAIL"}),
+        ({"start": Last(0), "report_gaps": True}, {"last": 0, "report_gaps": True}),
+        ({"start": After(41), "slow": SlowPolicy.DROP_OLDEST}, {"after_id": 41, "slow": "DROP_OLDEST"}),
+        ({"start": At(datetime(1970, 1, 1, 1, 0, 0, 5, UTC))}, {"at": Timestamp(seconds=3600, nanos=5000)}),
+    ],
+)
+async def test_where_a_subscription_begins_and_ends_is_told_to_the_broker(
+    broker: GrpcioBroker, client: Client, asked: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    async with client.subscribe("orders", **asked):
+        assert broker.subscribed == [SubscribeRequest(subject="orders", **expected)]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [Last(2**63), After(-(2**63) - 1), At(datetime(2026, 1, 1))],
+    ids=["too many", "no id", "no zone"],
+)
+async def test_a_start_that_the_wire_cannot_carry_is_refused_here(client: Client, start: Last | After | At) -> None:
+    with pytest.raises(InvalidPosition):
+        async with client.subscribe("orders", start=start):
+            pass
 
 
 async def test_publishes_started_in_order_arrive_in_order() -> None:

@@ -1,8 +1,10 @@
 from trio_broker import SlowConsumer
 from trio_broker.batch import Batch
 from trio_broker.config import Config
-from trio_broker.fanout import Fanout, Messages
+from trio_broker.fanout import Fanout
 from trio_broker.message import Message
+from trio_broker.start import SlowPolicy
+from trio_broker.subscription import Messages
 
 Told = list[tuple[int, int]]
 
@@ -68,7 +70,7 @@ async def test_what_waits_and_how_full_the_fullest_buffer_is() -> None:
 
 async def test_subscriptions_that_are_cut_are_counted_and_others_that_end_are_not() -> None:
     fanout, _ = watched(subscriber_messages=1)
-    with fanout.subscribe("a") as slow, fanout.subscribe("b"):
+    with fanout.subscribe("a", slow=SlowPolicy.FAIL) as slow, fanout.subscribe("b"):
         fanout.publish(batch(1))
         fanout.publish(batch(2))
         assert isinstance(slow.error, SlowConsumer)

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker.batch import Batch
-from trio_broker.message import Message
-from trio_broker.service.encoding import batch_wire, message_response, publish_response, varint
+from trio_broker.message import Gap, Message
+from trio_broker.service.encoding import batch_wire, duplicate_response, message_response, publish_response, varint
 
 ids = st.integers(min_value=1, max_value=2**63 - 1)
 times_us = st.integers(min_value=0, max_value=253402300799_000_000)
@@ -22,6 +22,8 @@ def test_a_publish_response_reads_as_protobuf(id_: int, published_us: int) -> No
     expected = pb.PublishResponse(id=id_)
     expected.published_at.FromMicroseconds(published_us)
     assert pb.PublishResponse.FromString(publish_response(id_, published_us)) == expected
+    expected.duplicate = True
+    assert pb.PublishResponse.FromString(duplicate_response(id_, published_us)) == expected
 
 
 @given(messages)
@@ -40,6 +42,27 @@ def test_a_batch_is_encoded_once_as_framed_messages() -> None:
         read.append(pb.MessageResponse.FromString(wire[5 : 5 + size]))
         wire = wire[5 + size :]
     assert read == [_expected(message) for message in batch.messages]
+
+
+def test_gaps_are_sent_in_their_place() -> None:
+    gaps = [Gap("orders", 7, 8, "unavailable"), Gap("orders", 10, 12, "live_buffer")]
+    batch = Batch.replayed("orders", 6, [Message("orders", 9, b"a", {}, 1)], gaps, 12)
+    wire, read = batch_wire(batch), []
+    while wire:
+        size = int.from_bytes(wire[1:5], "big")
+        read.append(pb.MessageResponse.FromString(wire[5 : 5 + size]))
+        wire = wire[5 + size :]
+    first, message, last = read
+    assert (first.subject, getattr(first.gap, "from"), first.gap.to, first.gap.reason) == (
+        "orders",
+        7,
+        8,
+        "unavailable",
+    )
+    assert message == _expected(batch.messages[0])
+    assert (getattr(last.gap, "from"), last.gap.to) == (10, 12)
+    assert not last.id
+    assert not message.HasField("gap")
 
 
 @given(st.integers(min_value=0, max_value=2**64 - 1))

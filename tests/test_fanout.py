@@ -1,4 +1,5 @@
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -10,7 +11,11 @@ from persistence import NO_HEADERS, Appended, NewMessage
 from trio_broker import BrokerClosed, Draining, Message, SlowConsumer
 from trio_broker.batch import Batch
 from trio_broker.config import Config
-from trio_broker.fanout import Fanout, Messages, Subscription
+from trio_broker.fanout import Fanout
+from trio_broker.start import SlowPolicy
+from trio_broker.subscription import Messages, Subscription
+
+FAIL = SlowPolicy.FAIL
 
 
 def batch(subject: str, ids: Sequence[int], body: bytes = b"") -> Batch:
@@ -67,16 +72,16 @@ def test_one_commit_is_one_batch_per_subject_that_somebody_listens_to() -> None:
     hub = fanout()
     committed = [
         (NewMessage(subject, b"%d" % number, 60, {"n": b"1"}), Appended(number, 1_000_000 + number))
-        for number, subject in enumerate("abcab")
+        for number, subject in zip((1, 1, 1, 2, 2), "abcab", strict=True)
     ]
     hub.deliver(committed)  # to nobody
     with hub.subscribe("a") as a, hub.subscribe("b") as b:
         hub.deliver(committed)
         assert a.receive_nowait().messages == [
-            Message("a", 0, b"0", {"n": b"1"}, 1_000_000),
-            Message("a", 3, b"3", {"n": b"1"}, 1_000_003),
+            Message("a", 1, b"1", {"n": b"1"}, 1_000_001),
+            Message("a", 2, b"2", {"n": b"1"}, 1_000_002),
         ]
-        assert [message.id for message in b.receive_nowait().messages] == [1, 4]
+        assert [message.id for message in b.receive_nowait().messages] == [1, 2]
         assert buffered_ids(a) == buffered_ids(b) == []
 
 
@@ -125,7 +130,7 @@ def test_a_wake_that_fails_is_logged_and_reaches_nobody_else() -> None:
 
 def test_a_full_subscriber_is_cut_and_the_others_are_served() -> None:
     hub = fanout(subscriber_messages=3)
-    with hub.subscribe("a") as slow, hub.subscribe("a") as quick:
+    with hub.subscribe("a", slow=FAIL) as slow, hub.subscribe("a", slow=FAIL) as quick:
         hub.publish(batch("a", [1, 2]))
         assert buffered_ids(quick) == [1, 2]
         assert hub.publish(batch("a", [3, 4])) == 1
@@ -143,7 +148,7 @@ def test_a_full_subscriber_is_cut_and_the_others_are_served() -> None:
 
 def test_the_bound_in_messages_is_exact() -> None:
     hub = fanout(subscriber_messages=3)
-    with hub.subscribe("a") as subscription:
+    with hub.subscribe("a", slow=FAIL) as subscription:
         hub.publish(batch("a", [1]))
         hub.publish(batch("a", [2, 3]))
         assert subscription.buffered_messages == 3
@@ -154,7 +159,7 @@ def test_the_bound_in_messages_is_exact() -> None:
 
 def test_the_bound_in_bytes_is_exact() -> None:
     hub = fanout(subscriber_bytes=10)
-    with hub.subscribe("a") as subscription:
+    with hub.subscribe("a", slow=FAIL) as subscription:
         hub.publish(batch("a", [1], b"1234"))
         hub.publish(batch("a", [2], b"123456"))
         assert subscription.buffered_bytes == 10
@@ -166,7 +171,7 @@ def test_the_bound_in_bytes_is_exact() -> None:
 
 def test_an_empty_buffer_takes_any_batch() -> None:
     hub = fanout(subscriber_messages=2, subscriber_bytes=10)
-    with hub.subscribe("a") as subscription:
+    with hub.subscribe("a", slow=FAIL) as subscription:
         for ids, body in (([1, 2, 3], b""), ([4], b"x" * 11)):
             assert hub.publish(batch("a", ids, body)) == 1
             assert buffered_ids(subscription) == ids
@@ -176,7 +181,7 @@ def test_an_empty_buffer_takes_any_batch() -> None:
 
 def test_receiving_makes_room_again() -> None:
     hub = fanout(subscriber_messages=2)
-    with hub.subscribe("a") as subscription:
+    with hub.subscribe("a", slow=FAIL) as subscription:
         for id_ in range(1, 100, 2):
             assert hub.publish(batch("a", [id_])) == 1
             assert hub.publish(batch("a", [id_ + 1])) == 1
@@ -186,7 +191,7 @@ def test_receiving_makes_room_again() -> None:
 
 def test_a_subscriber_that_is_cut_before_it_read_anything_was_given_what_it_buffered() -> None:
     hub = fanout(subscriber_messages=1)
-    with hub.subscribe("a") as subscription:
+    with hub.subscribe("a", slow=FAIL) as subscription:
         hub.publish(batch("a", [41]))
         hub.publish(batch("a", [42]))
         assert subscription.last_delivered_id == 0
@@ -199,7 +204,7 @@ def test_a_subscriber_that_is_cut_before_it_read_anything_was_given_what_it_buff
 
 def test_a_subscription_that_ends_leaves_no_trace() -> None:
     hub = fanout(subscriber_messages=1)
-    left, cut, closed = (hub.subscribe(subject) for subject in ("left", "cut", "closed"))
+    left, cut, closed = (hub.subscribe(subject, slow=FAIL) for subject in ("left", "cut", "closed"))
     assert hub.count == 3
     with left:
         pass
@@ -217,13 +222,15 @@ def test_a_thousand_random_subscriptions_come_and_go() -> None:
     dice = random.Random(1)
     hub = fanout(subscriber_messages=4)
     open_now: list[Subscription] = []
-    for id_ in range(1, 1001):
-        open_now.append(hub.subscribe(dice.choice("abcdef")))
+    last_ids: Counter[str] = Counter()
+    for _ in range(1000):
+        open_now.append(hub.subscribe(dice.choice("abcdef"), slow=FAIL))
         if dice.random() < 0.5:
             open_now.pop(dice.randrange(len(open_now))).close()
         subject = dice.choice("abcdef")
         listening = [one for one in open_now if one.subject == subject and one.error is None]
-        taken = hub.publish(batch(subject, [id_]))
+        last_ids[subject] += 1
+        taken = hub.publish(batch(subject, [last_ids[subject]]))
         assert taken == len([one for one in listening if one.error is None])
         assert hub.count == len([one for one in open_now if one.error is None])
     dice.shuffle(open_now)
@@ -298,7 +305,7 @@ async def test_a_cancelled_reader_loses_nothing() -> None:
 
 async def test_messages_come_one_by_one_and_then_the_reason_of_the_end() -> None:
     hub = fanout(subscriber_messages=3)
-    with hub.subscribe("a") as subscription:
+    with hub.subscribe("a", slow=FAIL) as subscription:
         hub.publish(batch("a", [1, 2]))
         hub.publish(batch("a", [3]))
         hub.publish(batch("a", [4]))

@@ -57,6 +57,7 @@ async def test_every_operation_is_counted_once(measured: Measured) -> None:
     await store.read("a", 0, max_messages=1, max_bytes=1)
     await store.get([Key("a", 1)])
     await store.head("a")
+    await store.id_before("a", 0)
     await store.subjects()
     version = await store.compare_and_set("r", b"", version=0)
     assert version is not None
@@ -80,6 +81,16 @@ async def test_what_is_appended_is_counted_with_its_bytes_and_its_flush(measured
     assert told["trio_broker_subject_messages_published_total"] == 3
     assert (told["trio_broker_flush_messages_count"], told["trio_broker_flush_messages_sum"]) == (2, 5)
     assert told["trio_broker_flush_seconds_count"] == 2
+
+
+async def test_what_was_appended_before_counts_as_a_duplicate_only(measured: Measured) -> None:
+    _, store, registry = measured
+    keyed = message(body=b"123")._replace(idempotency_key="k")
+    await store.append([keyed, keyed, message()._replace(expected_last_id=7)])
+    told = {sample.name: sample.value for family in registry.collect() for sample in family.samples}
+    assert told["trio_broker_messages_published_total"] == 1
+    assert told["trio_broker_messages_deduplicated_total"] == 1
+    assert told["trio_broker_published_bytes_total"] == 3
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from persistence.postgres import opening, schema
 from persistence.postgres.connection import Address
 from persistence.postgres.opening import version_of
 
+LATEST = len(schema.STEPS)
+
 
 async def refusal(
     url: str, kind: type[Exception] = CannotOpen, *, migrate: bool = True, commit_timeout_s: float = 10
@@ -133,8 +135,13 @@ async def test_a_role_without_rights_on_the_tables(postgres: Databases, postgres
         outside.do(f"GRANT SELECT, INSERT, UPDATE ON trio_broker.{table} TO {role_of(url)}")
     assert "permission denied for table messages" in await refusal(url)
     outside.do(f"GRANT SELECT, INSERT ON trio_broker.messages TO {role_of(url)}")
+    assert "permission denied for table keys" in await refusal(url)
+    outside.do(f"GRANT SELECT, INSERT, UPDATE ON trio_broker.keys TO {role_of(url)}")
+    assert "permission denied for table subjects" in await refusal(url)
+    outside.do(f"GRANT DELETE ON trio_broker.subjects TO {role_of(url)}")
     async with open_store(url) as store:
         assert ids(await store.append([message()])) == [1]
+        assert ids(await store.append([message()._replace(idempotency_key="k")])) == [2]
 
 
 async def test_a_role_that_owns_only_the_schema(postgres: Databases, postgres_url: str, outside: Outside) -> None:
@@ -186,7 +193,7 @@ async def test_a_schema_of_a_later_release(postgres_url: str, outside: Outside) 
     async with open_store(postgres_url):
         pass
     outside.do("INSERT INTO trio_broker.schema_version VALUES (99, now())")
-    assert "has schema version 99, and this release knows versions up to 1" in await refusal(postgres_url)
+    assert f"has schema version 99, and this release knows versions up to {LATEST}" in await refusal(postgres_url)
     with pytest.raises(CannotOpen, match="version 99"):
         version_of(postgres_url)
 
@@ -196,9 +203,24 @@ async def test_no_schema_and_no_migration(postgres_url: str) -> None:
     assert version_of(postgres_url) == 0
     async with open_store(postgres_url):
         pass
-    assert version_of(postgres_url) == 1
+    assert version_of(postgres_url) == LATEST
     async with open_store(postgres_url, migrate=False):
         pass
+
+
+async def test_a_schema_of_the_first_version_keeps_what_it_has_and_learns_keys(
+    postgres_url: str, outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patching:
+        patching.setattr(schema, "STEPS", schema.STEPS[:1])
+        outside.do(schema.script(0))
+    outside.do("INSERT INTO trio_broker.subjects (name, last_id, last_at) VALUES ('orders', 1, now())")
+    outside.do("INSERT INTO trio_broker.messages VALUES (1, 1, now(), NULL, NULL, 'first')")
+    assert f"schema version 1, and this release needs {LATEST}" in await refusal(postgres_url, migrate=False)
+    keyed = message()._replace(idempotency_key="k")
+    async with open_store(postgres_url) as store:
+        assert [outcome[0] for outcome in await store.append([keyed, keyed])] == [2, 2]
+        assert [record.body for record in await read_all(store)] == [b"first", b"x"]
 
 
 async def test_an_older_schema_is_brought_up_to_date(
@@ -208,10 +230,14 @@ async def test_an_older_schema_is_brought_up_to_date(
         pass
     second = "ALTER TABLE trio_broker.messages ADD COLUMN note text;\n"
     monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, second))
-    assert "has schema version 1, and this release needs 2" in await refusal(postgres_url, migrate=False)
+    assert f"has schema version {LATEST}, and this release needs {LATEST + 1}" in await refusal(
+        postgres_url, migrate=False
+    )
     async with open_store(postgres_url) as store:
         assert [record.body for record in await read_all(store)] == [b"first"]
-    assert outside.do("SELECT version FROM trio_broker.schema_version ORDER BY version") == [(1,), (2,)]
+    assert outside.do("SELECT version FROM trio_broker.schema_version ORDER BY version") == [
+        (n,) for n in range(1, LATEST + 2)
+    ]
     assert outside.do("SELECT note FROM trio_broker.messages") == [(None,)]
 
 
@@ -229,10 +255,10 @@ async def test_a_step_that_fails_leaves_nothing_behind(
 async def test_an_administrator_may_run_the_script(postgres_url: str, outside: Outside) -> None:
     outside.do("CREATE SCHEMA trio_broker")
     outside.do(schema.script(0))
-    assert version_of(postgres_url) == 1
+    assert version_of(postgres_url) == LATEST
     async with opened(postgres_url, commit_timeout_s=10):
         pass
-    assert "CREATE" not in schema.script(1)
+    assert "CREATE" not in schema.script(LATEST)
 
 
 async def test_several_open_a_new_database_at_once(postgres_url: str, outside: Outside) -> None:
@@ -243,7 +269,7 @@ async def test_several_open_a_new_database_at_once(postgres_url: str, outside: O
     async with trio.open_nursery() as nursery:
         for _ in range(6):
             nursery.start_soon(open_and_append)
-    assert outside.do("SELECT version FROM trio_broker.schema_version") == [(1,)]
+    assert outside.do("SELECT version FROM trio_broker.schema_version") == [(n,) for n in range(1, LATEST + 1)]
     assert outside.do("SELECT last_id FROM trio_broker.subjects") == [(6,)]
 
 

@@ -7,7 +7,7 @@ import pytest
 import trio
 from blackhole import Blackhole
 from postgres_databases import Databases
-from postgres_kit import Outside, Task, ids, message, opened, read_all, until
+from postgres_kit import Outside, Task, ids, message, opened, read_all, set_standbys, until, waiting_for_standby
 from postgres_server import PostgresServer
 
 from persistence import Head, NewMessage, OutcomeUnknown, Store, StoreUnavailable
@@ -193,15 +193,6 @@ async def test_a_commit_that_no_standby_confirmed_is_asked_about_until_one_does(
             set_standbys(outside, "")
             assert ids(await append.result()) == [2]
             await check_log(store, b"first", b"second")
-
-
-def set_standbys(outside: Outside, names: str) -> None:
-    outside.do(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
-    outside.do("SELECT pg_reload_conf()")
-
-
-def waiting_for_standby(outside: Outside) -> list[int]:
-    return [pid for (pid,) in outside.do("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'")]
 
 
 async def test_a_writer_whose_row_is_gone_begins_anew(store: Store, outside: Outside) -> None:

@@ -9,6 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker._proto.broker_grpc import BrokerServicer
+from trio_broker.start import SlowPolicy
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,10 +19,26 @@ GOLDEN = {
         "body": (2, "BYTES"),
         "expirationSeconds": (3, "INT32"),
         "headers": (4, "map<STRING, BYTES>"),
+        "idempotency_key": (5, "STRING"),
         "keep": (6, "BOOL"),
+        "expected_last_id": (7, "INT64"),
     },
-    "PublishResponse": {"id": (1, "INT64"), "published_at": (2, "google.protobuf.Timestamp")},
-    "SubscribeRequest": {"subject": (1, "STRING")},
+    "PublishResponse": {
+        "id": (1, "INT64"),
+        "published_at": (2, "google.protobuf.Timestamp"),
+        "duplicate": (3, "BOOL"),
+    },
+    "SubscribeRequest": {
+        "subject": (1, "STRING"),
+        "earliest": (2, "BOOL"),
+        "after_id": (3, "INT64"),
+        "at": (4, "google.protobuf.Timestamp"),
+        "last": (5, "INT64"),
+        "until_id": (6, "INT64"),
+        "at_end": (7, "BOOL"),
+        "report_gaps": (8, "BOOL"),
+        "slow": (9, "ENUM"),
+    },
     "FetchRequest": {"subject": (1, "STRING"), "id": (2, "INT64")},
     "MessageResponse": {
         "body": (1, "BYTES"),
@@ -29,8 +46,12 @@ GOLDEN = {
         "subject": (3, "STRING"),
         "published_at": (4, "google.protobuf.Timestamp"),
         "headers": (5, "map<STRING, BYTES>"),
+        "gap": (6, "broker.Gap"),
     },
+    "Gap": {"from": (1, "INT64"), "to": (2, "INT64"), "reason": (3, "STRING")},
 }
+SLOW_POLICIES = {"CATCH_UP": 0, "DROP_OLDEST": 1, "FAIL": 2}
+
 CALLS = {
     "Publish": ("PublishRequest", "PublishResponse", False, False),
     "Subscribe": ("SubscribeRequest", "MessageResponse", False, True),
@@ -58,6 +79,11 @@ def test_field_names_numbers_and_types_never_change() -> None:
         for message in pb.DESCRIPTOR.message_types_by_name.values()
     }
     assert found == GOLDEN
+
+
+def test_policies_never_change_and_are_the_same_in_python() -> None:
+    assert dict(pb.SubscribeRequest.SlowPolicy.items()) == SLOW_POLICIES
+    assert {policy.name: policy.value for policy in SlowPolicy} == SLOW_POLICIES
 
 
 def test_calls_never_change() -> None:

@@ -17,6 +17,7 @@ from persistence.sqlite import schema
 from persistence.sqlite.connection import connect, set_up_reader, set_up_writer
 
 MESSAGE = NewMessage("orders", b"x", None)
+LATEST = len(schema.STEPS)
 
 
 async def refusal(url: str, *, exclusive: bool = False, migrate: bool = True) -> str:
@@ -196,13 +197,32 @@ async def test_an_old_sqlite_library_is_refused(path: Path, monkeypatch: pytest.
     assert "3.35 or later is needed" in await refusal(url_of(path))
 
 
+async def test_a_file_of_the_first_version_keeps_what_it_has_and_learns_keys(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patching:
+        patching.setattr(schema, "STEPS", schema.STEPS[:1])
+        script = schema.script(0)
+    old = sqlite3.connect(path, isolation_level=None)
+    old.executescript(script)
+    old.execute("INSERT INTO subjects VALUES (1, 'orders', 1, 0)")
+    old.execute("INSERT INTO messages VALUES (1, 1, 0, NULL, NULL, x'61')")
+    old.close()
+    assert f"schema version 1, and this release needs {LATEST}" in await refusal(url_of(path), migrate=False)
+    keyed = MESSAGE._replace(idempotency_key="k")
+    async with open_store(url_of(path)) as store:
+        assert [outcome[0] for outcome in await store.append([keyed, keyed])] == [2, 2]
+        page = await store.read("orders", 0, max_messages=10, max_bytes=10)
+        assert [record.body for record in page.records] == [b"a", b"x"]
+
+
 async def test_an_old_file_is_upgraded_once_though_two_open_it_at_once(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await make(path)
     # a step that can be taken only once
     monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, ("ALTER TABLE subjects ADD COLUMN note TEXT",)))
-    assert "schema version 1, and this release needs 2" in await refusal(url_of(path), migrate=False)
+    assert f"schema version {LATEST}, and this release needs {LATEST + 1}" in await refusal(url_of(path), migrate=False)
 
     async def open_and_append() -> None:
         async with open_store(url_of(path)) as store:
@@ -212,7 +232,7 @@ async def test_an_old_file_is_upgraded_once_though_two_open_it_at_once(
         for _ in range(4):
             nursery.start_soon(open_and_append)
     outside = sqlite3.connect(path)
-    assert outside.execute("PRAGMA user_version").fetchone() == (2,)
+    assert outside.execute("PRAGMA user_version").fetchone() == (LATEST + 1,)
     assert outside.execute("SELECT name, last_id, note FROM subjects").fetchall() == [("orders", 5, None)]
     outside.close()
 

@@ -11,6 +11,7 @@ from trio_broker.errors import (
     BrokerClosed,
     BrokerError,
     CannotOpen,
+    Conflict,
     ConnectionLost,
     Draining,
     ExpiredId,
@@ -18,6 +19,8 @@ from trio_broker.errors import (
     InvalidExpiration,
     InvalidHeaders,
     InvalidId,
+    InvalidKey,
+    InvalidPosition,
     InvalidSubject,
     Malformed,
     MessageTooLarge,
@@ -29,33 +32,45 @@ from trio_broker.errors import (
     StorageFull,
     StorageUnavailable,
 )
-from trio_broker.message import Message
+from trio_broker.message import Gap, Message
+from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy
 
 if TYPE_CHECKING:
     from trio_broker.broker import Broker, open_broker
     from trio_broker.client import connect
 
 __all__ = [
+    "After",
+    "At",
+    "AtEnd",
     "Broker",
     "BrokerClosed",
     "BrokerError",
     "CannotOpen",
+    "Conflict",
     "ConnectionLost",
     "Draining",
+    "Earliest",
     "ExpiredId",
+    "Gap",
     "InvalidArgument",
     "InvalidExpiration",
     "InvalidHeaders",
     "InvalidId",
+    "InvalidKey",
+    "InvalidPosition",
     "InvalidSubject",
+    "Last",
     "Malformed",
     "Message",
     "MessageTooLarge",
+    "New",
     "NotApplied",
     "OutcomeUnknown",
     "Overloaded",
     "Rejected",
     "SlowConsumer",
+    "SlowPolicy",
     "StorageFull",
     "StorageUnavailable",
     "__version__",

@@ -5,10 +5,12 @@ Not here:  who gets it (trio_broker/fanout.py); its encoding (trio_broker/servic
 Threads:   the trio thread only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from heapq import merge
+from typing import Self
 
 from persistence.headers import headers_size_bytes
-from trio_broker.message import Message
+from trio_broker.message import Gap, Message
 
 OVERHEAD_BYTES = 512
 """What a message that waits takes besides its body and headers, twice: as objects and encoded."""
@@ -25,12 +27,18 @@ class Backlog:
 
 
 class Batch:
-    """Consecutive messages of one subject. Its messages never change; all subscribers share it."""
+    """Consecutive messages of one subject. Its messages never change; all subscribers share it.
+
+    One that was read from the log for one subscriber may have `gaps` between its messages.
+    """
 
     __slots__ = (
         "_backlog",
+        "after_id",
         "committed_s",
+        "count",
         "first_id",
+        "gaps",
         "last_id",
         "memory_bytes",
         "messages",
@@ -40,22 +48,63 @@ class Batch:
         "wire",
     )
 
-    def __init__(self, messages: Sequence[Message], committed_s: float = 0.0) -> None:
-        """Take at least one message; all are of one subject, in id order. ``committed_s`` is by `time.perf_counter`."""
-        self.messages = messages
-        self.subject = messages[0].subject
+    def __init__(self, messages: Sequence[Message], committed_s: float | None = None) -> None:
+        """Take at least one message; all are of one subject, in id order.
+
+        ``committed_s`` is by `time.perf_counter`; None: long ago.
+        """
+        self._fill(messages[0].subject, messages, ())
+        self.committed_s = committed_s
         self.first_id = messages[0].id
         self.last_id = messages[-1].id
+        self.after_id = self.first_id - 1
+
+    @classmethod
+    def replayed(
+        cls, subject: str, after_id: int, messages: Sequence[Message], gaps: Sequence[Gap], last_id: int
+    ) -> Self:
+        """Make one of what the log has in ``(after_id, last_id]``; ``gaps`` are to be told in band."""
+        batch = cls.__new__(cls)
+        batch._fill(subject, messages, gaps)
+        batch.committed_s = None
+        batch.after_id = after_id
+        batch.first_id = after_id + 1
+        batch.last_id = last_id
+        return batch
+
+    def _fill(self, subject: str, messages: Sequence[Message], gaps: Sequence[Gap]) -> None:
+        self.subject = subject
+        self.messages = messages
+        self.gaps = gaps
+        self.count = len(messages) + len(gaps)
+        """What it counts as where messages wait."""
         self.size_bytes = sum(_size_bytes(message) for message in messages)
         """Bodies and headers."""
-        self.committed_s = committed_s
         self.takers = 0
         """How many subscribers have taken it since `Deliveries.settle`."""
         self.wire: bytes | None = None
         """The service's encoding, which it makes for the first subscriber and shares with the others."""
-        self.memory_bytes = 2 * self.size_bytes + OVERHEAD_BYTES * len(messages)
+        self.memory_bytes = 2 * self.size_bytes + OVERHEAD_BYTES * self.count
         """What it takes with its encoding."""
         self._backlog: Backlog | None = None
+
+    def items(self) -> Iterable[Message | Gap]:
+        """Return messages and gaps in the order of their ids."""
+        if not self.gaps:
+            return self.messages
+        return merge(self.messages, self.gaps, key=_first_id)
+
+    def part(self, after_id: int, until_id: int) -> "Batch | None":
+        """Return what of it has ids above ``after_id`` and up to ``until_id``: itself where that is all of it."""
+        if self.after_id >= after_id and self.last_id <= until_id:
+            return self
+        messages = [message for message in self.messages if after_id < message.id <= until_id]
+        if not messages:
+            return None
+        part = Batch(messages, self.committed_s)
+        if self._backlog is not None:
+            part.enter(self._backlog)
+        return part
 
     def enter(self, backlog: Backlog) -> None:
         """Count what it takes in ``backlog``, until nobody holds it any more."""
@@ -69,6 +118,10 @@ class Batch:
 
     def __repr__(self) -> str:
         return f"<Batch {self.subject!r} {self.first_id}..{self.last_id} of {self.size_bytes} bytes>"
+
+
+def _first_id(item: Message | Gap) -> int:
+    return item.first_id if isinstance(item, Gap) else item.id
 
 
 def _size_bytes(message: Message) -> int:

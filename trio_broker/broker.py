@@ -16,8 +16,9 @@ Threads:   the trio thread only.
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import NoReturn
+from typing import Any, Literal, NoReturn, assert_never, overload
 
 import trio
 
@@ -39,17 +40,23 @@ from trio_broker.errors import (  # noqa: E402
     InvalidExpiration,
     InvalidHeaders,
     InvalidId,
+    InvalidKey,
+    InvalidPosition,
     InvalidSubject,
     MessageTooLarge,
     StorageUnavailable,
 )
-from trio_broker.fanout import Fanout, Messages, Subscription  # noqa: E402
-from trio_broker.message import Message  # noqa: E402
+from trio_broker.fanout import NEW, Fanout, Span  # noqa: E402
+from trio_broker.message import EPOCH, Gap, Message  # noqa: E402
+from trio_broker.replay import Replay  # noqa: E402
+from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until  # noqa: E402
 from trio_broker.storage import Availability, Hearing, keep_probing, keep_sweeping  # noqa: E402
 from trio_broker.subject import check_subject  # noqa: E402
+from trio_broker.subscription import Messages, Subscription  # noqa: E402
 
 HEADERS_MAX = 64
 HEADERS_MAX_BYTES = 16 * 1024
+KEY_MAX_BYTES = 255
 
 _ID_MAX = 2**63 - 1
 
@@ -129,7 +136,8 @@ class Broker:
         self._expiration_max_s = limits.expiration_max_s
         self._sweep_interval_s = config.sweep_interval
         self._availability = Availability()
-        self.fanout = Fanout(config, backlog_max_bytes)
+        self._replay = Replay(store, config, self._availability)
+        self.fanout = Fanout(config, backlog_max_bytes, self._replay.want_page)
         """For its counters."""
         self.committer = Committer(store, config, self.fanout.deliver, self._availability, flushing)
         """For its counters."""
@@ -147,6 +155,8 @@ class Broker:
         expiration: int | None = 0,
         *,
         headers: Mapping[str, bytes] | None = None,
+        idempotency_key: str = "",
+        expected_last_id: int | None = None,
     ) -> int:
         """Append a message; return its id once it is durable and every live subscriber was offered it.
 
@@ -154,18 +164,25 @@ class Broker:
         None: kept until deleted. If cancelled before the store is given the message, it is not appended;
         after that it is, and only the id is lost.
 
+        ``idempotency_key``: if it is not empty, and a message with it was published to the subject before, nothing is
+        appended, and the id is that one's. Keys are remembered for as long as their messages are kept, and for 120 s
+        at least. ``expected_last_id``: append only if that is the subject's last id, 0 if it has none.
+
         Raises:
-            InvalidSubject, InvalidExpiration, InvalidHeaders, MessageTooLarge, Rejected: it can never be published.
+            InvalidSubject, InvalidExpiration, InvalidHeaders, InvalidKey, MessageTooLarge, Rejected: it can never be
+                published.
+            Conflict: the subject's last id is not the expected one.
             Overloaded, StorageUnavailable, StorageFull, Draining, BrokerClosed: nothing was appended.
             OutcomeUnknown: it may or may not have been.
         """
-        group = self.hand_over([self.check(subject, body, expiration, headers)], self)
+        new = self.check(subject, body, expiration, headers, idempotency_key, expected_last_id)
+        group = self.hand_over([new], self)
         (pending,) = group.pendings
         try:
             await group.settled()
         finally:
             pending.withdraw()  # does nothing, unless this was cancelled in time
-        if isinstance(pending.outcome, persistence.Appended):
+        if isinstance(pending.outcome, persistence.Appended | persistence.Duplicate):
             return pending.outcome.id
         assert pending.outcome is not None
         raise pending.outcome
@@ -200,18 +217,51 @@ class Broker:
                 raise StorageUnavailable("the store is not available") from error
         return [fault or _answer(key, next(found)) for key, fault in zip(keys, faults, strict=True)]
 
+    @overload
+    def subscribe(
+        self, subject: str, *, start: Start = ..., until: Until | None = ..., slow: SlowPolicy = ...
+    ) -> AbstractAsyncContextManager[Messages[Message]]: ...
+
+    @overload
+    def subscribe(
+        self,
+        subject: str,
+        *,
+        start: Start = ...,
+        until: Until | None = ...,
+        slow: SlowPolicy = ...,
+        report_gaps: Literal[True],
+    ) -> AbstractAsyncContextManager[Messages[Message | Gap]]: ...
+
     @asynccontextmanager
-    async def subscribe(self, subject: str) -> AsyncGenerator[Messages]:
+    async def subscribe(
+        self,
+        subject: str,
+        *,
+        start: Start = New(),  # noqa: B008 - it is immutable
+        until: Until | None = None,
+        slow: SlowPolicy = SlowPolicy.CATCH_UP,
+        report_gaps: bool = False,
+    ) -> AsyncGenerator[Messages[Any]]:
         """Listen to ``subject`` for the length of the block, which gets an async iterator of `Message`.
 
         It has what is published from now on, in id order. Iterating raises why the subscription ended:
-        `SlowConsumer` (more waited than the buffer holds), `Draining`, `BrokerClosed`.
+        `SlowConsumer`, `Draining`, `BrokerClosed`.
+
+        Args:
+            subject: one subject.
+            start: begin there in the log: `Earliest`, `Last`, `After`, `At`. Without gap or duplicate where the log
+                ends and what is published now begins.
+            until: iterating ends after that id, or, with `AtEnd`, after what there is now.
+            slow: what becomes of it when more waits than the buffer holds.
+            report_gaps: iterate over each `Gap` too, in its place.
 
         Raises:
-            InvalidSubject, StorageUnavailable, Draining, BrokerClosed: at once.
+            InvalidSubject, InvalidPosition, InvalidId, StorageUnavailable, Draining, BrokerClosed: at once.
         """
         await trio.lowlevel.checkpoint()
-        with self.open_subscription(subject) as subscription:
+        span = await self.locate(subject, start, until)
+        with self.open_subscription(subject, span, slow, report_gaps=report_gaps) as subscription:
             yield Messages(subscription)
 
     async def drain(self) -> None:
@@ -234,7 +284,13 @@ class Broker:
     # What the service on gRPC uses besides: the same, for whole reads of a socket, and without waiting.
 
     def check(
-        self, subject: str, body: bytes, expiration: int | None = 0, headers: Mapping[str, bytes] | None = None
+        self,
+        subject: str,
+        body: bytes,
+        expiration: int | None = 0,
+        headers: Mapping[str, bytes] | None = None,
+        idempotency_key: str = "",
+        expected_last_id: int | None = None,
     ) -> NewMessage:
         """Return the message that `publish` would hand over. Raises what it does, before anything is queued.
 
@@ -254,7 +310,12 @@ class Broker:
             )
         if expiration is not None:
             self._check_expiration(expiration)
-        return NewMessage(subject, body, expiration, _frozen_headers(headers) if headers else NO_HEADERS)
+        if idempotency_key:
+            _check_key(idempotency_key)
+        if expected_last_id is not None and not isinstance(expected_last_id, int):
+            raise TypeError(f"an id is an int, not {type(expected_last_id).__name__}")
+        frozen = _frozen_headers(headers) if headers else NO_HEADERS
+        return NewMessage(subject, body, expiration, frozen, idempotency_key, expected_last_id)
 
     def hand_over(
         self,
@@ -266,14 +327,54 @@ class Broker:
         """Publish messages that `check` returned and that came from one source. See `Committer.hand_over`."""
         return self.committer.hand_over(messages, source, callers, answer)
 
-    def open_subscription(self, subject: str) -> Subscription:
-        """Listen to ``subject`` from now on. The caller closes it. Raises as `subscribe` does."""
-        if self._refusal is not None:
-            raise self._refusal()
-        check_subject(subject)
-        if self._availability.away:
-            raise StorageUnavailable(f"the store has been away for {self.store_away_s():.1f} s")
-        return self.fanout.subscribe(subject)
+    async def locate(self, subject: str, start: Start, until: Until | None) -> Span:
+        """Find the part of a subject's log that is asked for, as `open_subscription` needs it.
+
+        A checkpoint, except from `New` on without an end, which needs no look at the store.
+        """
+        if until is None and isinstance(start, New):
+            return NEW
+        self._check_subscribing(subject)
+        _check_span(start, until)
+        with self._until_stopped():
+            try:
+                after_id = await self._store.id_before(subject, _time_us(start.time)) if isinstance(start, At) else 0
+                first_id, last_id = await self._store.head(subject)
+            except persistence.StoreError as error:
+                self._availability.failed(error)
+                raise StorageUnavailable("the store is not available") from error
+        match start:
+            case New():
+                after_id = last_id
+            case Earliest():
+                after_id = first_id - 1
+            case Last(count):
+                after_id = max(first_id - 1, last_id - count)
+            case After(after_id):
+                if after_id > last_id:
+                    raise InvalidId(
+                        f"id {after_id} was never assigned in {subject!r}; its last id is {last_id}", last_id=last_id
+                    )
+            case At():
+                pass
+            case _:
+                assert_never(start)
+        return Span(after_id, last_id if isinstance(until, AtEnd) else until, last_id)
+
+    def open_subscription(
+        self,
+        subject: str,
+        span: Span = NEW,
+        slow: SlowPolicy = SlowPolicy.CATCH_UP,
+        *,
+        report_gaps: bool = False,
+    ) -> Subscription:
+        """Listen to ``subject``, to all of it that is yet to come or to a span of it; the caller closes it.
+
+        Raises as `subscribe` does.
+        """
+        self._check_subscribing(subject)
+        return self.fanout.subscribe(subject, span, slow, report_gaps=report_gaps)
 
     def store_away_s(self) -> float:
         """How long the store has been out of reach; 0.0 when it is there."""
@@ -291,12 +392,20 @@ class Broker:
                 nursery.start_soon(keep_probing, self._store, self._availability)
                 nursery.start_soon(keep_sweeping, self._store, self._availability, self._sweep_interval_s)
                 nursery.start_soon(self.hearing.keep_listening, self._store)
+                nursery.start_soon(self._replay.run)
                 await self.committer.run()
                 nursery.cancel_scope.cancel()
         finally:
             self._stop()
             self.fanout.end_all(_closed())  # after the last flush, whose messages they get
             self._ended.set()
+
+    def _check_subscribing(self, subject: str) -> None:
+        if self._refusal is not None:
+            raise self._refusal()
+        check_subject(subject)
+        if self._availability.away:
+            raise StorageUnavailable(f"the store has been away for {self.store_away_s():.1f} s")
 
     def _stop(self) -> None:
         self._stopped = True
@@ -330,6 +439,21 @@ class Broker:
             )
 
 
+def _check_key(key: str) -> None:
+    if not isinstance(key, str):
+        raise TypeError(f"an idempotency key is a str, not {type(key).__name__}")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidKey("the idempotency key has half a surrogate pair, which UTF-8 cannot say") from error
+    if size > KEY_MAX_BYTES:
+        raise InvalidKey(
+            f"the idempotency key has {size} bytes; at most {KEY_MAX_BYTES} are accepted",
+            size=size,
+            limit=KEY_MAX_BYTES,
+        )
+
+
 def _frozen_headers(headers: Mapping[str, bytes]) -> Mapping[str, bytes]:
     """Return a copy that nobody can change, since all subscribers share it."""
     if not isinstance(headers, Mapping):
@@ -352,6 +476,23 @@ def _frozen_headers(headers: Mapping[str, bytes]) -> Mapping[str, bytes]:
             limit=HEADERS_MAX_BYTES,
         )
     return MappingProxyType(dict(headers))
+
+
+def _check_span(start: Start, until: Until | None) -> None:
+    """Refuse a start or an end that no log can have."""
+    match start:
+        case Last(count) if count < 0:
+            raise InvalidPosition(f"the last {count} ids cannot be asked for")
+        case After(after_id) if not 0 <= after_id <= _ID_MAX:
+            raise InvalidPosition(f"{after_id} is no id, nor 0 for the beginning")
+        case At(time) if time.tzinfo is None:
+            raise InvalidPosition(f"{time.isoformat()} has no time zone")
+    if isinstance(until, int) and not 0 <= until <= _ID_MAX:
+        raise InvalidPosition(f"{until} is no id to end with")
+
+
+def _time_us(time: datetime) -> int:
+    return (time - EPOCH) // timedelta(microseconds=1)
 
 
 def _fault(key: Key) -> InvalidSubject | None:

@@ -19,12 +19,13 @@ import structlog
 import trio
 
 import persistence
-from persistence import NO_HEADERS, Appended, Failed, NewMessage, Outcome, Store
+from persistence import NO_HEADERS, Appended, Duplicate, Failed, NewMessage, Outcome, Store
 from persistence.headers import headers_size_bytes
 from trio_broker.config import Config
 from trio_broker.errors import (
     BrokerClosed,
     BrokerError,
+    Conflict,
     Draining,
     NotApplied,
     OutcomeUnknown,
@@ -52,7 +53,7 @@ class Pending:
         self.message = message
         self.caller: object = None
         """For the use of who handed it over, such as whom to answer."""
-        self.outcome: Appended | BrokerError | None = None
+        self.outcome: Appended | Duplicate | BrokerError | None = None
         """None until it is completed; never changes after that."""
         self.size_bytes = _size_bytes(message)
         self.queued = False
@@ -80,7 +81,7 @@ class Pending:
         self._queue = queue
         queue.put(self, source)
 
-    def complete(self, outcome: Appended | BrokerError) -> None:
+    def complete(self, outcome: Appended | Duplicate | BrokerError) -> None:
         """Settle it, for good, and tell who waits for its group."""
         assert self.outcome is None, "a publish is completed once"
         assert not self.queued, "a publish that may still be withdrawn is not completed"
@@ -309,8 +310,10 @@ class Committer:
         guilty = []
         for pending, outcome in zip(part, outcomes, strict=True):
             match outcome:
-                case Appended():
+                case Appended() | Duplicate():
                     _complete_flown(pending, outcome)
+                case persistence.Conflict(last_id):
+                    _complete_flown(pending, _conflict(pending.message, last_id))
                 case persistence.Rejected(why):
                     _complete_flown(pending, Rejected(why))
                 case Failed(persistence.BadContent()) if len(part) > 1:
@@ -397,7 +400,7 @@ class _Lane:
         self._parts += [half for half in (part[middle:], part[:middle]) if half]
 
 
-def _complete_flown(pending: Pending, outcome: Appended | BrokerError) -> None:
+def _complete_flown(pending: Pending, outcome: Appended | Duplicate | BrokerError) -> None:
     """Complete what the store has answered for, unless `Committer._watch` could not wait for it."""
     if pending.outcome is None:
         pending.complete(outcome)
@@ -412,6 +415,13 @@ def _complete_open(flight: list[Pending], why: str) -> None:
             pending.complete(OutcomeUnknown(f"{why}; the message may or may not be appended"))
 
 
+def _conflict(message: NewMessage, last_id: int) -> Conflict:
+    expected = message.expected_last_id
+    return Conflict(
+        f"the last id of {message.subject!r} is {last_id}, and not {expected}; nothing was appended", last_id=last_id
+    )
+
+
 def _draining() -> Draining:
     return Draining("the broker is stopping; nothing was appended")
 
@@ -424,4 +434,6 @@ def _size_bytes(message: NewMessage) -> int:
     size = OVERHEAD_BYTES + len(message.subject.encode()) + len(message.body)
     if message.headers:
         size += headers_size_bytes(message.headers)
+    if message.idempotency_key:
+        size += len(message.idempotency_key.encode())
     return size

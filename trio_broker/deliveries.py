@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from trio_broker.batch import Batch
 
-Delivered = Callable[[Batch, int, float], None]
-"""Told of a batch, how many subscribers took it, and the seconds since its commit."""
+Delivered = Callable[[Batch, int, float | None], None]
+"""Told of a batch, how many subscribers took it, and the seconds since its commit; None: it was read from the log."""
 
 
 class Deliveries:
@@ -35,8 +35,9 @@ class Deliveries:
             taken, self._taken = self._taken, []
             for batch in taken:
                 takers, batch.takers = batch.takers, 0
-                self.on_delivered(batch, takers, now_s - batch.committed_s)
+                committed_s = batch.committed_s
+                self.on_delivered(batch, takers, None if committed_s is None else now_s - committed_s)
 
 
-def _nobody_asks(_batch: Batch, _takers: int, _lag_s: float) -> None:
+def _nobody_asks(_batch: Batch, _takers: int, _lag_s: float | None) -> None:
     """Stand in for an `on_delivered` that nobody has set."""

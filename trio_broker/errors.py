@@ -121,11 +121,24 @@ class InvalidExpiration(InvalidArgument):
     field = "expirationSeconds"
 
 
+class InvalidPosition(InvalidArgument):
+    """Not a place in a log where a subscription can start or end."""
+
+    reason = "INVALID_POSITION"
+
+
 class InvalidHeaders(InvalidArgument):
     """Too many headers, or too large together."""
 
     reason = "INVALID_HEADERS"
     field = "headers"
+
+
+class InvalidKey(InvalidArgument):
+    """The idempotency key is too long, or no text."""
+
+    reason = "INVALID_KEY"
+    field = "idempotency_key"
 
 
 class Malformed(InvalidArgument):
@@ -150,6 +163,12 @@ class ExpiredId(InvalidArgument):
     """The id was assigned, and its message is no longer kept (or never was: expiration 0)."""
 
     reason = "EXPIRED_ID"
+
+
+class Conflict(BrokerError):
+    """The subject's last id is not the expected one; ``metadata["last_id"]`` says which it is. Nothing was appended."""
+
+    reason = "CONFLICT"
 
 
 class MessageTooLarge(BrokerError, ValueError):

@@ -1,29 +1,27 @@
 """Hand committed messages to the live subscribers of a subject.
 
-Owns:      who listens to what; one bounded memory channel of batches per subscriber; cutting the slow ones.
-Not here:  storage (persistence/), when a batch comes (trio_broker/commit.py), gRPC (trio_broker/service/).
-Threads:   the trio thread only; only `Subscription.receive` and `Messages` are checkpoints.
+Owns:      who listens to what; cutting those farthest behind when too much waits.
+Not here:  what a subscriber has in its buffer (trio_broker/subscription.py); which batch is next for it
+           (trio_broker/position.py); when a batch comes (trio_broker/commit.py); storage (persistence/).
+Threads:   the trio thread only; no function here is a checkpoint.
 """
 
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from copy import copy
-from types import TracebackType
-from typing import NamedTuple, Self
-
-import structlog
-import trio
+from operator import attrgetter
+from typing import NamedTuple
 
 from persistence import Appended, NewMessage
-from trio_broker.batch import OVERHEAD_BYTES, Backlog, Batch
+from trio_broker.batch import Backlog, Batch
 from trio_broker.config import Config
 from trio_broker.deliveries import Deliveries
 from trio_broker.errors import BrokerError, SlowConsumer
-from trio_broker.message import Message
-
-log = structlog.get_logger()
+from trio_broker.message import GAP_REASONS, Gap, Message
+from trio_broker.position import Position
+from trio_broker.start import SlowPolicy
+from trio_broker.subscription import Subscription
 
 
 class Buffered(NamedTuple):
@@ -35,29 +33,72 @@ class Buffered(NamedTuple):
     """Of the fullest buffer, from 0 to 1."""
 
 
+class Span(NamedTuple):
+    """The part of a subject's log that a subscription is of."""
+
+    after_id: int | None = None
+    """None: it begins with what is published from now on."""
+    until_id: int | None = None
+    """None: it has no end."""
+    end_id: int = 0
+    """The subject's last id, as far as it is known."""
+
+
+NEW = Span()
+
+
 class Fanout:
     """The live subscribers of this process, by subject."""
 
-    def __init__(self, config: Config, backlog_max_bytes: int = sys.maxsize) -> None:
-        """``backlog_max_bytes`` bounds what waits for all subscribers; beyond, those farthest behind are cut."""
+    def __init__(
+        self,
+        config: Config,
+        backlog_max_bytes: int = sys.maxsize,
+        want_page: Callable[[Subscription], None] | None = None,
+    ) -> None:
+        """``backlog_max_bytes`` bounds what waits for all subscribers; beyond, those farthest behind are cut.
+
+        ``want_page`` is called for a subscription that has nothing more to give until it gets a page of the log.
+        """
         self.backlog = Backlog(backlog_max_bytes)
         self.count = 0
         """How many subscriptions are live."""
         self.slow_consumers = 0
         """How many were cut."""
+        self.lags = 0
+        """How often one left the live stream to catch up later."""
+        self.gaps = dict.fromkeys(GAP_REASONS, 0)
+        """By reason."""
+        self.want_page = want_page or _nobody_reads
         self.deliveries = Deliveries()
         self._max_messages = config.subscriber_messages
         self._max_bytes = int(config.subscriber_bytes)
         self._by_subject: dict[str, dict[Subscription, None]] = {}  # a dict for a set that keeps its order
         self._ended: dict[Subscription, None] = {}  # those that may still be received from
 
-    def subscribe(self, subject: str) -> "Subscription":
+    def subscribe(
+        self,
+        subject: str,
+        span: Span = NEW,
+        slow: SlowPolicy = SlowPolicy.CATCH_UP,
+        *,
+        report_gaps: bool = False,
+    ) -> Subscription:
         """Register a subscriber at once. Whoever asks closes it, best by ``with``."""
-        subscription = Subscription(
-            subject, self._max_messages, self._max_bytes, self._forget, self._let_go, self.deliveries
+        position = Position(
+            subject,
+            after_id=span.after_id,
+            until_id=span.until_id,
+            end_id=span.end_id,
+            report_gaps=report_gaps,
+            max_messages=self._max_messages,
+            max_bytes=self._max_bytes,
         )
+        subscription = Subscription(self, position, slow, self._max_messages, self._max_bytes, report_gaps=report_gaps)
         self._by_subject.setdefault(subject, {})[subscription] = None
         self.count += 1
+        if position.finished:
+            subscription.finish()
         return subscription
 
     def deliver(self, committed: Iterable[tuple[NewMessage, Appended]]) -> None:
@@ -66,15 +107,19 @@ class Fanout:
             return
         committed_s = time.perf_counter()
         by_subject: dict[str, list[Message]] = {}
-        for (subject, body, _, headers), (id_, time_us) in committed:
+        for (subject, body, _, headers, _, _), (id_, time_us) in committed:
             if subject in self._by_subject:
                 by_subject.setdefault(subject, []).append(Message(subject, id_, body, headers, time_us))
         for messages in by_subject.values():
             batch = Batch(messages, committed_s)
-            batch.enter(self.backlog)
-            if self.backlog.bytes > self.backlog.max_bytes:
-                self.cut_farthest_behind(self.backlog.max_bytes // 2)
+            self.enter(batch)
             self.publish(batch)
+
+    def enter(self, batch: Batch) -> None:
+        """Count a new batch as waiting; if that is too much, make room."""
+        batch.enter(self.backlog)
+        if self.backlog.bytes > self.backlog.max_bytes:
+            self.cut_farthest_behind(self.backlog.max_bytes // 2)
 
     def publish(self, batch: Batch) -> int:
         """Offer ``batch`` to each subscriber of its subject; return how many took it."""
@@ -96,15 +141,17 @@ class Fanout:
         return len(self._by_subject.get(subject, ()))
 
     def cut_farthest_behind(self, enough_bytes: int) -> None:
-        """Cut subscribers, and drop what waits for them, until no more than ``enough_bytes`` wait.
+        """Drop what waits for subscribers, and cut them, until no more than ``enough_bytes`` wait.
 
-        Those for whom most waits go first; one for whom nothing waits is left alone.
+        Those for whom most waits go first; one for whom nothing waits is left alone. Who can get it again, or do
+        without it, is not cut, unless all that did not help.
         """
         behind = [each for subscriptions in self._by_subject.values() for each in subscriptions]
-        for subscription in sorted([*behind, *self._ended], key=_waiting_bytes, reverse=True):
-            if self.backlog.bytes <= enough_bytes or not _waiting_bytes(subscription):
-                break
-            subscription.cut()
+        for relieve in (Subscription.drop, Subscription.cut):
+            for subscription in sorted([*behind, *self._ended], key=attrgetter("waiting_bytes"), reverse=True):
+                if self.backlog.bytes <= enough_bytes or not subscription.waiting_bytes:
+                    break
+                relieve(subscription)
 
     def end_all(self, error: BrokerError) -> None:
         """End every subscription: each drains what is buffered, then finds a copy of ``error``."""
@@ -112,9 +159,14 @@ class Fanout:
             for subscription in tuple(subscriptions):
                 subscription.end(copy(error))  # a copy: each is raised in a task of its own
 
-    def _forget(self, subscription: "Subscription") -> None:
-        if subscription.error is not None:
-            self._ended[subscription] = None
+    def count_gaps(self, gaps: Iterable[Gap]) -> None:
+        """Count what a subscriber does not get."""
+        for gap in gaps:
+            self.gaps[gap.reason] += 1
+
+    def forget(self, subscription: Subscription) -> None:
+        """Offer it nothing any more."""
+        self._ended[subscription] = None
         subscriptions = self._by_subject[subscription.subject]
         del subscriptions[subscription]
         if not subscriptions:
@@ -122,228 +174,10 @@ class Fanout:
         self.count -= 1
         self.slow_consumers += isinstance(subscription.error, SlowConsumer)
 
-    def _let_go(self, subscription: "Subscription") -> None:
+    def let_go(self, subscription: Subscription) -> None:
+        """Nobody will receive from it any more."""
         self._ended.pop(subscription, None)
 
 
-class Subscription:
-    """One live subscriber's end: a bounded channel of batches, drained by one reader.
-
-    It holds at most ``subscriber_messages`` and ``subscriber_bytes``, or one batch: an empty buffer takes any.
-    A batch beyond that is not taken, and the subscriber is cut: it drains what it has, then finds
-    `trio.EndOfChannel` and `SlowConsumer` in `error`.
-    """
-
-    __slots__ = (
-        "_deliveries",
-        "_forget",
-        "_let_go",
-        "_live",
-        "_max_bytes",
-        "_max_messages",
-        "_receive",
-        "_send",
-        "buffered_bytes",
-        "buffered_messages",
-        "dropped",
-        "ended",
-        "error",
-        "last_delivered_id",
-        "last_taken_id",
-        "sending",
-        "subject",
-        "wake",
-    )
-
-    def __init__(
-        self,
-        subject: str,
-        max_messages: int,
-        max_bytes: int,
-        forget: "Callable[[Subscription], None]",
-        let_go: "Callable[[Subscription], None]",
-        deliveries: Deliveries,
-    ) -> None:
-        self.subject = subject
-        self.wake: Callable[[], None] = _nobody_waits
-        """Called after each batch and after the end. It runs between the commit and the reply: it does little."""
-        self.ended: Callable[[], None] = _nobody_waits
-        """Called once, before `wake`, when it ends from the publishers' side."""
-        self.dropped: Callable[[], None] = _nobody_waits
-        """Called when `sending` is to be dropped: who receives closes it, in the same stretch."""
-        self.sending: Batch | None = None
-        """What was received and has not left in whole, for who receives to keep: it is counted meanwhile."""
-        self.error: BrokerError | None = None
-        """Why it ended; None while it lives, and when its own side closed it."""
-        self.last_delivered_id = 0
-        """The last message that was received; 0: none."""
-        self.last_taken_id = 0
-        """The last message that was buffered; 0: none."""
-        self.buffered_messages = 0
-        self.buffered_bytes = 0
-        self._max_messages = max_messages
-        self._max_bytes = max_bytes
-        # a batch has a message at least, so the channel's own bound never bites before those above
-        self._send, self._receive = trio.open_memory_channel[Batch](max_messages)
-        self._forget = forget
-        self._let_go = let_go
-        self._deliveries = deliveries
-        self._live = True
-
-    def offer(self, batch: Batch) -> bool:
-        """Take ``batch``, or be cut; say whether it was taken. Never waits."""
-        if not self._live:
-            return False
-        messages = self.buffered_messages + len(batch.messages)
-        size_bytes = self.buffered_bytes + batch.size_bytes
-        if self.buffered_messages and (messages > self._max_messages or size_bytes > self._max_bytes):
-            self.end(self._too_slow())
-            return False
-        self.buffered_messages = messages
-        self.buffered_bytes = size_bytes
-        self.last_taken_id = batch.last_id
-        self._send.send_nowait(batch)
-        try:
-            self.wake()
-        except Exception:  # as in `_tell`, which would cost a tenth of a delivery
-            log.exception("wake_failed", subject=self.subject)
-        return True
-
-    def end(self, error: BrokerError) -> None:
-        """Take no more, because of ``error``; what is buffered can still be received. Idempotent."""
-        if self._live:
-            self.error = error
-            self._leave()
-            self._tell(self.ended)
-            self._tell(self.wake)
-
-    def cut(self) -> None:
-        """End it at once because memory is short: what is buffered is dropped."""
-        waited = f"{self.buffered_messages} messages of {self.buffered_bytes} bytes"
-        while self.buffered_messages:
-            self.buffered_messages -= len(self._receive.receive_nowait().messages)
-        self.buffered_bytes = 0
-        error = SlowConsumer(
-            f"memory is short, and {waited} waited for the subscriber of {self.subject!r}; "
-            f"the last one delivered is {self.last_delivered_id}",
-            last_delivered_id=self.last_delivered_id,
-        )
-        if self._live:
-            self.end(error)
-        else:
-            self.error = error
-            self._tell(self.wake)
-        if self.sending is not None:
-            self._tell(self.dropped)
-
-    def receive_nowait(self) -> Batch:
-        """Return the next batch. Whoever asks calls `Deliveries.settle` once it is on its way.
-
-        Raises:
-            trio.WouldBlock: nothing is buffered now.
-            trio.EndOfChannel: nothing will be any more; `error` says why.
-            trio.ClosedResourceError: `close` was called.
-        """
-        batch = self._receive.receive_nowait()
-        self.buffered_messages -= len(batch.messages)  # as in `receive`
-        self.buffered_bytes -= batch.size_bytes
-        self.last_delivered_id = batch.last_id
-        if not batch.takers:
-            self._deliveries.took(batch)
-        batch.takers += 1
-        return batch
-
-    async def receive(self) -> Batch:
-        """Return the next batch; wait for it. Raises as `receive_nowait` does, but for `trio.WouldBlock`."""
-        batch = await self._receive.receive()
-        self.buffered_messages -= len(batch.messages)
-        self.buffered_bytes -= batch.size_bytes
-        self.last_delivered_id = batch.last_id
-        if not batch.takers:
-            self._deliveries.took(batch)
-        batch.takers += 1
-        self._deliveries.settle()
-        return batch
-
-    def close(self) -> None:
-        """Listen no more, and give back what is buffered. Idempotent."""
-        if self._live:
-            self._leave()
-        self._let_go(self)
-        self._receive.close()
-        self.sending = None
-        self.buffered_messages = self.buffered_bytes = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _tell(self, whom: Callable[[], None]) -> None:
-        try:
-            whom()
-        except Exception:
-            log.exception("wake_failed", subject=self.subject)  # one reader's bug must not reach the others
-
-    def _leave(self) -> None:
-        self._live = False
-        self._forget(self)
-        self._send.close()
-
-    def _too_slow(self) -> SlowConsumer:
-        # all that was taken is still delivered before the reader sees this
-        return SlowConsumer(
-            f"the subscriber of {self.subject!r} reads too slowly: {self.buffered_messages} messages of "
-            f"{self.buffered_bytes} bytes were waiting (at most {self._max_messages} and {self._max_bytes} may); "
-            f"the last one delivered is {self.last_taken_id}",
-            last_delivered_id=self.last_taken_id,
-        )
-
-
-class Messages:
-    """The messages of a subscription one by one, for `Broker.subscribe`. For one task."""
-
-    def __init__(self, subscription: Subscription) -> None:
-        self._subscription = subscription
-        self._unread: deque[Message] = deque()
-
-    async def receive(self) -> Message:
-        """Return the next message; wait for it. A checkpoint.
-
-        Raises:
-            BrokerError: why the subscription ended, once all messages before were returned: `SlowConsumer`,
-                `Draining`, `BrokerClosed`.
-            trio.ClosedResourceError: the block of `Broker.subscribe` was left.
-        """
-        if self._unread:
-            await trio.lowlevel.checkpoint()
-        else:
-            self._unread.extend((await self._next_batch()).messages)
-        return self._unread.popleft()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Message:
-        return await self.receive()
-
-    async def _next_batch(self) -> Batch:
-        try:
-            return await self._subscription.receive()
-        except trio.EndOfChannel:
-            assert self._subscription.error is not None, "only an error ends a subscription from this side"
-            raise self._subscription.error from None
-
-
-def _waiting_bytes(subscription: Subscription) -> int:
-    """Return what would be freed, if nobody else held the same."""
-    sending = subscription.sending
-    waiting = subscription.buffered_bytes + OVERHEAD_BYTES * subscription.buffered_messages
-    return waiting if sending is None else waiting + sending.memory_bytes
-
-
-def _nobody_waits() -> None:
-    """Stand in for a `Subscription.wake` that nobody has set."""
+def _nobody_reads(_subscription: Subscription) -> None:
+    """Stand in for a `Fanout.want_page` where there is no log."""

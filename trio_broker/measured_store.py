@@ -15,6 +15,7 @@ import persistence
 from metrics import MessageMetrics, StoreMetrics
 from persistence import (
     Appended,
+    Duplicate,
     Durability,
     ExpiredId,
     Failed,
@@ -39,6 +40,7 @@ OPERATIONS: Final = (
     "read",
     "get",
     "head",
+    "id_before",
     "subjects",
     "load",
     "list",
@@ -90,6 +92,10 @@ class MeasuredStore(Store):
     async def head(self, subject: str) -> Head:
         with self.measuring("head"):
             return await self._store.head(subject)
+
+    async def id_before(self, subject: str, time_us: int) -> int:
+        with self.measuring("id_before"):
+            return await self._store.id_before(subject, time_us)
 
     async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
         with self.measuring("subjects"):
@@ -147,7 +153,7 @@ class MeasuredStore(Store):
     def count(self, batch: Sequence[NewMessage], outcomes: Sequence[Outcome]) -> None:
         """Count what of a flush was appended, and how some of it failed."""
         named = self._messages.published_of
-        appended = size_bytes = 0
+        appended = deduplicated = size_bytes = 0
         failures = set()
         for new, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Appended):
@@ -157,10 +163,13 @@ class MeasuredStore(Store):
                     size_bytes += headers_size_bytes(new.headers)
                 if named and new.subject in named:
                     named[new.subject] += 1
+            elif isinstance(outcome, Duplicate):
+                deduplicated += 1
             elif isinstance(outcome, Failed):
                 failures.add(kind_of(outcome.error))
         self._messages.published += appended
         self._messages.published_bytes += size_bytes
+        self._messages.deduplicated += deduplicated
         for kind in failures:
             self._operations.failed("append", kind)
 

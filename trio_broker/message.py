@@ -1,10 +1,10 @@
-"""A published message, as subscribers and `Broker.fetch` get it."""
+"""A published message, as subscribers and `Broker.fetch` get it, and what stands for messages that are missing."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Message(NamedTuple):
@@ -24,4 +24,24 @@ class Message(NamedTuple):
     @property
     def published_at(self) -> datetime:
         """When it was appended, by the store's clock, in UTC."""
-        return _EPOCH + timedelta(microseconds=self.published_us)
+        return EPOCH + timedelta(microseconds=self.published_us)
+
+
+class Gap(NamedTuple):
+    """Ids of a subject that a subscriber does not get, in their place in the stream."""
+
+    subject: str
+    first_id: int
+    last_id: int
+    """Inclusive."""
+    reason: str
+    """One of `UNAVAILABLE`, `LIVE_BUFFER`, `DROPPED_OLDEST`."""
+
+
+UNAVAILABLE = "unavailable"
+"""No longer kept when the subscriber came to them, or never kept and from before it listened."""
+LIVE_BUFFER = "live_buffer"
+"""Published while the subscriber was behind, and not in the log: they were for those who listened, or expired since."""
+DROPPED_OLDEST = "dropped_oldest"
+"""They waited longest in a full buffer."""
+GAP_REASONS = (UNAVAILABLE, LIVE_BUFFER, DROPPED_OLDEST)

@@ -30,6 +30,7 @@ from trio_broker.broker import Broker
 from trio_broker.config import Config
 from trio_broker.errors import FAULTS, reasons
 from trio_broker.measured_store import OPERATIONS, MeasuredStore, Operating
+from trio_broker.message import GAP_REASONS
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import CODE_NAMES, OK
@@ -38,6 +39,7 @@ UNARY: Final = ("Publish", "Fetch", "Check", "List")
 STREAMS: Final = ("Subscribe", "Watch", "ServerReflectionInfo")
 """The calls that have a label of their own."""
 _NO_CALLS: Final = dict.fromkeys((*UNARY, *STREAMS), 0)
+_NO_GAPS: Final = dict.fromkeys(GAP_REASONS, 0)
 CANCELLED_BY_PEER: Final = "cancelled_by_peer"
 """The reason of calls that the client ended, or that ended with its connection."""
 
@@ -105,6 +107,7 @@ class Metering:
         state = replace(
             self._of_process(),
             calls_in_flight=_NO_CALLS,
+            gaps=_NO_GAPS,
             queue_limit_messages=config.queue_messages,
             queue_limit_bytes=config.queue_bytes,
             subscribers_of=dict.fromkeys(config.metrics_subjects, 0),
@@ -127,6 +130,8 @@ class Metering:
             inbound_bytes=server.budgets.inbound.held_bytes,
             outbound_bytes=server.budgets.outbound.held_bytes,
             slow_consumers=broker.fanout.slow_consumers,
+            lags=broker.fanout.lags,
+            gaps=broker.fanout.gaps,
             store_up=not broker.store_away_s(),
             listen_connected=broker.hearing.connected,
             wakeups=broker.hearing.hints,

@@ -189,7 +189,12 @@ class Tracing:
             yield
 
     def delivered(self, call: Call, batch: Batch) -> None:
-        """Record the way of each message of a batch from its commit to one subscriber, if its publish is recorded."""
+        """Record the way of each message of a batch from its commit to one subscriber, if its publish is recorded.
+
+        Not of what was read from the log: its publish may be long over.
+        """
+        if batch.committed_s is None:
+            return
         subscriber = [Link(span.get_span_context()) for span in self._recorded([call])]
         for message in batch.messages:
             publisher = _context_of_message(message.headers)

@@ -123,11 +123,10 @@ def find_from(subject: str, base_id: int) -> Steps[int | None]:
     return rows[0]["base_id"] if rows else None
 
 
-def begin(subject: str) -> Steps[Bucket]:
-    """Begin the log of a subject. Harmless when it has begun."""
+def begin(subject: str) -> Steps[None]:
+    """Begin the log of a subject, whose first bucket is `Bucket.new` at 0. Harmless when it has begun."""
     yield from surely(_ADD_SUBJECT(shard_of(subject), subject))
     yield from surely(_ADD(subject, 0, 0, 0))
-    return Bucket.new(0, 0)
 
 
 def begin_next(subject: str, sealed: Bucket, now_us: int) -> Steps[Bucket]:

@@ -7,6 +7,7 @@ Threads:   worker threads; `Database.run` blocks, for as long as its patience la
 """
 
 import heapq
+import threading
 import time
 from collections.abc import Callable, Sequence
 from queue import Empty, Queue
@@ -20,15 +21,18 @@ from persistence.cassandra.address import Address
 from persistence.cassandra.connection import failure
 from persistence.cassandra.steps import (
     STATEMENTS,
+    AtOnce,
     Batch,
     Bound,
     OutOfPatience,
     Pause,
     R,
     Request,
+    Row,
     Rows,
     Statement,
     Steps,
+    Unclear,
 )
 from persistence.errors import StoreError
 
@@ -168,5 +172,38 @@ class _Run(Generic[R]):
     def _ask(self, index: int, request: Request) -> None:
         if isinstance(request, Pause):
             heapq.heappush(self._pauses, (time.monotonic() + request.seconds, index))
+            return
+
+        def answered(answer: Answer) -> None:
+            self._answers.put((index, answer))
+
+        if isinstance(request, AtOnce):
+            each_answered = _Gathering(len(request.parts), answered).take
+            for part in request.parts:
+                self._database.send(part, self._patience.left_s(), each_answered)
         else:
-            self._database.send(request, self._patience.left_s(), lambda answer: self._answers.put((index, answer)))
+            self._database.send(request, self._patience.left_s(), answered)
+
+
+class _Gathering:
+    """The answers to what was asked at once. They come in the driver's thread, or at once if it cannot be sent."""
+
+    def __init__(self, missing: int, answered: Callable[[Answer], None]) -> None:
+        self._missing = missing
+        self._answered = answered
+        self._rows: list[Row] = []
+        self._error: Exception | None = None
+        self._lock = threading.Lock()
+
+    def take(self, answer: Answer) -> None:
+        """Take one of them; hand on the rows of all, or else one of the errors, with the last."""
+        with self._lock:
+            if isinstance(answer, Exception):
+                # one that says that nothing was done would be wrong about the others
+                self._error = answer if self._error is None or isinstance(answer, Unclear) else self._error
+            else:
+                self._rows += answer or ()
+            self._missing -= 1
+            is_last = not self._missing
+        if is_last:
+            self._answered(self._error or self._rows)

@@ -18,7 +18,7 @@ from persistence.cassandra.address import Address, read_url
 from persistence.cassandra.clock import Clock
 from persistence.cassandra.connection import ERRORS, by_host, connect, reason
 from persistence.cassandra.database import Database, Patience
-from persistence.cassandra.schema import check_ours, migrate_to_latest, read_record, replication_factor
+from persistence.cassandra.schema import STEPS, check_ours, migrate_to_latest, read_record, replication_factor
 from persistence.errors import CannotOpen, StoreUnavailable
 from persistence.facade import Durability
 
@@ -73,8 +73,9 @@ def open_keyspace(
         dc, kind = _check_node(session, address)
         recorded = read_record(session, address)
         check_ours(address, dc, recorded, migrate=migrate)
-        if recorded is None:
-            recorded = migrate_to_latest(session, address, dc, check_cancelled)
+        version = recorded.version if recorded else 0
+        if recorded is None or version < len(STEPS):
+            recorded = migrate_to_latest(session, address, dc, version, check_cancelled)
             check_ours(address, dc, recorded, migrate=migrate)  # somebody else may have been first
         durability = _durability(session, address, dc, kind)
         database = Database(session, address, commit_timeout_s * REQUEST_SHARE)

@@ -83,15 +83,33 @@ CREATE TABLE IF NOT EXISTS {keyspace}.store (
 """,
 )
 
+_KEYS = (
+    """
+-- Who was about to append a message with an idempotency key, and where: see keys.py. Rows go by their TTL.
+CREATE TABLE IF NOT EXISTS {keyspace}.keys (
+    subject text,
+    key text,
+    attempt uuid,
+    base_id bigint,
+    first_id bigint,
+    id bigint,
+    appended_at bigint,
+    expires_at bigint,
+    PRIMARY KEY ((subject, key), attempt)
+) WITH gc_grace_seconds = 10800;
+""",
+)
+
 _NO_READ_REPAIR = "read_repair = 'NONE' AND "
 
-STEPS = (_FIRST,)
+STEPS = (_FIRST, _KEYS)
 """Step n makes a keyspace of version n from one of version n - 1. A released step never changes."""
 
 _READ = "SELECT version, serial, dc FROM {keyspace}.store WHERE id = 0"
 _RECORD = """
 INSERT INTO {keyspace}.store (id, version, serial, dc) VALUES (0, {version}, '{serial}', '{dc}') IF NOT EXISTS;
 """
+_ADVANCE = "UPDATE {keyspace}.store SET version = {version} WHERE id = 0 IF version = {from_version};\n"
 _TABLE = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = %s AND table_name = 'store'"
 _REPLICATION = "SELECT replication FROM system_schema.keyspaces WHERE keyspace_name = %s"
 
@@ -129,8 +147,13 @@ def check_ours(address: Address, dc: str, recorded: Recorded | None, *, migrate:
         )
 
 
-def migrate_to_latest(session: Session, address: Address, dc: str, check_cancelled: Callable[[], None]) -> Recorded:
-    """Make the keyspace and its tables; return what it says of itself then. Safe when several processes do so."""
+def migrate_to_latest(
+    session: Session, address: Address, dc: str, from_version: int, check_cancelled: Callable[[], None]
+) -> Recorded:
+    """Make the keyspace and the tables that a version lacks; return what it says of itself then.
+
+    Safe when several processes do so.
+    """
     nodes = [host for host in session.cluster.metadata.all_hosts() if host.datacenter == dc]
     if replication_factor(session, address, dc) is None and len(nodes) < address.replication_factor:
         raise CannotOpen(
@@ -139,21 +162,23 @@ def migrate_to_latest(session: Session, address: Address, dc: str, check_cancell
         )
     first_node = min((node for node in nodes if node.is_up), key=lambda node: node.host_id, default=None)
     option = _NO_READ_REPAIR if session.cluster.is_shard_aware() else ""  # ScyllaDB does not know it; see `Statement`
-    for statement in _schema(address, dc):
+    for statement in _schema(address, dc, from_version):
         check_cancelled()
         made = session.execute(statement.replace(option, ""), host=first_node)
         if not made.response_future.is_schema_agreed:
             raise StoreUnavailable(f"{address}: the nodes do not agree on the schema yet")
     # Among all datacenters: two that decide each by itself might both be first.
     record = SimpleStatement(
-        _record(address, dc),
+        _record(address, dc, from_version),
         consistency_level=ConsistencyLevel.QUORUM,
         serial_consistency_level=ConsistencyLevel.SERIAL,
     )
     row = session.execute(record).one()
-    if row["[applied]"]:
+    if row["[applied]"] and not from_version:
         return Recorded(len(STEPS), address.serial, _deciding(address, dc))
-    return Recorded(row["version"], row["serial"], row["dc"])
+    recorded = read_record(session, address)
+    assert recorded is not None
+    return recorded
 
 
 def replication_factor(session: Session, address: Address, dc: str) -> int | None:
@@ -167,21 +192,25 @@ def replication_factor(session: Session, address: Address, dc: str) -> int | Non
     return sum(int(factor) for name, factor in factors.items() if not _deciding(address, dc) or name == dc)
 
 
-def script(url: str, _from_version: int) -> str:
-    """Return what `migrate_to_latest` does, for an administrator to run by cqlsh."""
+def script(url: str, from_version: int) -> str:
+    """Return what `migrate_to_latest` does to a keyspace of that version, for an administrator to run by cqlsh."""
     address = read_url(url)
     if address.dc is None:
         raise CannotOpen(f"{address}: name the datacenter in the URL, by dc=")
     deciding = "CONSISTENCY QUORUM;\nSERIAL CONSISTENCY SERIAL;\n"
-    return "".join([*_schema(address, address.dc), deciding, _record(address, address.dc)])
+    record = _record(address, address.dc, from_version)
+    return "".join([*_schema(address, address.dc, from_version), deciding, record])
 
 
-def _schema(address: Address, dc: str) -> list[str]:
+def _schema(address: Address, dc: str, from_version: int) -> list[str]:
     keyspace = _KEYSPACE.format(keyspace=address.keyspace, dc=dc, factor=address.replication_factor)
-    return [keyspace, *(statement.format(keyspace=address.keyspace) for step in STEPS for statement in step)]
+    steps = [statement.format(keyspace=address.keyspace) for step in STEPS[from_version:] for statement in step]
+    return steps if from_version else [keyspace, *steps]
 
 
-def _record(address: Address, dc: str) -> str:
+def _record(address: Address, dc: str, from_version: int) -> str:
+    if from_version:
+        return _ADVANCE.format(keyspace=address.keyspace, version=len(STEPS), from_version=from_version)
     return _RECORD.format(
         keyspace=address.keyspace, version=len(STEPS), serial=address.serial, dc=_deciding(address, dc)
     )

@@ -42,6 +42,16 @@ class Share:
         self.chunks = [_encode(messages, places) for places in _group(messages)]
         self.size = sum(len(chunk.messages) for chunk in self.chunks)
 
+    @property
+    def is_guarded(self) -> bool:
+        """Some of it may not be appended: it has a key, or expects a last id."""
+        return self.is_conditional or any(message.idempotency_key for message in self.messages)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Some of it expects a last id."""
+        return any(message.expected_last_id is not None for message in self.messages)
+
     def halves(self) -> "tuple[Share, Share]":
         middle = len(self.messages) // 2
         return Share(self.subject, self.messages[:middle]), Share(self.subject, self.messages[middle:])
@@ -59,7 +69,7 @@ def _group(messages: Sequence[NewMessage]) -> list[list[int]]:
     """Return the places of the messages that are kept, by chunk."""
     groups: list[list[int]] = []
     size = 0
-    for place, (_, body, seconds, _) in enumerate(messages):
+    for place, (_, body, seconds, _, _, _) in enumerate(messages):
         if seconds == 0:
             continue
         size += len(body)

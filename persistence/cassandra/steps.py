@@ -1,6 +1,6 @@
 """How a piece of work with the database is written down: as steps, each of which asks for one thing and gets it.
 
-Owns:      what can be asked for: `Bound`, `Batch`, `Pause`; the list of all statements.
+Owns:      what can be asked for: `Bound`, `Batch`, `AtOnce`, `Pause`; the list of all statements.
 Not here:  the statements (buckets.py, writing.py, reading.py, registers.py); asking (database.py).
 Threads:   any; nothing waits.
 
@@ -70,13 +70,19 @@ class Batch(NamedTuple):
     parts: Sequence[Bound]
 
 
+class AtOnce(NamedTuple):
+    """Statements on any partitions, each for itself. The answer has the rows of all."""
+
+    parts: Sequence[Bound]
+
+
 class Pause(NamedTuple):
     """Go on later."""
 
     seconds: float
 
 
-Request = Bound | Batch | Pause
+Request = Bound | Batch | AtOnce | Pause
 Steps = Generator[Request, Rows, R]
 
 
@@ -85,7 +91,7 @@ def pause(longest_s: float = RETRY_PAUSE_S) -> Pause:
     return Pause(random.uniform(0, longest_s))  # noqa: S311
 
 
-def surely(request: Bound | Batch) -> Steps[Rows]:
+def surely(request: Bound | Batch | AtOnce) -> Steps[Rows]:
     """Ask for what may be done twice, until there is an answer."""
     while True:
         try:

@@ -9,12 +9,13 @@ One conditional batch appends a share: it moves the head of the log from what it
 rows, all in one partition and so all or nothing. The order of ids is the order in which the nodes agreed on the heads.
 Whoever was wrong about the head is told what it is, and tries again.
 
-With the messages goes a row that says whose attempt this was. It is read when an answer was lost, and lives for longer
-than anybody may still want to know.
+With the messages goes a row that says whose attempt this was. It is read when an answer was lost, and when a message
+comes with a key that was claimed (keys.py); it lives for longer than anybody may still want to know.
 """
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
 from persistence.cassandra.buckets import (
@@ -30,10 +31,12 @@ from persistence.cassandra.buckets import (
 from persistence.cassandra.chunks import encode_chunk
 from persistence.cassandra.clock import Clock
 from persistence.cassandra.database import Database, Patience
+from persistence.cassandra.keys import Claim, claim, find_known, place_after, took_effect
 from persistence.cassandra.shares import Share, refusal
-from persistence.cassandra.steps import Batch, Statement, Steps, apply_once, pause, surely
+from persistence.cassandra.steps import Batch, Statement, Steps, apply_once, pause
 from persistence.errors import BadContent, OutcomeUnknown, StoreError, StoreFull, StoreUnavailable
 from persistence.facade import Appended, Failed, NewMessage, Outcome, Rejected
+from persistence.guards import judge, keys_of
 
 ANSWER_SHARE = 0.95
 """Part of the commit timeout within which a flush is answered, finding its outcome included."""
@@ -57,7 +60,6 @@ _MOVE_HEAD = Statement("""
 _PUT_CHUNK = Statement("INSERT INTO {keyspace}.log (subject, base_id, id, chunk) VALUES (?, ?, ?, ?) USING TTL ?")
 _PUT_ATTEMPT = Statement("INSERT INTO {keyspace}.log (subject, base_id, id, attempt) VALUES (?, ?, ?, ?) USING TTL ?")
 _PUT_END = Statement("INSERT INTO {keyspace}.log (subject, base_id, id) VALUES (?, ?, ?)")
-_ATTEMPT = Statement("SELECT attempt FROM {keyspace}.log WHERE subject = ? AND base_id = ? AND id = ?", serial=True)
 
 
 class Writer:
@@ -92,7 +94,7 @@ class Writer:
         """Append a share, or else each half of it, down to single messages, if there is something in it to refuse."""
         count = len(share.messages)
         try:
-            head = yield from self._append_whole(share)
+            return (yield from self._append_whole(share))
         except BadContent as why:
             if count == 1:
                 return [Rejected(str(why))]
@@ -100,31 +102,41 @@ class Writer:
             return [*(yield from self._append(first)), *(yield from self._append(second))]
         except StoreError as error:
             return [Failed(error)] * count
-        return [Appended(id_, head.last_at) for id_ in range(head.last_id - count + 1, head.last_id + 1)]
 
-    def _append_whole(self, share: Share) -> Steps[Bucket]:
-        """Try until the share is appended; return what the head is then."""
+    def _append_whole(self, share: Share) -> Steps[list[Outcome]]:
+        """Try until of the share is appended what may be."""
         if share.size > SHARE_BYTES_MAX:
             raise BadContent(f"{share.size} bytes are more than {SHARE_BYTES_MAX}")
         subject = share.subject
-        head = self._heads.pop(subject, None) or (yield from _find_or_begin(subject))
+        head = self._heads.pop(subject, None)
+        if head is None or share.is_conditional:  # one that is remembered may have been left behind
+            head = yield from _find_or_new(subject)
         while True:
             if head.sealed:
                 head = yield from begin_next(subject, head, self._clock.now_us())
+            now_us = self._clock.now_us()
+            plan = yield from _plan(share, head, now_us)
+            if plan.passing is None:
+                self._remember(subject, head)
+                return plan.outcomes
             attempt = uuid4()
-            next_head, batch = self._attempt(share, head, attempt)
-            row = yield from apply_once(batch, partial(_was_mine, subject, head, attempt))
+            place = place_after(subject, head)
+            yield from claim(place, attempt, plan.claims, plan.time_us, now_us)
+            if head.last_id == 0:
+                yield from begin(subject)
+            next_head, batch = self._attempt(plan, head, attempt, now_us)
+            row = yield from apply_once(batch, partial(took_effect, place, attempt))
             if row is None:
                 self._remember(subject, next_head)
-                return next_head
+                return plan.outcomes
             # without a head: somebody emptied the tables
-            head = head.seen(row) if row.get("last_id") else (yield from _find_or_begin(subject))
+            head = head.seen(row) if row.get("last_id") else (yield from _find_or_new(subject))
             yield pause(_CONTENTION_PAUSE_S)
 
-    def _attempt(self, share: Share, head: Bucket, attempt: UUID) -> tuple[Bucket, Batch]:
-        """Return the head after appending a share to it, and the batch that does so."""
-        now_us = self._clock.now_us()
-        time_us = max(now_us, head.last_at)
+    def _attempt(self, plan: "_Plan", head: Bucket, attempt: UUID, now_us: int) -> tuple[Bucket, Batch]:
+        """Return the head after appending what passes, and the batch that does so."""
+        share, time_us = plan.passing, plan.time_us
+        assert share is not None
         last_id, size = head.last_id + len(share.messages), head.size + share.size
         next_head = head._replace(
             last_id=last_id,
@@ -137,7 +149,8 @@ class Writer:
         parts = [_MOVE_HEAD(*next_head.state, *partition, *head.state)]
         if head.is_new:
             parts.append(_PUT_END(*partition, END_ID))
-        parts.append(_PUT_ATTEMPT(*partition, _attempt_id(head), attempt, self._attempt_ttl_s))
+        place = place_after(share.subject, head)
+        parts.append(_PUT_ATTEMPT(*partition, place.row_id, attempt, self._ttl_of_attempt_s(plan.claims, now_us)))
         parts += [
             _PUT_CHUNK(
                 *partition,
@@ -149,24 +162,52 @@ class Writer:
         ]
         return next_head, Batch(parts)
 
+    def _ttl_of_attempt_s(self, claims: Sequence[Claim], now_us: int) -> int:
+        """Return the TTL of the row of an attempt: its claims point to it."""
+        if not claims:
+            return self._attempt_ttl_s
+        for_claims_s = ttl_s(max(claim.expires_us for claim in claims), now_us)
+        return for_claims_s and max(for_claims_s, self._attempt_ttl_s)
+
     def _remember(self, subject: str, head: Bucket) -> None:
         self._heads[subject] = head
         if len(self._heads) > HEADS_MAX:
             del self._heads[next(iter(self._heads))]
 
 
-def _find_or_begin(subject: str) -> Steps[Bucket]:
-    return (yield from find_head(subject)) or (yield from begin(subject))
+class _Plan(NamedTuple):
+    """What is to be done of a share at one head."""
+
+    outcomes: list[Outcome]
+    """Of all its messages, if it is done."""
+    passing: Share | None
+    """What of it is appended; None: nothing."""
+    claims: Sequence[Claim]
+    time_us: int
+    """When that is."""
 
 
-def _attempt_id(head: Bucket) -> int:
-    """Return the id of the row of an attempt: that of its first message, negative, out of the way of readers."""
-    return -(head.last_id + 1)
+def _plan(share: Share, head: Bucket, now_us: int) -> Steps[_Plan]:
+    """Judge a share, as what comes after ``head``."""
+    time_us = max(now_us, head.last_at)
+    messages = share.messages
+    if not share.is_guarded:
+        ids = range(head.last_id + 1, head.last_id + 1 + len(messages))
+        return _Plan([Appended(id_, time_us) for id_ in ids], share, (), time_us)
+    known = yield from find_known(share.subject, keys_of(messages), head, now_us)
+    outcomes = judge(messages, head.last_id, time_us, known)
+    passing: list[NewMessage] = []
+    claims: list[Claim] = []
+    for message, outcome in zip(messages, outcomes, strict=True):
+        if isinstance(outcome, Appended):
+            passing.append(message)
+            if message.idempotency_key:
+                claims.append(Claim.of(message.idempotency_key, outcome.id, time_us, message.expiration_s))
+    return _Plan(outcomes, Share(share.subject, passing) if passing else None, claims, time_us)
 
 
-def _was_mine(subject: str, head: Bucket, attempt: UUID) -> Steps[bool]:
-    rows = yield from surely(_ATTEMPT(subject, head.base_id, _attempt_id(head)))
-    return bool(rows) and rows[0]["attempt"] == attempt
+def _find_or_new(subject: str) -> Steps[Bucket]:
+    return (yield from find_head(subject)) or Bucket.new(0, 0)
 
 
 def _raise_common_failure(outcomes: Sequence[Outcome]) -> None:

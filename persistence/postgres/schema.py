@@ -61,7 +61,20 @@ INSERT INTO trio_broker.register_versions VALUES (0);
 CREATE TABLE trio_broker.schema_version (version int PRIMARY KEY, applied_at timestamptz NOT NULL);
 """
 
-STEPS = (_FIRST,)
+_KEYS = """
+-- The idempotency keys that are remembered, and what was appended with them.
+CREATE TABLE trio_broker.keys (
+    subject_id bigint NOT NULL,
+    key bytea NOT NULL,
+    id bigint NOT NULL,
+    published_at timestamptz NOT NULL,
+    expires_at timestamptz,
+    PRIMARY KEY (subject_id, key)
+) WITH (autovacuum_vacuum_cost_limit = 2000);
+CREATE INDEX keys_expiry ON trio_broker.keys (expires_at) WHERE expires_at IS NOT NULL;
+"""
+
+STEPS = (_FIRST, _KEYS)
 """Step n makes a database of version n from one of version n - 1. A released step never changes."""
 
 _MAKE_SCHEMA = """

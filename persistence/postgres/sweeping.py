@@ -1,4 +1,4 @@
-"""Drop what has expired, a few milliseconds at a time; and the rows of writers that are gone.
+"""Drop messages and keys that have expired, a few milliseconds at a time; and the rows of writers that are gone.
 
 Owns:      how much one step does, and from where on it looks.
 Not here:  when to sweep, and how often (the broker); giving space back, which is autovacuum's.
@@ -17,6 +17,7 @@ from persistence.postgres.connection import Connection
 log = logging.getLogger(__name__)
 
 MESSAGES_MAX = 2_000
+"""Messages, and keys, in one step."""
 BYTES_MAX = 8 * 1024 * 1024
 """Large bodies are stored in pieces of 2 kB, each of which costs as much as a message."""
 WHOLE_INTERVAL_S = 60
@@ -26,26 +27,28 @@ SWEEPING = int.from_bytes(b"swep")
 """The advisory lock of whoever sweeps: of several brokers one at a time does, and the others need not wait."""
 
 # The time is a constant for the index to be searched by; it is NULL, and nothing found, while somebody else sweeps.
-_DROP = """
+_DROP_FROM = """
     WITH turn AS MATERIALIZED (
         SELECT CASE WHEN pg_try_advisory_xact_lock(%(lock)s::bigint) THEN clock_timestamp() END AS now
     ), due AS MATERIALIZED (
-        SELECT ctid, sum(octet_length(body)) OVER (ORDER BY expires_at ROWS UNBOUNDED PRECEDING) AS size,
+        SELECT ctid, sum(size) OVER (ORDER BY expires_at ROWS UNBOUNDED PRECEDING) AS size,
                row_number() OVER (ORDER BY expires_at) AS number
         FROM (
-            SELECT ctid, body, expires_at FROM trio_broker.messages
+            SELECT ctid, {size} AS size, expires_at FROM trio_broker.{table}
             WHERE expires_at >= coalesce('epoch'::timestamptz + %(from_ms)s::bigint * interval '1 ms', '-infinity')
                 AND expires_at <= (SELECT now FROM turn)
             ORDER BY expires_at LIMIT %(messages_max)s
             FOR UPDATE SKIP LOCKED  -- one row that somebody holds must not keep all others
         ) AS first
     ), dropped AS (
-        DELETE FROM trio_broker.messages
+        DELETE FROM trio_broker.{table}
         WHERE ctid = ANY (ARRAY (SELECT ctid FROM due WHERE size <= %(bytes_max)s OR number = 1)) RETURNING expires_at
     )
     SELECT (SELECT count(*) FROM dropped), (SELECT count(*) FROM due), (SELECT max(expires_at) FROM dropped), now
     FROM turn
 """
+_DROP_MESSAGES = _DROP_FROM.format(table="messages", size="octet_length(body)")
+_DROP_KEYS = _DROP_FROM.format(table="keys", size="0")
 # Only the index gives the oldest without a look at all that is due, and the planner knows too little of a table that
 # changes so quickly to see that each time.
 _BY_THE_INDEX = ("SET LOCAL enable_bitmapscan = off", "SET LOCAL enable_seqscan = off")
@@ -59,7 +62,20 @@ _A_WHILE_AGO = f"SELECT clock_timestamp() - interval '{WHOLE_INTERVAL_S} seconds
 
 
 class Sweeper:
-    """Drops what has expired, and remembers how far it has come.
+    """Drops what has expired, messages first."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._messages = _Table(_DROP_MESSAGES, clock)
+        self._keys = _Table(_DROP_KEYS, clock)
+
+    def sweep(self, connection: Connection) -> Swept:
+        """Do one step."""
+        swept = self._messages.sweep(connection)
+        return swept if swept.more else Swept(swept.removed, self._keys.sweep(connection).more)
+
+
+class _Table:
+    """A table whose rows expire, and how far sweeping has come in it.
 
     What was dropped stays in the index until vacuum has been there, and vacuum leaves it as long as any transaction
     might see it: a backup, say, for an hour. A step that began with the oldest would walk over all of it. So a step
@@ -67,7 +83,8 @@ class Sweeper:
     with the oldest: what was committed after its own expiry, or with a clock that has gone back, or was locked.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, drop: str, clock: Callable[[], float]) -> None:
+        self._drop_due = drop
         self._clock = clock
         self._from_us: int | None = None
         """Nothing that expires before is left; None: it is not known."""
@@ -100,8 +117,7 @@ class Sweeper:
             ((self._from_us,),) = connection.execute(_A_WHILE_AGO, binary=True).fetchall()
         log.warning("sweep_obstructed why=%r", "an open transaction keeps vacuum from clearing what was dropped")
 
-    @staticmethod
-    def _drop(connection: Connection, from_us: int | None) -> tuple[int, int, int | None, int | None]:
+    def _drop(self, connection: Connection, from_us: int | None) -> tuple[int, int, int | None, int | None]:
         """Return how many were dropped of how many, the last expiry dropped, and the time. No time: not our turn."""
         # an interval is multiplied as a float, which is exact for milliseconds
         from_ms = None if from_us is None else from_us // 1000
@@ -110,7 +126,7 @@ class Sweeper:
             connection.execute("BEGIN")
             for setting in _BY_THE_INDEX:
                 connection.execute(setting)
-            cursor = connection.execute(_DROP, bounds, binary=True)
+            cursor = connection.execute(self._drop_due, bounds, binary=True)
             connection.execute("COMMIT")
         ((removed, due, last_us, now_us),) = cursor.fetchall()
         return removed, due, last_us, now_us

@@ -8,7 +8,8 @@ Threads:   one worker thread; each method blocks, for no longer than the commit 
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from persistence.errors import OutcomeUnknown, StoreError, StoreUnavailable
 from persistence.facade import Durability, NewMessage, Outcome
 from persistence.postgres.arrays import int8
 from persistence.postgres.connection import Address, Connection, failure, is_undone, reason
-from persistence.postgres.flush import APPEND, Answer, Flush
+from persistence.postgres.flush import APPEND, BY_THE_INDEX, FENCE, FORGET_NEW, KNOWN, LOCK, REMEMBER, Answer, Flush
 from persistence.postgres.hints import Hints
 from persistence.postgres.outcome import Turn, register, take_over
 from persistence.postgres.patience import OutOfPatience, Patience
@@ -68,6 +69,7 @@ class Writer:
         session = self._connect(patience)
         try:
             self._send(session, Flush([]))
+            self._send_guarded(session, Flush([]))
         except BaseException:
             self.close()
             raise
@@ -82,8 +84,9 @@ class Writer:
         """Do what the facade says."""
         flush = Flush(batch)
         answer = Answer([], [])
-        if flush.subjects:
+        if not flush.is_empty:
             answer = self._append(flush)
+        if flush.subjects:
             self._acknowledged = self._flushes
             if self._session is not None:
                 self._session.hints.send(flush.subjects)
@@ -109,7 +112,7 @@ class Writer:
             raise failure(error, self._address) from error
         self._flushes += 1
         try:
-            answer = self._send(session, flush)
+            answer = self._send_guarded(session, flush) if flush.is_guarded else self._send(session, flush)
         except (psycopg.Error, OutOfPatience) as error:
             if is_undone(error):
                 raise self._refusal(error) from error
@@ -183,6 +186,32 @@ class Writer:
         assert times is not None
         return Answer.of(last_ids, times)
 
+    def _send_guarded(self, session: _Session, flush: Flush) -> Answer | None:
+        """Judge the flush and append what passes, in one transaction; None: the turn is over, and nothing was done."""
+        connection, turn = session.connection, session.turn
+        with _undoing(connection):
+            with connection.pipeline():  # one round trip
+                connection.execute("BEGIN")
+                connection.execute(BY_THE_INDEX)
+                fence = connection.execute(FENCE, [turn.writer, turn.epoch])
+                locked = connection.execute(LOCK, flush.lock_parameters())
+                known = connection.execute(KNOWN, flush.known_parameters(), binary=True)
+            last_ids: dict[str, int] = dict(locked.fetchall())
+            answer: Answer | None = None
+            if fence.fetchone() is not None and last_ids.keys() == flush.names:
+                flush.judge(last_ids, known.fetchall())
+                answer = self._send(session, flush) if flush.subjects else Answer([], [])
+            if answer is None:
+                connection.rollback()
+                return None
+            self._unreplicated = False
+            with connection.pipeline():
+                connection.execute(REMEMBER, flush.remember_parameters())
+                connection.execute(FORGET_NEW, [flush.new_and_empty()])
+                connection.execute("COMMIT")
+            self._check_replicated()
+        return answer
+
     def _refusal(self, error: psycopg.Error) -> StoreError:
         if error.sqlstate in _TRANSIENT:
             return Undone(f"{self._address}: {reason(error)}")
@@ -226,6 +255,19 @@ class Writer:
         """
         if self._unreplicated:
             raise psycopg.OperationalError("no standby has confirmed the commit")
+
+
+@contextmanager
+def _undoing(connection: Connection) -> Iterator[None]:
+    """Undo a transaction that the block leaves by an error; a connection on which this fails is closed."""
+    try:
+        yield
+    except BaseException:
+        try:
+            connection.rollback()
+        except (psycopg.Error, OutOfPatience):
+            connection.close()
+        raise
 
 
 def _meaning(synchronous_commit: str, fsync: str) -> str:

@@ -47,7 +47,22 @@ _FIRST = (
     "INSERT INTO register_versions VALUES (0)",
 )
 
-STEPS = (_FIRST,)
+_KEYS = (
+    # The idempotency keys that are remembered, and what was appended with them.
+    """
+    CREATE TABLE keys (
+        subject_id INTEGER NOT NULL REFERENCES subjects (id),
+        key TEXT NOT NULL,
+        id INTEGER NOT NULL,
+        time_us INTEGER NOT NULL,
+        expires_us INTEGER,
+        PRIMARY KEY (subject_id, key)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX keys_expiry ON keys (expires_us) WHERE expires_us IS NOT NULL",
+)
+
+STEPS = (_FIRST, _KEYS)
 """Step n makes a file of version n from one of version n - 1. A released step never changes."""
 
 

@@ -13,6 +13,7 @@ from persistence.sqlite.connection import WAL_KEPT_BYTES, Locked
 from persistence.sqlite.writing import Writer
 
 MESSAGES_MAX = 1_000
+KEYS_MAX = 1_000
 BYTES_MAX = 8 * 1024 * 1024
 PAGES_MAX = 64
 """Free pages given back in one step; each may cost moving a page from the end of the file into it."""
@@ -25,6 +26,12 @@ _DROP = """
     DELETE FROM messages WHERE rowid IN
     (SELECT rowid FROM messages WHERE expires_us <= ? ORDER BY expires_us LIMIT ?)
 """
+# Keys are remembered for longer than most messages are kept: they go by themselves.
+_KEYS_DUE = "SELECT count(*) FROM (SELECT 1 FROM keys WHERE expires_us <= ? LIMIT ?)"
+_DROP_KEYS = """
+    DELETE FROM keys WHERE (subject_id, key) IN
+    (SELECT subject_id, key FROM keys WHERE expires_us <= ? ORDER BY expires_us LIMIT ?)
+"""
 
 
 def sweep(writer: Writer, path: Path, now_us: int) -> Swept:
@@ -34,8 +41,10 @@ def sweep(writer: Writer, path: Path, now_us: int) -> Swept:
         with writer.waiting_at_most(LOCK_WAIT_MS):
             with writer.connection() as connection:
                 due, more = _due(connection, now_us)
-            if due:
-                removed = _drop(writer, now_us, due)
+                (keys_due,) = connection.execute(_KEYS_DUE, (now_us, KEYS_MAX)).fetchone()
+            if due or keys_due:
+                removed = _drop(writer, now_us, due, keys_due)
+                more = more or keys_due == KEYS_MAX
             with writer.connection() as connection:
                 if not more:
                     more = _give_back(connection)
@@ -56,9 +65,10 @@ def _due(connection: sqlite3.Connection, now_us: int) -> tuple[int, bool]:
     return len(sizes), len(sizes) == MESSAGES_MAX
 
 
-def _drop(writer: Writer, now_us: int, due: int) -> int:
+def _drop(writer: Writer, now_us: int, due: int, keys_due: int) -> int:
     with writer.transaction() as connection:
         dropped = connection.execute(_DROP, (now_us, due))
+        connection.execute(_DROP_KEYS, (now_us, keys_due))
     return dropped.rowcount
 
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from functools import cache
 
 from persistence.errors import CannotOpen, StoreUnavailable
-from persistence.facade import Appended, NewMessage, Outcome, Rejected
+from persistence.facade import Appended, Duplicate, NewMessage, Outcome, Rejected
+from persistence.guards import judge, key_kept_s, keys_of
 from persistence.headers import encode_headers
 from persistence.sqlite.connection import commit_failure, failure
 from persistence.sqlite.presence import OpenFile
@@ -26,12 +27,15 @@ _NEXT_IDS = """
     SET last_id = last_id + excluded.last_id, last_time_us = max(last_time_us, excluded.last_time_us)
     RETURNING id, last_id, last_time_us
 """
-_INSERT = "INSERT INTO messages (subject_id, id, time_us, expires_us, headers, body) VALUES "
-_COLUMNS = 6
+_MESSAGES = "INSERT INTO messages (subject_id, id, time_us, expires_us, headers, body) VALUES "
+_KEYS = "REPLACE INTO keys (subject_id, key, id, time_us, expires_us) VALUES "  # what is there has expired
+_SUBJECT = "SELECT id, last_id, last_time_us FROM subjects WHERE name = ?"
+_KNOWN = "SELECT key, id, time_us FROM keys WHERE subject_id = ? AND (expires_us IS NULL OR expires_us > ?) AND key IN "
 _ROWS_MAX = 512
 _ROWS_EXACT = 64
 _ROWS_STEP = 16
 _PENDING = Appended(0, 0)
+_Value = int | str | bytes | None
 _SET_REGISTER = """
     INSERT INTO registers (name, value, version) VALUES (?, ?, ?)
     ON CONFLICT (name) DO UPDATE SET value = excluded.value, version = excluded.version
@@ -62,26 +66,37 @@ class Writer:
     def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
         outcomes: list[Outcome] = []
         places: dict[str, list[int]] = {}
-        for place, (subject, _, expiration_s, _) in enumerate(batch):
+        guarded: set[str] = set()
+        for place, (subject, _, expiration_s, _, key, expected_last_id) in enumerate(batch):
             outcomes.append(_PENDING)
             if expiration_s is None or 0 <= expiration_s <= EXPIRATION_MAX_S:
                 places.setdefault(subject, []).append(place)
+                if key or expected_last_id is not None:
+                    guarded.add(subject)
             else:
                 outcomes[place] = Rejected(f"expiration {expiration_s} s is not within 0..{EXPIRATION_MAX_S} s")
         if not places:
             return outcomes
         with self.transaction() as connection:
             now_us = self._clock()
-            rows: list[int | bytes | None] = []
+            for subject in guarded:
+                places[subject] = _let_pass(connection, subject, batch, places[subject], outcomes, now_us)
+                if not places[subject]:
+                    del places[subject]
+            rows: list[_Value] = []
+            keys: list[_Value] = []
             for subject, mine in places.items():
                 ((subject_id, last_id, time_us),) = connection.execute(_NEXT_IDS, (subject, len(mine), now_us))
                 for id_, place in enumerate(mine, last_id - len(mine) + 1):
                     outcomes[place] = Appended(id_, time_us)
-                    _, body, expiration_s, headers = batch[place]
+                    _, body, expiration_s, headers, key, _ = batch[place]
                     if expiration_s != 0:
-                        expires_us = None if expiration_s is None else time_us + expiration_s * 1_000_000
+                        expires_us = _after(time_us, expiration_s)
                         rows += (subject_id, id_, time_us, expires_us, encode_headers(headers), body)
-            _insert(connection, rows)
+                    if key:
+                        keys += (subject_id, key, id_, time_us, _after(time_us, key_kept_s(expiration_s)))
+            _insert(connection, _MESSAGES, 6, rows)
+            _insert(connection, _KEYS, 5, keys)
         return outcomes
 
     def compare_and_set(self, name: str, value: bytes, version: int) -> int | None:
@@ -153,21 +168,58 @@ class Writer:
             self.close()
 
 
-def _insert(connection: sqlite3.Connection, values: Sequence[int | bytes | None]) -> None:
+def _let_pass(
+    connection: sqlite3.Connection,
+    subject: str,
+    batch: Sequence[NewMessage],
+    places: Sequence[int],
+    outcomes: list[Outcome],
+    now_us: int,
+) -> list[int]:
+    """Judge what has a key or expects a last id, and its neighbours; return the places of what is to be appended."""
+    messages = [batch[place] for place in places]
+    row = connection.execute(_SUBJECT, (subject,)).fetchone()
+    subject_id, last_id, last_time_us = row or (0, 0, 0)
+    known = _known(connection, subject_id, keys_of(messages), now_us) if row else {}
+    judged = judge(messages, last_id, max(last_time_us, now_us), known)
+    for place, outcome in zip(places, judged, strict=True):
+        outcomes[place] = outcome
+    return [place for place in places if isinstance(outcomes[place], Appended)]
+
+
+def _known(connection: sqlite3.Connection, subject_id: int, keys: Sequence[str], now_us: int) -> dict[str, Duplicate]:
+    """Return what was appended with keys that are remembered."""
+    known: dict[str, Duplicate] = {}
+    for start in range(0, len(keys), _ROWS_EXACT):
+        some = keys[start : start + _ROWS_EXACT]
+        found = connection.execute(f"{_KNOWN}{_row(len(some))}", (subject_id, now_us, *some))
+        known.update((key, Duplicate(id_, time_us)) for key, id_, time_us in found)
+    return known
+
+
+def _after(time_us: int, seconds: int | None) -> int | None:
+    return None if seconds is None else time_us + seconds * 1_000_000
+
+
+def _insert(connection: sqlite3.Connection, statement: str, columns: int, values: Sequence[_Value]) -> None:
     """Insert the rows whose columns ``values`` lists one after another.
 
     Each statement gives up the interpreter's lock once, and gets it back only when the trio thread lets go: few
     statements matter more than short ones. ``executemany`` does so for every row: a third slower.
     """
     start = 0
-    while rows := (len(values) - start) // _COLUMNS:
+    while rows := (len(values) - start) // columns:
         if rows > _ROWS_EXACT:  # the connection keeps up to 128 statements prepared: not too many different ones
             rows = min(_ROWS_MAX, rows // _ROWS_STEP * _ROWS_STEP)
-        stop = start + rows * _COLUMNS
-        connection.execute(_insert_statement(rows), values[start:stop])
+        stop = start + rows * columns
+        connection.execute(_with_rows(statement, rows, columns), values[start:stop])
         start = stop
 
 
-@cache  # as many as there are numbers of rows that `_insert` makes: 92
-def _insert_statement(rows: int) -> str:
-    return _INSERT + ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows)
+@cache  # as many as there are numbers of rows that `_insert` makes, 92, for each table
+def _with_rows(statement: str, rows: int, columns: int) -> str:
+    return statement + ", ".join([_row(columns)] * rows)
+
+
+def _row(columns: int) -> str:
+    return f"({', '.join('?' * columns)})"

@@ -13,7 +13,7 @@ from cassandra_keyspaces import Keyspaces
 from postgres_clock import turned_database
 from postgres_databases import Databases
 
-from persistence import NO_HEADERS, Appended, Key, NewMessage, Record, Store
+from persistence import NO_HEADERS, Appended, Key, NewMessage, Outcome, Record, Store
 
 START_US = 1_700_000_000_000_000
 SECOND_US = 1_000_000
@@ -107,8 +107,11 @@ def message(
     body: bytes = b"x",
     expiration_s: int | None = 60,
     headers: Mapping[str, bytes] = NO_HEADERS,
+    *,
+    key: str = "",
+    after: int | None = None,
 ) -> NewMessage:
-    return NewMessage(subject, body, expiration_s, headers)
+    return NewMessage(subject, body, expiration_s, headers, key, after)
 
 
 def ids(appended: Iterable[object]) -> list[int]:
@@ -118,6 +121,11 @@ def ids(appended: Iterable[object]) -> list[int]:
         assert isinstance(outcome, Appended), outcome
         found.append(outcome.id)
     return found
+
+
+def told(outcomes: Iterable[Outcome]) -> list[tuple[str, Outcome]]:
+    """Outcomes that can be compared: tuples of different types may be equal."""
+    return [(type(outcome).__name__, outcome) for outcome in outcomes]
 
 
 async def get(store: Store, subject: str, id_: int) -> object:

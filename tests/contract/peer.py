@@ -5,7 +5,7 @@ import sys
 
 import trio
 
-from persistence import NewMessage, Store, open_store
+from persistence import Appended, Conflict, NewMessage, Store, open_store
 
 
 def say(*answer: object) -> None:
@@ -17,6 +17,26 @@ async def append(store: Store, subject: str, batches: int, size: int) -> None:
     for _ in range(batches):
         outcomes = await store.append([NewMessage(subject, b"from a peer", None)] * size)
         say(*outcomes)
+
+
+async def append_keyed(store: Store, subject: str, keys: int) -> None:
+    """Append messages, each with a key that other peers use as well; print what became of each, and its id."""
+    for n in range(keys):
+        (outcome,) = await store.append([NewMessage(subject, b"from a peer", None, idempotency_key=f"key {n}")])
+        say(type(outcome).__name__, outcome[0])
+
+
+async def append_expected(store: Store, subject: str, times: int) -> None:
+    """Append one after the last that is known, until so many were appended; print their ids."""
+    appended: list[int] = []
+    last_id = 0
+    while len(appended) < times:
+        (outcome,) = await store.append([NewMessage(subject, b"from a peer", None, expected_last_id=last_id)])
+        assert isinstance(outcome, Appended | Conflict)
+        last_id = outcome[0]
+        if isinstance(outcome, Appended):
+            appended.append(last_id)
+    say(*appended)
 
 
 async def count(store: Store, name: str, times: int) -> None:
@@ -31,6 +51,9 @@ async def count(store: Store, name: str, times: int) -> None:
     say(*versions)
 
 
+COMMANDS = {"append": append, "append keyed": append_keyed, "append expected": append_expected, "count": count}
+
+
 async def main(url: str) -> None:
     say("imported")
     assert json.loads(sys.stdin.readline()) == ["open"]
@@ -40,7 +63,7 @@ async def main(url: str) -> None:
             command, *arguments = json.loads(await trio.to_thread.run_sync(sys.stdin.readline))
             if command == "close":
                 return
-            await {"append": append, "count": count}[command](store, *arguments)
+            await COMMANDS[command](store, *arguments)
 
 
 trio.run(main, sys.argv[1])

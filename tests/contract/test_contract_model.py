@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from contract_kit import SECOND_US, Backend, Clock
+from contract_kit import SECOND_US, Backend, Clock, told
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -21,12 +21,16 @@ from hypothesis.stateful import (
 )
 
 from persistence import (
+    KEY_KEPT_MIN_S,
     Appended,
+    Conflict,
+    Duplicate,
     ExpiredId,
     Head,
     InvalidId,
     Key,
     NewMessage,
+    Outcome,
     Record,
     Register,
     Store,
@@ -42,6 +46,8 @@ messages = st.builds(
     body=st.binary(max_size=20),
     expiration_s=st.sampled_from([0, 1, 2, 3, 10, None]),
     headers=st.dictionaries(st.text("abcü", min_size=1, max_size=3), st.binary(max_size=3), max_size=2),
+    idempotency_key=st.sampled_from(["", "", "k", "ключ"]),
+    expected_last_id=st.sampled_from([None, None, None, 0, 1, 2, 3, 4]),
 )
 
 
@@ -50,6 +56,8 @@ class Slot(NamedTuple):
 
     record: Record
     kept: bool
+    key: str
+    key_expires_us: int | None
 
 
 @dataclass
@@ -59,18 +67,28 @@ class Model:
     registers: dict[str, Register] = field(default_factory=dict)
     versions_used: set[int] = field(default_factory=lambda: {0})
 
-    def append(self, message: NewMessage) -> Appended:
-        log = self.logs.setdefault(message.subject, [])
+    def append(self, message: NewMessage) -> Outcome:
+        log = self.logs.get(message.subject, [])
+        for slot in reversed(log):
+            remembered = slot.key_expires_us is None or self.clock.now_us < slot.key_expires_us
+            if message.idempotency_key and slot.key == message.idempotency_key and remembered:
+                return Duplicate(slot.record.id, slot.record.time_us)
+        if message.expected_last_id is not None and message.expected_last_id != len(log):
+            return Conflict(len(log))
         time_us = max(self.clock.now_us, log[-1].record.time_us if log else 0)
-        expires_us = None if message.expiration_s is None else time_us + message.expiration_s * SECOND_US
+        expires_us = key_expires_us = None
+        if message.expiration_s is not None:
+            expires_us = time_us + message.expiration_s * SECOND_US
+            key_expires_us = time_us + max(message.expiration_s, KEY_KEPT_MIN_S) * SECOND_US
         record = Record(len(log) + 1, message.body, message.headers, time_us, expires_us)
-        log.append(Slot(record, kept=message.expiration_s != 0))
+        slot = Slot(record, message.expiration_s != 0, message.idempotency_key, key_expires_us)
+        self.logs.setdefault(message.subject, []).append(slot)
         return Appended(record.id, time_us)
 
     def kept(self, subject: str) -> Mapping[int, Record]:
         return {
             record.id: record
-            for record, kept in self.logs.get(subject, [])
+            for record, kept, *_ in self.logs.get(subject, [])
             if kept and (record.expires_us is None or self.clock.now_us < record.expires_us)
         }
 
@@ -114,9 +132,10 @@ class StoreAgainstModel(RuleBasedStateMachine):
 
     @rule(batch=st.lists(messages, max_size=12))
     def append(self, batch: list[NewMessage]) -> None:
-        assert self.portal.call(self.store.append, batch) == [self.model.append(message) for message in batch]
+        outcomes = self.portal.call(self.store.append, batch)
+        assert told(outcomes) == told([self.model.append(message) for message in batch])
 
-    @rule(microseconds=st.sampled_from([1, SECOND_US - 1, SECOND_US, 2 * SECOND_US, -SECOND_US]))
+    @rule(microseconds=st.sampled_from([1, SECOND_US - 1, SECOND_US, 2 * SECOND_US, 119 * SECOND_US, -SECOND_US]))
     def turn_the_clock(self, microseconds: int) -> None:
         if microseconds > 0 or not any(self.expiring()):  # what was swept does not come back when the clock does
             self.clock.now_us += microseconds

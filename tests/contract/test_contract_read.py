@@ -127,3 +127,27 @@ async def test_the_pools_tell_who_works_and_who_has_worked(store: Store) -> None
         assert (pool.in_use, pool.waiting) == (0, 0)
         assert pool.size >= 1
         assert pool.waited_s >= 0
+
+
+async def test_who_reads_after_the_id_before_a_time_gets_all_since_and_nothing_else(store: Store, clock: Clock) -> None:
+    assert await store.id_before("orders", START_US) == 0
+    for second in range(6):
+        kept = 0 if second == 2 else 3600
+        await store.append([message(expiration_s=kept), message(expiration_s=kept), message(expiration_s=0)])
+        clock.advance(1)
+    records = await read_all(store, "orders")
+    assert await store.id_before("orders", records[-1].time_us + 1) == 18
+    for time_us in {record.time_us + off for record in records for off in (-1, 0, 1)}:
+        after_id = await store.id_before("orders", time_us)
+        page = await store.read("orders", after_id, max_messages=100, max_bytes=10_000)
+        assert list(page.records) == [record for record in records if record.time_us >= time_us]
+
+
+async def test_the_id_before_a_time_when_what_was_first_has_expired(store: Store, clock: Clock) -> None:
+    await store.append([message(expiration_s=5), message(expiration_s=5)])
+    clock.advance(10)
+    await store.append([message(expiration_s=3600)])
+    (record,) = await read_all(store, "orders")
+    assert await store.id_before("orders", START_US) == 2
+    assert await store.id_before("orders", record.time_us) == 2
+    assert await store.id_before("orders", record.time_us + 1) == 3

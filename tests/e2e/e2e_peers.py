@@ -45,7 +45,7 @@ class Client(Protocol):
 
     async def fetch(self, subject: str, id_: int) -> pb.MessageResponse: ...
 
-    def subscribe(self, subject: str) -> AbstractAsyncContextManager[Stream]:
+    def subscribe(self, subject: str, **fields: object) -> AbstractAsyncContextManager[Stream]:
         """Subscribe for the length of the block, which begins when the response's headers are there."""
 
 
@@ -138,8 +138,8 @@ class GrpcioSyncClient:
             return self._stubs.fetch(pb.FetchRequest(subject=subject, id=id_), timeout=SAFETY_S)
 
     @asynccontextmanager
-    async def subscribe(self, subject: str) -> AsyncGenerator[Stream]:
-        call = self._stubs.subscribe(pb.SubscribeRequest(subject=subject), timeout=SAFETY_S)
+    async def subscribe(self, subject: str, **fields: object) -> AsyncGenerator[Stream]:
+        call = self._stubs.subscribe(pb.SubscribeRequest(subject=subject, **fields), timeout=SAFETY_S)
         call.initial_metadata()
         try:
             yield GrpcioSyncStream(call)
@@ -190,8 +190,8 @@ class GrpcioAioClient:
             return await self._stubs.fetch(pb.FetchRequest(subject=subject, id=id_))
 
     @asynccontextmanager
-    async def subscribe(self, subject: str) -> AsyncGenerator[Stream]:
-        call = self._stubs.subscribe(pb.SubscribeRequest(subject=subject))
+    async def subscribe(self, subject: str, **fields: object) -> AsyncGenerator[Stream]:
+        call = self._stubs.subscribe(pb.SubscribeRequest(subject=subject, **fields))
         await call.initial_metadata()
         try:
             yield GrpcioAioStream(call)
@@ -261,8 +261,8 @@ class PurerpcClient:
         return response
 
     @asynccontextmanager
-    async def subscribe(self, subject: str) -> AsyncGenerator[Stream]:
-        stream = await self._start("Subscribe", pb.SubscribeRequest(subject=subject), pb.MessageResponse)
+    async def subscribe(self, subject: str, **fields: object) -> AsyncGenerator[Stream]:
+        stream = await self._start("Subscribe", pb.SubscribeRequest(subject=subject, **fields), pb.MessageResponse)
         await stream.receive_event()  # the headers
         yield PurerpcStream(stream)  # purerpc cannot cancel a call: it ends with the connection
 

@@ -159,8 +159,9 @@ class Wire:
         self._flush()
         return exchanges
 
-    def subscribe(self, subject: str, *, timeout: str | None = None) -> Exchange:
-        return self.start("/broker.Broker/Subscribe", pb.SubscribeRequest(subject=subject), timeout=timeout)
+    def subscribe(self, subject: str, *, timeout: str | None = None, **fields: object) -> Exchange:
+        request = pb.SubscribeRequest(subject=subject, **fields)
+        return self.start("/broker.Broker/Subscribe", request, timeout=timeout)
 
     def fetch(self, subject: str, id_: int, *, timeout: str | None = None) -> Exchange:
         return self.start("/broker.Broker/Fetch", pb.FetchRequest(subject=subject, id=id_), timeout=timeout)

@@ -1,4 +1,5 @@
-"""A subscriber that does not read is cut, with what it needs to go on from there; nobody else notices."""
+"""A subscriber that does not read gets the rest from the log when it reads again, or is cut, as it asked for; nobody
+else notices."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -37,8 +38,8 @@ def publisher(broker: BrokerProcess) -> Iterator[Publisher]:
         stubs = GrpcioStubs(channel)
         last_ids: Counter[str] = Counter()
 
-        def publish(subject: str, count: int, body: bytes = b"") -> None:
-            request = pb.PublishRequest(subject=subject, body=body)
+        def publish(subject: str, count: int, body: bytes = b"", expiration_s: int = 0) -> None:
+            request = pb.PublishRequest(subject=subject, body=body, expirationSeconds=expiration_s)
             for _ in range(0, count, WAVE):
                 wave = [stubs.publish.future(request, timeout=SAFETY_S) for _ in range(WAVE)]
                 ids = {future.result().id for future in wave}
@@ -68,7 +69,7 @@ def test_who_gives_no_window_is_cut_and_told_how_far_it_came(
     broker: BrokerProcess, publisher: Publisher, subject: str
 ) -> None:
     with Wire(broker.address) as healthy, Wire(broker.address, window=0) as slow:
-        quick, stalled = healthy.subscribe(subject), slow.subscribe(subject)
+        quick, stalled = healthy.subscribe(subject), slow.subscribe(subject, slow="FAIL")
         healthy.stand(quick)
         slow.stand(stalled)
         publisher(subject, 1500)
@@ -78,10 +79,42 @@ def test_who_gives_no_window_is_cut_and_told_how_far_it_came(
         assert BUFFER_MESSAGES - WAVE < check_cut(slow, stalled) <= BUFFER_MESSAGES
 
 
+def test_who_gives_no_window_gets_all_it_missed_when_it_does(
+    broker: BrokerProcess, publisher: Publisher, subject: str
+) -> None:
+    with Wire(broker.address) as healthy, Wire(broker.address, window=0) as slow:
+        quick, stalled = healthy.subscribe(subject), slow.subscribe(subject)
+        healthy.stand(quick)
+        slow.stand(stalled)
+        publisher(subject, 5000, expiration_s=3600)
+        assert heard(healthy, quick, 5000) == list(range(1, 5001))
+        assert broker.subscribers() == 2
+        slow.open_window(stalled, ROOM)
+        assert heard(slow, stalled, 5000) == list(range(1, 5001))
+        publisher(subject, 50)
+        assert heard(slow, stalled, 5050) == list(range(1, 5051))
+
+
+def test_what_cannot_be_got_again_is_told_in_its_place(
+    broker: BrokerProcess, publisher: Publisher, subject: str
+) -> None:
+    with Wire(broker.address, window=0) as slow:
+        stalled = slow.subscribe(subject, report_gaps=True)
+        slow.stand(stalled)
+        publisher(subject, 2000)
+        slow.open_window(stalled, ROOM)
+        slow.read_until(lambda: bool(stalled.messages()) and stalled.received()[-1].HasField("gap"))
+        *messages, last = stalled.received()
+        assert [message.id for message in messages] == list(range(1, len(messages) + 1))
+        assert len(messages) > BUFFER_MESSAGES - WAVE
+        assert (getattr(last.gap, "from"), last.gap.to, last.gap.reason) == (len(messages) + 1, 2000, "live_buffer")
+        assert (last.id, last.subject) == (0, subject)
+
+
 def test_what_waits_is_bounded_in_bytes_too(broker: BrokerProcess, publisher: Publisher, subject: str) -> None:
     body = bytes(64 * 1024)
     with Wire(broker.address, window=0) as slow:
-        stalled = slow.subscribe(subject)
+        stalled = slow.subscribe(subject, slow="FAIL")
         slow.stand(stalled)
         publisher(subject, 2 * BUFFER_BYTES // len(body), body)
         slow.open_window(stalled, ROOM)
@@ -92,7 +125,7 @@ def test_a_slow_stream_does_not_hold_up_the_others_of_its_connection(
     broker: BrokerProcess, publisher: Publisher, subject: str
 ) -> None:
     with Wire(broker.address, window=0) as wire:
-        stalled, quick = wire.subscribe(subject), wire.subscribe(subject)
+        stalled, quick = wire.subscribe(subject, slow="FAIL"), wire.subscribe(subject)
         wire.stand(stalled, quick)
         wire.open_window(quick, ROOM)
         publisher(subject, 1500)
@@ -113,7 +146,7 @@ def test_who_never_reads_costs_no_memory(broker: BrokerProcess, publisher: Publi
         Wire(broker.address) as healthy,
         Wire(broker.address, window=ROOM, receive_buffer=4096) as deaf,
     ):
-        quick, stalled = healthy.subscribe(subject), deaf.subscribe(subject)
+        quick, stalled = healthy.subscribe(subject), deaf.subscribe(subject, slow="FAIL")
         healthy.stand(quick)
         deaf.stand(stalled)
         before = broker.system().memory_info().rss
@@ -133,7 +166,7 @@ async def test_who_still_reads_nothing_is_told_without_a_window(monkeypatch: pyt
 
         def stall() -> None:
             with Wire(address, window=0) as slow:
-                stalled = slow.subscribe(subject)
+                stalled = slow.subscribe(subject, slow="FAIL")
                 slow.stand(stalled)
                 for _ in range(BUFFER_MESSAGES + 1):
                     trio.from_thread.run(broker.publish, subject, b"")

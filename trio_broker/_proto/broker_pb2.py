@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 from trio_broker._proto.google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x0c\x62roker.proto\x12\x06\x62roker\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x01\n\x0ePublishRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x12\x19\n\x11\x65xpirationSeconds\x18\x03 \x01(\x05\x12\x34\n\x07headers\x18\x04 \x03(\x0b\x32#.broker.PublishRequest.HeadersEntry\x12\x0c\n\x04keep\x18\x06 \x01(\x08\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"O\n\x0fPublishResponse\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x30\n\x0cpublished_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"#\n\x10SubscribeRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\"+\n\x0c\x46\x65tchRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x03\"\xd5\x01\n\x0fMessageResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x30\n\x0cpublished_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x07headers\x18\x05 \x03(\x0b\x32$.broker.MessageResponse.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x32\xbe\x01\n\x06\x42roker\x12:\n\x07Publish\x12\x16.broker.PublishRequest\x1a\x17.broker.PublishResponse\x12@\n\tSubscribe\x12\x18.broker.SubscribeRequest\x1a\x17.broker.MessageResponse0\x01\x12\x36\n\x05\x46\x65tch\x12\x14.broker.FetchRequest\x1a\x17.broker.MessageResponseb\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x0c\x62roker.proto\x12\x06\x62roker\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x02\n\x0ePublishRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x12\x19\n\x11\x65xpirationSeconds\x18\x03 \x01(\x05\x12\x34\n\x07headers\x18\x04 \x03(\x0b\x32#.broker.PublishRequest.HeadersEntry\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x0c\n\x04keep\x18\x06 \x01(\x08\x12\x1d\n\x10\x65xpected_last_id\x18\x07 \x01(\x03H\x00\x88\x01\x01\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x42\x13\n\x11_expected_last_id\"b\n\x0fPublishResponse\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x30\n\x0cpublished_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"\xbb\x02\n\x10SubscribeRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x12\n\x08\x65\x61rliest\x18\x02 \x01(\x08H\x00\x12\x12\n\x08\x61\x66ter_id\x18\x03 \x01(\x03H\x00\x12(\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12\x0e\n\x04last\x18\x05 \x01(\x03H\x00\x12\x12\n\x08until_id\x18\x06 \x01(\x03H\x01\x12\x10\n\x06\x61t_end\x18\x07 \x01(\x08H\x01\x12\x13\n\x0breport_gaps\x18\x08 \x01(\x08\x12\x31\n\x04slow\x18\t \x01(\x0e\x32#.broker.SubscribeRequest.SlowPolicy\"5\n\nSlowPolicy\x12\x0c\n\x08\x43\x41TCH_UP\x10\x00\x12\x0f\n\x0b\x44ROP_OLDEST\x10\x01\x12\x08\n\x04\x46\x41IL\x10\x02\x42\x07\n\x05startB\x06\n\x04stop\"+\n\x0c\x46\x65tchRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x03\"\xef\x01\n\x0fMessageResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x30\n\x0cpublished_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x07headers\x18\x05 \x03(\x0b\x32$.broker.MessageResponse.HeadersEntry\x12\x18\n\x03gap\x18\x06 \x01(\x0b\x32\x0b.broker.Gap\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"/\n\x03Gap\x12\x0c\n\x04\x66rom\x18\x01 \x01(\x03\x12\n\n\x02to\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t2\xbe\x01\n\x06\x42roker\x12:\n\x07Publish\x12\x16.broker.PublishRequest\x1a\x17.broker.PublishResponse\x12@\n\tSubscribe\x12\x18.broker.SubscribeRequest\x1a\x17.broker.MessageResponse0\x01\x12\x36\n\x05\x46\x65tch\x12\x14.broker.FetchRequest\x1a\x17.broker.MessageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -27,19 +27,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MESSAGERESPONSE_HEADERSENTRY']._loaded_options = None
   _globals['_MESSAGERESPONSE_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_PUBLISHREQUEST']._serialized_start=58
-  _globals['_PUBLISHREQUEST']._serialized_end=248
-  _globals['_PUBLISHREQUEST_HEADERSENTRY']._serialized_start=202
-  _globals['_PUBLISHREQUEST_HEADERSENTRY']._serialized_end=248
-  _globals['_PUBLISHRESPONSE']._serialized_start=250
-  _globals['_PUBLISHRESPONSE']._serialized_end=329
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=331
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=366
-  _globals['_FETCHREQUEST']._serialized_start=368
-  _globals['_FETCHREQUEST']._serialized_end=411
-  _globals['_MESSAGERESPONSE']._serialized_start=414
-  _globals['_MESSAGERESPONSE']._serialized_end=627
-  _globals['_MESSAGERESPONSE_HEADERSENTRY']._serialized_start=202
-  _globals['_MESSAGERESPONSE_HEADERSENTRY']._serialized_end=248
-  _globals['_BROKER']._serialized_start=630
-  _globals['_BROKER']._serialized_end=820
+  _globals['_PUBLISHREQUEST']._serialized_end=325
+  _globals['_PUBLISHREQUEST_HEADERSENTRY']._serialized_start=258
+  _globals['_PUBLISHREQUEST_HEADERSENTRY']._serialized_end=304
+  _globals['_PUBLISHRESPONSE']._serialized_start=327
+  _globals['_PUBLISHRESPONSE']._serialized_end=425
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=428
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=743
+  _globals['_SUBSCRIBEREQUEST_SLOWPOLICY']._serialized_start=673
+  _globals['_SUBSCRIBEREQUEST_SLOWPOLICY']._serialized_end=726
+  _globals['_FETCHREQUEST']._serialized_start=745
+  _globals['_FETCHREQUEST']._serialized_end=788
+  _globals['_MESSAGERESPONSE']._serialized_start=791
+  _globals['_MESSAGERESPONSE']._serialized_end=1030
+  _globals['_MESSAGERESPONSE_HEADERSENTRY']._serialized_start=258
+  _globals['_MESSAGERESPONSE_HEADERSENTRY']._serialized_end=304
+  _globals['_GAP']._serialized_start=1032
+  _globals['_GAP']._serialized_end=1079
+  _globals['_BROKER']._serialized_start=1082
+  _globals['_BROKER']._serialized_end=1272
 # @@protoc_insertion_point(module_scope)

@@ -2,7 +2,7 @@
 
 Owns:      the keys. Printed: subject, id, body (UTF-8 text) or body_base64, headers and headers_base64 (those that
            are not UTF-8), published_at (RFC 3339, UTC, microseconds). Read: subject, body or body_base64, headers,
-           headers_base64, expiration, keep; what is printed can be read back.
+           headers_base64, expiration, keep, idempotency_key; what is printed can be read back.
 Not here:  where lines come from and go to.
 """
 
@@ -25,9 +25,10 @@ class Draft(NamedTuple):
     expiration: int | None
     """Seconds; None: keep."""
     headers: Mapping[str, bytes]
+    idempotency_key: str = ""
 
 
-_READ = {"subject", "body", "body_base64", "headers", "headers_base64", "expiration", "keep"}
+_READ = {"subject", "body", "body_base64", "headers", "headers_base64", "expiration", "keep", "idempotency_key"}
 _IGNORED = {"id", "published_at"}
 
 
@@ -71,7 +72,8 @@ def from_json(line: bytes, default: Draft) -> Draft | None:
     subject = _from_text("subject", found.get("subject", default.subject)).decode()
     if not subject:
         raise ValueError("no subject: give it in the line or as the argument")
-    return Draft(subject, _read_body(found), _read_expiration(found, default), _read_headers(found, default))
+    key = _from_text("idempotency_key", found.get("idempotency_key", "")).decode()
+    return Draft(subject, _read_body(found), _read_expiration(found, default), _read_headers(found, default), key)
 
 
 def expiration_of(value: object) -> int:

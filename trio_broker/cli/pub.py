@@ -28,6 +28,8 @@ _FROM_STDIN = (None, "-")
 
 _HEADER_HELP = "A header, without the white space after its colon. May be repeated."
 
+_KEY_HELP = "The idempotency key of BODY: the same command again prints the same id, and publishes nothing."
+
 
 def _header(text: str) -> tuple[str, bytes]:
     name, colon, value = text.partition(":")
@@ -47,6 +49,7 @@ def _header(text: str) -> tuple[str, bytes]:
 )
 @click.option("--keep", is_flag=True, help="Keep the message until it is deleted.")
 @click.option("-H", "--header", "headers", type=Parsed("name:value", _header), multiple=True, help=_HEADER_HELP)
+@click.option("--key", type=Parsed("key", utf8), default="", help=_KEY_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Read JSON objects, one a line.")
 @server_options
 def command(
@@ -56,6 +59,7 @@ def command(
     expiration: int,
     keep: bool,
     headers: tuple[tuple[str, bytes], ...],
+    key: str,
     as_json: bool,
     server: str,
     timeout: float,
@@ -65,7 +69,8 @@ def command(
     Ids are printed one a line, in the order of the lines, as soon as the messages are durable.
 
     With --json the lines are objects: subject (SUBJECT if missing), body or body_base64, headers, headers_base64,
-    expiration (seconds), keep. What "sub --json" prints can be published so. Blank lines are passed over.
+    expiration (seconds), keep, idempotency_key. What "sub --json" prints can be published so. Blank lines are passed
+    over.
     What a line says goes before --expiration and --keep; its headers go before those of -H with the same name.
     """
     if as_json and subject == "-" and body is None:
@@ -76,9 +81,11 @@ def command(
         raise click.UsageError("with --json the messages come from stdin: leave BODY out")
     if keep and expiration:
         raise click.UsageError("give either --keep or --expiration")
+    if key and body in _FROM_STDIN:
+        raise click.UsageError("--key is for one message: give BODY, or with --json idempotency_key in each line")
     if len(dict(headers)) < len(headers):
         raise click.UsageError("a header is given twice")
-    draft = Draft(subject or "", os.fsencode(body or ""), None if keep else expiration, dict(headers))
+    draft = Draft(subject or "", os.fsencode(body or ""), None if keep else expiration, dict(headers), key)
     if body not in _FROM_STDIN:
         return run(_publish_one, draft, server, timeout)
     read = from_json if as_json else _from_line
@@ -92,7 +99,7 @@ def _from_line(line: bytes, default: Draft) -> Draft:
 async def _publish_one(draft: Draft, server: str, timeout_s: float) -> int:
     async with connected(server, timeout_s) as client:
         with trio.fail_after(timeout_s):
-            id_ = await client.publish(draft.subject, draft.body, draft.expiration, headers=draft.headers)
+            id_ = await (await _started(client, draft)).id()
     await write(b"%d\n" % id_)
     return 0
 
@@ -172,9 +179,19 @@ async def _send_lines(
             return  # nobody prints ids any more, and says why
 
 
+async def _started(client: Client, draft: Draft) -> Publishing:
+    return await client.start_publish(
+        draft.subject,
+        draft.body,
+        draft.expiration,
+        headers=draft.headers,
+        idempotency_key=draft.idempotency_key,
+    )
+
+
 async def _start(client: Client, draft: Draft, timeout_s: float) -> Publishing:
     with trio.fail_after(timeout_s):
-        return await client.start_publish(draft.subject, draft.body, draft.expiration, headers=draft.headers)
+        return await _started(client, draft)
 
 
 async def _print_ids(

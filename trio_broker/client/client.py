@@ -7,8 +7,9 @@ Threads:   the trio thread only.
 
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
-from typing import Self
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
+from typing import Any, Generic, Literal, Self, TypeVar, assert_never, cast, overload
 
 import trio
 
@@ -20,8 +21,9 @@ from trio_broker._proto.broker_pb2 import (
     SubscribeRequest,
 )
 from trio_broker.client.channel import Call, Channel, open_channel
-from trio_broker.errors import InvalidExpiration
-from trio_broker.message import Message
+from trio_broker.errors import InvalidExpiration, InvalidPosition
+from trio_broker.message import EPOCH, Gap, Message
+from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until
 
 _EXPIRATION_MAX_S = 2**31 - 1  # int32 on the wire
 
@@ -52,7 +54,14 @@ class Client:
         self._channel = channel
 
     async def publish(
-        self, subject: str, body: bytes, expiration: int | None = 0, *, headers: Mapping[str, bytes] | None = None
+        self,
+        subject: str,
+        body: bytes,
+        expiration: int | None = 0,
+        *,
+        headers: Mapping[str, bytes] | None = None,
+        idempotency_key: str = "",
+        expected_last_id: int | None = None,
     ) -> int:
         """Publish a message; return its id once it is durable. A checkpoint.
 
@@ -61,15 +70,35 @@ class Client:
             body: may be empty.
             expiration: seconds to keep the message; 0: only for those who are subscribed now; None: keep it.
             headers: delivered with the message.
+            idempotency_key: if a message with this key was published to the subject before, nothing is appended, and
+                the id is that one's. So a publish may be repeated whose outcome is not known.
+            expected_last_id: append only if that is the subject's last id, 0 if it has none.
+
+        Raises:
+            Conflict: the subject's last id is not the expected one.
         """
-        publishing = await self.start_publish(subject, body, expiration, headers=headers)
+        publishing = await self.start_publish(
+            subject,
+            body,
+            expiration,
+            headers=headers,
+            idempotency_key=idempotency_key,
+            expected_last_id=expected_last_id,
+        )
         try:
             return await publishing.id()
         finally:
             publishing.leave()
 
     async def start_publish(
-        self, subject: str, body: bytes, expiration: int | None = 0, *, headers: Mapping[str, bytes] | None = None
+        self,
+        subject: str,
+        body: bytes,
+        expiration: int | None = 0,
+        *,
+        headers: Mapping[str, bytes] | None = None,
+        idempotency_key: str = "",
+        expected_last_id: int | None = None,
     ) -> "Publishing":
         """Send a message without waiting for its id. A checkpoint.
 
@@ -79,7 +108,13 @@ class Client:
         if expiration is not None and not 0 <= expiration <= _EXPIRATION_MAX_S:
             raise InvalidExpiration(f"expiration must be from 0 to {_EXPIRATION_MAX_S} seconds, not {expiration}")
         request = PublishRequest(
-            subject=subject, body=body, expirationSeconds=expiration or 0, headers=headers, keep=expiration is None
+            subject=subject,
+            body=body,
+            expirationSeconds=expiration or 0,
+            headers=headers,
+            keep=expiration is None,
+            idempotency_key=idempotency_key,
+            expected_last_id=expected_last_id,
         )
         return Publishing(await self._start_unary("Publish", request.SerializeToString()))
 
@@ -92,19 +127,51 @@ class Client:
         """
         call = await self._start_unary("Fetch", FetchRequest(subject=subject, id=id).SerializeToString())
         try:
-            return _message(await call.receive_one())
+            return _message(MessageResponse.FromString(await call.receive_one()))
         finally:
             call.close()
 
+    @overload
+    def subscribe(
+        self, subject: str, *, start: Start = ..., until: Until | None = ..., slow: SlowPolicy = ...
+    ) -> AbstractAsyncContextManager["Subscription[Message]"]: ...
+
+    @overload
+    def subscribe(
+        self,
+        subject: str,
+        *,
+        start: Start = ...,
+        until: Until | None = ...,
+        slow: SlowPolicy = ...,
+        report_gaps: Literal[True],
+    ) -> AbstractAsyncContextManager["Subscription[Message | Gap]"]: ...
+
     @asynccontextmanager
-    async def subscribe(self, subject: str) -> AsyncGenerator["Subscription"]:
+    async def subscribe(
+        self,
+        subject: str,
+        *,
+        start: Start = New(),  # noqa: B008 - it is immutable
+        until: Until | None = None,
+        slow: SlowPolicy = SlowPolicy.CATCH_UP,
+        report_gaps: bool = False,
+    ) -> AsyncGenerator["Subscription[Any]"]:
         """Subscribe for the length of the block. A checkpoint on entry.
 
         Inside the block the subscription stands: every message of the subject acknowledged from now on is delivered.
         A deadline around the block is not told to the broker: leaving the block ends the call.
+
+        Args:
+            subject: one subject.
+            start: begin there in the log: `Earliest`, `Last`, `After`, `At`. Without gap or duplicate where the log
+                ends and what is published now begins.
+            until: iterating ends after that id, or, with `AtEnd`, after what there is now.
+            slow: what becomes of it when it reads more slowly than messages are published.
+            report_gaps: iterate over each `Gap` too, in its place.
         """
-        request = SubscribeRequest(subject=subject).SerializeToString()
-        call = await self._channel.start("/broker.Broker/Subscribe", request)
+        request = _subscribe_request(subject, start, until, slow, report_gaps=report_gaps)
+        call = await self._channel.start("/broker.Broker/Subscribe", request.SerializeToString())
         try:
             await call.wait_started()
             yield Subscription(call)
@@ -140,7 +207,11 @@ class Publishing:
         self._call.close()
 
 
-class Subscription:
+Item = TypeVar("Item", bound=Message | Gap)
+"""What iterating over a subscription gives."""
+
+
+class Subscription(Generic[Item]):
     """An open subscription: an async iterator of `Message`, in id order, for one task.
 
     It ends with the error that ended it, such as `SlowConsumer`, `Draining` or `ConnectionLost`.
@@ -148,12 +219,12 @@ class Subscription:
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._received: deque[Message] = deque()
+        self._received: deque[Item] = deque()
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Message:
+    async def __anext__(self) -> Item:
         if not self._received:
             self._received.extend(await self.receive_some())
         else:
@@ -162,17 +233,59 @@ class Subscription:
             raise StopAsyncIteration
         return self._received.popleft()
 
-    async def receive_some(self) -> list[Message]:
+    async def receive_some(self) -> list[Item]:
         """Wait for messages and return all that are there; none: the broker has ended the stream. A checkpoint."""
         if self._received:
             await trio.lowlevel.checkpoint()
             received = list(self._received)
             self._received.clear()
             return received
-        return [_message(data) for data in await self._call.receive_some()]
+        return [cast("Item", _item(data)) for data in await self._call.receive_some()]
 
 
-def _message(data: bytes) -> Message:
+def _subscribe_request(
+    subject: str, start: Start, until: Until | None, slow: SlowPolicy, *, report_gaps: bool
+) -> SubscribeRequest:
+    """Say it on the wire.
+
+    Raises:
+        InvalidPosition: it cannot be said there.
+    """
+    request = SubscribeRequest(subject=subject, report_gaps=report_gaps, slow=SubscribeRequest.SlowPolicy.Name(slow))
+    try:
+        match start:
+            case New():
+                pass
+            case Earliest():
+                request.earliest = True
+            case Last(count):
+                request.last = count
+            case After(after_id):
+                request.after_id = after_id
+            case At(time):
+                since = time - EPOCH
+                request.at.FromMicroseconds(since // timedelta(microseconds=1))
+            case _:
+                assert_never(start)
+        if isinstance(until, AtEnd):
+            request.at_end = True
+        elif until is not None:
+            request.until_id = until
+    except ValueError as error:  # beyond what an int64 holds
+        raise InvalidPosition(f"not a place in a log: {error}") from error
+    except TypeError as error:
+        raise InvalidPosition(f"a time to start at has a time zone, and an id is an int: {error}") from error
+    return request
+
+
+def _item(data: bytes) -> Message | Gap:
     response = MessageResponse.FromString(data)
+    if response.HasField("gap"):
+        gap = response.gap
+        return Gap(response.subject, getattr(gap, "from"), gap.to, gap.reason)
+    return _message(response)
+
+
+def _message(response: MessageResponse) -> Message:
     published_us = response.published_at.seconds * 1_000_000 + response.published_at.nanos // 1000
     return Message(response.subject, response.id, response.body, dict(response.headers), published_us)

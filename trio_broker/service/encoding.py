@@ -13,16 +13,22 @@ from functools import lru_cache
 
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker.batch import Batch
-from trio_broker.message import Message
+from trio_broker.message import Gap, Message
 from trio_broker.rpc.call import framed
 
 _BODY, _ID, _SUBJECT, _PUBLISHED_AT = b"\x0a", b"\x10", b"\x1a", b"\x22"  # fields 1, 2, 3, 4 of MessageResponse
 _REPLY_ID, _REPLY_PUBLISHED_AT = b"\x08", b"\x12"  # fields 1, 2 of PublishResponse
+_REPLY_DUPLICATE = b"\x18\x01"  # field 3, true
 
 
 def publish_response(id_: int, published_us: int) -> bytes:
     """Encode a PublishResponse."""
     return _REPLY_ID + varint(id_) + _REPLY_PUBLISHED_AT + _timestamp(published_us)
+
+
+def duplicate_response(id_: int, published_us: int) -> bytes:
+    """Encode the PublishResponse of a message that was appended before."""
+    return publish_response(id_, published_us) + _REPLY_DUPLICATE
 
 
 def message_response(message: Message) -> bytes:
@@ -47,8 +53,19 @@ def message_response(message: Message) -> bytes:
 def batch_wire(batch: Batch) -> bytes:
     """Return a batch as framed MessageResponses, ready to be sent; made once for all its subscribers."""
     if batch.wire is None:
-        batch.wire = b"".join([framed(message_response(message)) for message in batch.messages])
+        batch.wire = b"".join([framed(_response(item)) for item in batch.items()])
     return batch.wire
+
+
+def gap_response(gap: Gap) -> bytes:
+    """Encode a MessageResponse that stands for messages that are missing. Rare: protobuf does it."""
+    told = pb.Gap(to=gap.last_id, reason=gap.reason)
+    setattr(told, "from", gap.first_id)  # a keyword in Python
+    return pb.MessageResponse(subject=gap.subject, gap=told).SerializeToString()
+
+
+def _response(item: Message | Gap) -> bytes:
+    return gap_response(item) if isinstance(item, Gap) else message_response(item)
 
 
 def varint(number: int) -> bytes:

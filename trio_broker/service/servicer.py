@@ -11,25 +11,30 @@ the connection asks the subscription's channel for batches as far as the client'
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 from purerpc import RpcFailedError, Status
 
-from persistence import Appended, Key
+from persistence import Appended, Duplicate, Key
 from trio_broker import errors
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker._proto.broker_grpc import BrokerServicer
 from trio_broker.broker import Broker
 from trio_broker.commit import Pending
 from trio_broker.errors import BrokerError
-from trio_broker.fanout import Subscription
 from trio_broker.memory import Pressure
+from trio_broker.message import EPOCH
+from trio_broker.position import ASIDE
 from trio_broker.rpc.call import Call, Source
 from trio_broker.rpc.handlers import Context, drained, grouped
-from trio_broker.service.encoding import batch_wire, message_response, publish_response
+from trio_broker.rpc.status import OK
+from trio_broker.service.encoding import batch_wire, duplicate_response, message_response, publish_response
 from trio_broker.service.statuses import status_of
+from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until
+from trio_broker.subscription import Subscription
 
 if TYPE_CHECKING:
     from trio_broker.batch import Batch
@@ -92,6 +97,8 @@ def _settle(pending: Pending) -> None:
     outcome = pending.outcome
     if isinstance(outcome, Appended):
         call.reply(publish_response(outcome.id, outcome.time_us))
+    elif isinstance(outcome, Duplicate):
+        call.reply(duplicate_response(outcome.id, outcome.time_us))
     else:
         assert isinstance(outcome, BrokerError)
         call.finish(status_of(outcome))
@@ -130,7 +137,14 @@ class BrokerService(BrokerServicer):
             call.message = None  # it would be in memory twice while it waits for the store
             try:
                 messages.append(
-                    self._broker.check(message.subject, message.body, _expiration(message), message.headers)
+                    self._broker.check(
+                        message.subject,
+                        message.body,
+                        _expiration(message),
+                        message.headers,
+                        message.idempotency_key,
+                        message.expected_last_id if message.HasField("expected_last_id") else None,
+                    )
                 )
             except BrokerError as error:
                 call.finish(status_of(error))
@@ -185,7 +199,10 @@ class BrokerService(BrokerServicer):
             self._tracing.begin(call)
         await trio.lowlevel.checkpoint()
         try:
-            subscription = self._broker.open_subscription(message.subject)
+            span = await self._broker.locate(message.subject, _start(message), _until(message))
+            subscription = self._broker.open_subscription(
+                message.subject, span, _slow_policy(message), report_gaps=message.report_gaps
+            )
         except BrokerError as error:
             raise RpcFailedError(status_of(error)) from None
         call.work = subscription
@@ -239,20 +256,27 @@ class SubscriptionSource:
         subscription = self._subscription
         subscription.sending = None  # all that was returned before has left, or does now
         if not subscription.buffered_messages:  # asked, not tried: an exception costs more than a delivery
-            if subscription.error is not None:
-                call.finish(status_of(subscription.error))
-            return b""
+            return self._aside(call, b"", credit)
         batch = subscription.receive_nowait()
         wire = self._wire(batch)
         if len(wire) > credit:
             subscription.sending = batch
         elif subscription.buffered_messages and len(wire) < credit:
             wire = self._more(call, wire, credit)
-        if subscription.error is None or subscription.buffered_messages:
+        if subscription.position.follows != ASIDE or subscription.buffered_messages:
+            return wire
+        return self._aside(call, wire, credit)
+
+    def _aside(self, call: Call, wire: bytes, credit: int) -> bytes:
+        """Return what was taken; nothing is left: the log has more, or this is the end."""
+        subscription = self._subscription
+        if subscription.live:
+            if subscription.sending is None and len(wire) < credit:  # otherwise this is asked again once it has left
+                subscription.pull()
             return wire
         if wire:
             call.send(wire)
-        call.finish(status_of(subscription.error))
+        call.finish(OK if subscription.error is None else status_of(subscription.error))
         return b""
 
     def _more(self, call: Call, wire: bytes, credit: int) -> bytes:
@@ -286,3 +310,37 @@ def _expiration(message: pb.PublishRequest) -> int | None:
     if message.expirationSeconds:
         raise errors.InvalidExpiration("keep goes with expirationSeconds 0: a message is kept for a time, or for good")
     return None
+
+
+def _start(message: pb.SubscribeRequest) -> Start:
+    """Return where a subscription begins.
+
+    Raises:
+        InvalidPosition: a time that is none.
+    """
+    match message.WhichOneof("start"):
+        case "earliest" if message.earliest:
+            return Earliest()
+        case "after_id":
+            return After(message.after_id)
+        case "last":
+            return Last(message.last)
+        case "at":
+            try:
+                return At(EPOCH + timedelta(seconds=message.at.seconds, microseconds=message.at.nanos // 1000))
+            except OverflowError as error:
+                raise errors.InvalidPosition(f"{message.at.seconds} s after 1970 is no time") from error
+    return New()
+
+
+def _until(message: pb.SubscribeRequest) -> Until | None:
+    if message.WhichOneof("stop") == "until_id":
+        return message.until_id
+    return AtEnd() if message.at_end else None
+
+
+def _slow_policy(message: pb.SubscribeRequest) -> SlowPolicy:
+    try:
+        return SlowPolicy(message.slow)
+    except ValueError as error:
+        raise errors.InvalidPosition(f"{message.slow} is no policy for slow subscribers") from error

@@ -74,8 +74,8 @@ PANELS: Final = [
         "Buffer",
         Query(f"max({gauge('trio_broker_subscriber_buffer_fill_ratio')})"),
         units.PercentUnit,
-        "How full the fullest buffer of a subscription is. At 100 % that subscription is cut (SLOW_CONSUMER): one "
-        "subscriber does not read.",
+        "How full the fullest buffer of a subscription is. At 100 % that subscription gets the rest from the log, or "
+        "is cut (SLOW_CONSUMER) if it asked for that: one subscriber does not read.",
         "delivery",
         Levels(warning=0.25, bad=0.5),
     ),

@@ -10,7 +10,10 @@ PUBLISH_AND_FETCH: Final = 'method=~"Publish|Fetch"'
 OUR_FAULT: Final = ['reason=~"INTERNAL|OUTCOME_UNKNOWN|OVERLOADED|STORAGE_FULL|STORAGE_UNAVAILABLE"']
 """What the alert TrioBrokerErrorRatio counts."""
 CLIENTS_FAULT: Final = [
-    'reason=~"INVALID_EXPIRATION|INVALID_HEADERS|INVALID_SUBJECT|MALFORMED|MESSAGE_TOO_LARGE|REJECTED"',
+    (
+        'reason=~"INVALID_EXPIRATION|INVALID_HEADERS|INVALID_KEY|INVALID_POSITION|INVALID_SUBJECT|MALFORMED|'
+        'MESSAGE_TOO_LARGE|REJECTED"'
+    ),
     'method="unknown"',
 ]
 """Not INVALID_ID and EXPIRED_ID: a client that asks for what is not there yet, or no longer, does nothing wrong."""

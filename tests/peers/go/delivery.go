@@ -197,7 +197,7 @@ func cancelOne(ctx context.Context, t *trial) error {
 	return nil
 }
 
-// slowSubscriber does not read until it must have been cut. What it got has no hole, and the status says how far it is.
+// slowSubscriber asks to be cut, and does not read until it must have been. What it got has no hole, and the status says how far it is.
 func slowSubscriber(ctx context.Context, t *trial) error {
 	const messages, size = 200, 60 << 10 // thrice what a subscriber's buffer and this window hold
 	subject := t.subject()
@@ -209,7 +209,7 @@ func slowSubscriber(ctx context.Context, t *trial) error {
 	if err != nil {
 		return err
 	}
-	slow, err := slowClient.subscribe(ctx, subject)
+	slow, err := slowClient.subscribeAs(ctx, &pb.SubscribeRequest{Subject: subject, Slow: pb.SubscribeRequest_FAIL})
 	if err != nil {
 		return err
 	}

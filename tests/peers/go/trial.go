@@ -79,8 +79,12 @@ type subscription struct {
 
 // subscribe returns when the headers have come: from then on nothing that is acknowledged may be missed.
 func (c *client) subscribe(ctx context.Context, subject string) (*subscription, error) {
+	return c.subscribeAs(ctx, &pb.SubscribeRequest{Subject: subject})
+}
+
+func (c *client) subscribeAs(ctx context.Context, request *pb.SubscribeRequest) (*subscription, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	stream, err := c.broker.Subscribe(ctx, &pb.SubscribeRequest{Subject: subject})
+	stream, err := c.broker.Subscribe(ctx, request)
 	if err != nil {
 		cancel()
 		return nil, err

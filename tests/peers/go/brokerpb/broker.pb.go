@@ -26,6 +26,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// What becomes of a subscriber that reads more slowly than messages are published, once its buffer is full.
+type SubscribeRequest_SlowPolicy int32
+
+const (
+	// It gets the rest from the log, and then goes on live. What was not to be kept is a gap.
+	SubscribeRequest_CATCH_UP SubscribeRequest_SlowPolicy = 0
+	// The oldest messages that wait make room.
+	SubscribeRequest_DROP_OLDEST SubscribeRequest_SlowPolicy = 1
+	// The stream ends with RESOURCE_EXHAUSTED, reason SLOW_CONSUMER.
+	SubscribeRequest_FAIL SubscribeRequest_SlowPolicy = 2
+)
+
+// Enum value maps for SubscribeRequest_SlowPolicy.
+var (
+	SubscribeRequest_SlowPolicy_name = map[int32]string{
+		0: "CATCH_UP",
+		1: "DROP_OLDEST",
+		2: "FAIL",
+	}
+	SubscribeRequest_SlowPolicy_value = map[string]int32{
+		"CATCH_UP":    0,
+		"DROP_OLDEST": 1,
+		"FAIL":        2,
+	}
+)
+
+func (x SubscribeRequest_SlowPolicy) Enum() *SubscribeRequest_SlowPolicy {
+	p := new(SubscribeRequest_SlowPolicy)
+	*p = x
+	return p
+}
+
+func (x SubscribeRequest_SlowPolicy) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SubscribeRequest_SlowPolicy) Descriptor() protoreflect.EnumDescriptor {
+	return file_broker_proto_enumTypes[0].Descriptor()
+}
+
+func (SubscribeRequest_SlowPolicy) Type() protoreflect.EnumType {
+	return &file_broker_proto_enumTypes[0]
+}
+
+func (x SubscribeRequest_SlowPolicy) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SubscribeRequest_SlowPolicy.Descriptor instead.
+func (SubscribeRequest_SlowPolicy) EnumDescriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{2, 0}
+}
+
 type PublishRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 1-255 bytes: tokens separated by single dots, without white space, control characters, '*' or '>'.
@@ -162,8 +215,27 @@ func (x *PublishResponse) GetPublishedAt() *timestamppb.Timestamp {
 }
 
 type SubscribeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Subject       string                 `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Subject string                 `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	// Without any: what is published from now on.
+	//
+	// Types that are valid to be assigned to Start:
+	//
+	//	*SubscribeRequest_Earliest
+	//	*SubscribeRequest_AfterId
+	//	*SubscribeRequest_At
+	//	*SubscribeRequest_Last
+	Start isSubscribeRequest_Start `protobuf_oneof:"start"`
+	// The stream ends with OK after that. Without any: it goes on.
+	//
+	// Types that are valid to be assigned to Stop:
+	//
+	//	*SubscribeRequest_UntilId
+	//	*SubscribeRequest_AtEnd
+	Stop isSubscribeRequest_Stop `protobuf_oneof:"stop"`
+	// Send a response with `gap` in the place of messages that cannot be delivered.
+	ReportGaps    bool                        `protobuf:"varint,8,opt,name=report_gaps,json=reportGaps,proto3" json:"report_gaps,omitempty"`
+	Slow          SubscribeRequest_SlowPolicy `protobuf:"varint,9,opt,name=slow,proto3,enum=broker.SubscribeRequest_SlowPolicy" json:"slow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -204,6 +276,138 @@ func (x *SubscribeRequest) GetSubject() string {
 	}
 	return ""
 }
+
+func (x *SubscribeRequest) GetStart() isSubscribeRequest_Start {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *SubscribeRequest) GetEarliest() bool {
+	if x != nil {
+		if x, ok := x.Start.(*SubscribeRequest_Earliest); ok {
+			return x.Earliest
+		}
+	}
+	return false
+}
+
+func (x *SubscribeRequest) GetAfterId() int64 {
+	if x != nil {
+		if x, ok := x.Start.(*SubscribeRequest_AfterId); ok {
+			return x.AfterId
+		}
+	}
+	return 0
+}
+
+func (x *SubscribeRequest) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		if x, ok := x.Start.(*SubscribeRequest_At); ok {
+			return x.At
+		}
+	}
+	return nil
+}
+
+func (x *SubscribeRequest) GetLast() int64 {
+	if x != nil {
+		if x, ok := x.Start.(*SubscribeRequest_Last); ok {
+			return x.Last
+		}
+	}
+	return 0
+}
+
+func (x *SubscribeRequest) GetStop() isSubscribeRequest_Stop {
+	if x != nil {
+		return x.Stop
+	}
+	return nil
+}
+
+func (x *SubscribeRequest) GetUntilId() int64 {
+	if x != nil {
+		if x, ok := x.Stop.(*SubscribeRequest_UntilId); ok {
+			return x.UntilId
+		}
+	}
+	return 0
+}
+
+func (x *SubscribeRequest) GetAtEnd() bool {
+	if x != nil {
+		if x, ok := x.Stop.(*SubscribeRequest_AtEnd); ok {
+			return x.AtEnd
+		}
+	}
+	return false
+}
+
+func (x *SubscribeRequest) GetReportGaps() bool {
+	if x != nil {
+		return x.ReportGaps
+	}
+	return false
+}
+
+func (x *SubscribeRequest) GetSlow() SubscribeRequest_SlowPolicy {
+	if x != nil {
+		return x.Slow
+	}
+	return SubscribeRequest_CATCH_UP
+}
+
+type isSubscribeRequest_Start interface {
+	isSubscribeRequest_Start()
+}
+
+type SubscribeRequest_Earliest struct {
+	// The first message that is kept.
+	Earliest bool `protobuf:"varint,2,opt,name=earliest,proto3,oneof"`
+}
+
+type SubscribeRequest_AfterId struct {
+	// To resume: what follows that id. 0: from the first id on. INVALID_ID: it was never assigned.
+	AfterId int64 `protobuf:"varint,3,opt,name=after_id,json=afterId,proto3,oneof"`
+}
+
+type SubscribeRequest_At struct {
+	// The first kept message published at that time or later, by the store's clock.
+	At *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3,oneof"`
+}
+
+type SubscribeRequest_Last struct {
+	// The last so many ids.
+	Last int64 `protobuf:"varint,5,opt,name=last,proto3,oneof"`
+}
+
+func (*SubscribeRequest_Earliest) isSubscribeRequest_Start() {}
+
+func (*SubscribeRequest_AfterId) isSubscribeRequest_Start() {}
+
+func (*SubscribeRequest_At) isSubscribeRequest_Start() {}
+
+func (*SubscribeRequest_Last) isSubscribeRequest_Start() {}
+
+type isSubscribeRequest_Stop interface {
+	isSubscribeRequest_Stop()
+}
+
+type SubscribeRequest_UntilId struct {
+	// This id, which may be still to come.
+	UntilId int64 `protobuf:"varint,6,opt,name=until_id,json=untilId,proto3,oneof"`
+}
+
+type SubscribeRequest_AtEnd struct {
+	// The last id there is when the call is made.
+	AtEnd bool `protobuf:"varint,7,opt,name=at_end,json=atEnd,proto3,oneof"`
+}
+
+func (*SubscribeRequest_UntilId) isSubscribeRequest_Stop() {}
+
+func (*SubscribeRequest_AtEnd) isSubscribeRequest_Stop() {}
 
 type FetchRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -258,12 +462,14 @@ func (x *FetchRequest) GetId() int64 {
 }
 
 type MessageResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Body          []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`
-	Id            int64                  `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
-	Subject       string                 `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
-	PublishedAt   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
-	Headers       map[string][]byte      `protobuf:"bytes,5,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Body        []byte                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`
+	Id          int64                  `protobuf:"varint,2,opt,name=id,proto3" json:"id,omitempty"`
+	Subject     string                 `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
+	PublishedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
+	Headers     map[string][]byte      `protobuf:"bytes,5,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Only for subscribers with report_gaps. All else is empty then, but for the subject.
+	Gap           *Gap `protobuf:"bytes,6,opt,name=gap,proto3" json:"gap,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -333,6 +539,76 @@ func (x *MessageResponse) GetHeaders() map[string][]byte {
 	return nil
 }
 
+func (x *MessageResponse) GetGap() *Gap {
+	if x != nil {
+		return x.Gap
+	}
+	return nil
+}
+
+type Gap struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Inclusive, as is `to`.
+	From int64 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	To   int64 `protobuf:"varint,2,opt,name=to,proto3" json:"to,omitempty"`
+	// unavailable: no longer kept. live_buffer: not to be kept, and published while the subscriber was behind.
+	// dropped_oldest: the buffer was full, and `slow` is DROP_OLDEST.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gap) Reset() {
+	*x = Gap{}
+	mi := &file_broker_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gap) ProtoMessage() {}
+
+func (x *Gap) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gap.ProtoReflect.Descriptor instead.
+func (*Gap) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Gap) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *Gap) GetTo() int64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *Gap) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_broker_proto protoreflect.FileDescriptor
 
 const file_broker_proto_rawDesc = "" +
@@ -349,21 +625,42 @@ const file_broker_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"`\n" +
 	"\x0fPublishResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12=\n" +
-	"\fpublished_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vpublishedAt\",\n" +
+	"\fpublished_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vpublishedAt\"\x83\x03\n" +
 	"\x10SubscribeRequest\x12\x18\n" +
-	"\asubject\x18\x01 \x01(\tR\asubject\"8\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12\x1c\n" +
+	"\bearliest\x18\x02 \x01(\bH\x00R\bearliest\x12\x1b\n" +
+	"\bafter_id\x18\x03 \x01(\x03H\x00R\aafterId\x12,\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampH\x00R\x02at\x12\x14\n" +
+	"\x04last\x18\x05 \x01(\x03H\x00R\x04last\x12\x1b\n" +
+	"\buntil_id\x18\x06 \x01(\x03H\x01R\auntilId\x12\x17\n" +
+	"\x06at_end\x18\a \x01(\bH\x01R\x05atEnd\x12\x1f\n" +
+	"\vreport_gaps\x18\b \x01(\bR\n" +
+	"reportGaps\x127\n" +
+	"\x04slow\x18\t \x01(\x0e2#.broker.SubscribeRequest.SlowPolicyR\x04slow\"5\n" +
+	"\n" +
+	"SlowPolicy\x12\f\n" +
+	"\bCATCH_UP\x10\x00\x12\x0f\n" +
+	"\vDROP_OLDEST\x10\x01\x12\b\n" +
+	"\x04FAIL\x10\x02B\a\n" +
+	"\x05startB\x06\n" +
+	"\x04stop\"8\n" +
 	"\fFetchRequest\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\x03R\x02id\"\x8a\x02\n" +
+	"\x02id\x18\x02 \x01(\x03R\x02id\"\xa9\x02\n" +
 	"\x0fMessageResponse\x12\x12\n" +
 	"\x04body\x18\x01 \x01(\fR\x04body\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\x03R\x02id\x12\x18\n" +
 	"\asubject\x18\x03 \x01(\tR\asubject\x12=\n" +
 	"\fpublished_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vpublishedAt\x12>\n" +
-	"\aheaders\x18\x05 \x03(\v2$.broker.MessageResponse.HeadersEntryR\aheaders\x1a:\n" +
+	"\aheaders\x18\x05 \x03(\v2$.broker.MessageResponse.HeadersEntryR\aheaders\x12\x1d\n" +
+	"\x03gap\x18\x06 \x01(\v2\v.broker.GapR\x03gap\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x012\xbe\x01\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"A\n" +
+	"\x03Gap\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x03R\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\x03R\x02to\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason2\xbe\x01\n" +
 	"\x06Broker\x12:\n" +
 	"\aPublish\x12\x16.broker.PublishRequest\x1a\x17.broker.PublishResponse\x12@\n" +
 	"\tSubscribe\x12\x18.broker.SubscribeRequest\x1a\x17.broker.MessageResponse0\x01\x126\n" +
@@ -381,33 +678,39 @@ func file_broker_proto_rawDescGZIP() []byte {
 	return file_broker_proto_rawDescData
 }
 
-var file_broker_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_broker_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_broker_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_broker_proto_goTypes = []any{
-	(*PublishRequest)(nil),        // 0: broker.PublishRequest
-	(*PublishResponse)(nil),       // 1: broker.PublishResponse
-	(*SubscribeRequest)(nil),      // 2: broker.SubscribeRequest
-	(*FetchRequest)(nil),          // 3: broker.FetchRequest
-	(*MessageResponse)(nil),       // 4: broker.MessageResponse
-	nil,                           // 5: broker.PublishRequest.HeadersEntry
-	nil,                           // 6: broker.MessageResponse.HeadersEntry
-	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(SubscribeRequest_SlowPolicy)(0), // 0: broker.SubscribeRequest.SlowPolicy
+	(*PublishRequest)(nil),           // 1: broker.PublishRequest
+	(*PublishResponse)(nil),          // 2: broker.PublishResponse
+	(*SubscribeRequest)(nil),         // 3: broker.SubscribeRequest
+	(*FetchRequest)(nil),             // 4: broker.FetchRequest
+	(*MessageResponse)(nil),          // 5: broker.MessageResponse
+	(*Gap)(nil),                      // 6: broker.Gap
+	nil,                              // 7: broker.PublishRequest.HeadersEntry
+	nil,                              // 8: broker.MessageResponse.HeadersEntry
+	(*timestamppb.Timestamp)(nil),    // 9: google.protobuf.Timestamp
 }
 var file_broker_proto_depIdxs = []int32{
-	5, // 0: broker.PublishRequest.headers:type_name -> broker.PublishRequest.HeadersEntry
-	7, // 1: broker.PublishResponse.published_at:type_name -> google.protobuf.Timestamp
-	7, // 2: broker.MessageResponse.published_at:type_name -> google.protobuf.Timestamp
-	6, // 3: broker.MessageResponse.headers:type_name -> broker.MessageResponse.HeadersEntry
-	0, // 4: broker.Broker.Publish:input_type -> broker.PublishRequest
-	2, // 5: broker.Broker.Subscribe:input_type -> broker.SubscribeRequest
-	3, // 6: broker.Broker.Fetch:input_type -> broker.FetchRequest
-	1, // 7: broker.Broker.Publish:output_type -> broker.PublishResponse
-	4, // 8: broker.Broker.Subscribe:output_type -> broker.MessageResponse
-	4, // 9: broker.Broker.Fetch:output_type -> broker.MessageResponse
-	7, // [7:10] is the sub-list for method output_type
-	4, // [4:7] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	7,  // 0: broker.PublishRequest.headers:type_name -> broker.PublishRequest.HeadersEntry
+	9,  // 1: broker.PublishResponse.published_at:type_name -> google.protobuf.Timestamp
+	9,  // 2: broker.SubscribeRequest.at:type_name -> google.protobuf.Timestamp
+	0,  // 3: broker.SubscribeRequest.slow:type_name -> broker.SubscribeRequest.SlowPolicy
+	9,  // 4: broker.MessageResponse.published_at:type_name -> google.protobuf.Timestamp
+	8,  // 5: broker.MessageResponse.headers:type_name -> broker.MessageResponse.HeadersEntry
+	6,  // 6: broker.MessageResponse.gap:type_name -> broker.Gap
+	1,  // 7: broker.Broker.Publish:input_type -> broker.PublishRequest
+	3,  // 8: broker.Broker.Subscribe:input_type -> broker.SubscribeRequest
+	4,  // 9: broker.Broker.Fetch:input_type -> broker.FetchRequest
+	2,  // 10: broker.Broker.Publish:output_type -> broker.PublishResponse
+	5,  // 11: broker.Broker.Subscribe:output_type -> broker.MessageResponse
+	5,  // 12: broker.Broker.Fetch:output_type -> broker.MessageResponse
+	10, // [10:13] is the sub-list for method output_type
+	7,  // [7:10] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_broker_proto_init() }
@@ -415,18 +718,27 @@ func file_broker_proto_init() {
 	if File_broker_proto != nil {
 		return
 	}
+	file_broker_proto_msgTypes[2].OneofWrappers = []any{
+		(*SubscribeRequest_Earliest)(nil),
+		(*SubscribeRequest_AfterId)(nil),
+		(*SubscribeRequest_At)(nil),
+		(*SubscribeRequest_Last)(nil),
+		(*SubscribeRequest_UntilId)(nil),
+		(*SubscribeRequest_AtEnd)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_proto_rawDesc), len(file_broker_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   7,
+			NumEnums:      1,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_broker_proto_goTypes,
 		DependencyIndexes: file_broker_proto_depIdxs,
+		EnumInfos:         file_broker_proto_enumTypes,
 		MessageInfos:      file_broker_proto_msgTypes,
 	}.Build()
 	File_broker_proto = out.File

@@ -34,8 +34,9 @@ const (
 type BrokerClient interface {
 	// Appends one message to a subject's log. Answers when the store has made it durable.
 	Publish(ctx context.Context, in *PublishRequest, opts ...grpc.CallOption) (*PublishResponse, error)
-	// Streams the messages of one subject that are published from now on, in id order. The response headers mean
-	// that the subscription stands: every message acknowledged after them is delivered.
+	// Streams the messages of one subject in id order: those published from now on, or also what is kept from a start
+	// position on. The response headers mean that the subscription stands: every message acknowledged after them is
+	// delivered.
 	Subscribe(ctx context.Context, in *SubscribeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[MessageResponse], error)
 	// Returns one message by its id. INVALID_ARGUMENT with reason INVALID_ID: never assigned; EXPIRED_ID: no longer kept.
 	Fetch(ctx context.Context, in *FetchRequest, opts ...grpc.CallOption) (*MessageResponse, error)
@@ -94,8 +95,9 @@ func (c *brokerClient) Fetch(ctx context.Context, in *FetchRequest, opts ...grpc
 type BrokerServer interface {
 	// Appends one message to a subject's log. Answers when the store has made it durable.
 	Publish(context.Context, *PublishRequest) (*PublishResponse, error)
-	// Streams the messages of one subject that are published from now on, in id order. The response headers mean
-	// that the subscription stands: every message acknowledged after them is delivered.
+	// Streams the messages of one subject in id order: those published from now on, or also what is kept from a start
+	// position on. The response headers mean that the subscription stands: every message acknowledged after them is
+	// delivered.
 	Subscribe(*SubscribeRequest, grpc.ServerStreamingServer[MessageResponse]) error
 	// Returns one message by its id. INVALID_ARGUMENT with reason INVALID_ID: never assigned; EXPIRED_ID: no longer kept.
 	Fetch(context.Context, *FetchRequest) (*MessageResponse, error)
