@@ -10,7 +10,7 @@ from trial_store import TrialStore
 
 import persistence
 from trio_broker import Broker, BrokerError, Conflict, InvalidKey, OutcomeUnknown, open_broker
-from trio_broker.broker import KEY_MAX_BYTES
+from trio_broker.validation import KEY_MAX_BYTES
 
 
 @pytest.fixture(params=["memory:", "sqlite"])

@@ -1,8 +1,8 @@
 """The broker: publish, subscribe, fetch.
 
-Owns:      `Broker` and its life; validation of what is published; what may be called when it stops.
-Not here:  gRPC (trio_broker/service/), storage (persistence/), the committer's and the fan-out's workings
-           (trio_broker/commit.py, trio_broker/fanout.py).
+Owns:      `Broker` and its life; what may be called when it stops.
+Not here:  what is refused whatever its state (trio_broker/validation.py), gRPC (trio_broker/service/), storage
+           (persistence/), the committer's and the fan-out's workings (trio_broker/commit.py, trio_broker/fanout.py).
 Threads:   the trio thread only.
 
     async with open_broker("sqlite:///broker.db") as broker:
@@ -17,7 +17,6 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from datetime import datetime, timedelta
-from types import MappingProxyType
 from typing import Any, Literal, NoReturn, assert_never, overload
 
 import trio
@@ -28,7 +27,6 @@ require_own("persistence")  # before the imports below, which a user's own persi
 
 import persistence  # noqa: E402
 from persistence import NO_HEADERS, Key, NewMessage, Record, Store, open_store  # noqa: E402
-from persistence.headers import headers_size_bytes  # noqa: E402
 from trio_broker.commit import Answer, Committer, Flushing, Group  # noqa: E402
 from trio_broker.config import Config  # noqa: E402
 from trio_broker.errors import (  # noqa: E402
@@ -37,11 +35,7 @@ from trio_broker.errors import (  # noqa: E402
     CannotOpen,
     Draining,
     ExpiredId,
-    InvalidExpiration,
-    InvalidHeaders,
     InvalidId,
-    InvalidKey,
-    InvalidPosition,
     InvalidSubject,
     MessageTooLarge,
     StorageUnavailable,
@@ -53,12 +47,7 @@ from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy,
 from trio_broker.storage import Availability, Hearing, keep_probing, keep_sweeping  # noqa: E402
 from trio_broker.subject import check_subject  # noqa: E402
 from trio_broker.subscription import Messages, Subscription  # noqa: E402
-
-HEADERS_MAX = 64
-HEADERS_MAX_BYTES = 16 * 1024
-KEY_MAX_BYTES = 255
-
-_ID_MAX = 2**63 - 1
+from trio_broker.validation import ID_MAX, check_expiration, check_key, check_span, frozen_headers  # noqa: E402
 
 
 @asynccontextmanager
@@ -209,12 +198,8 @@ class Broker:
             raise _closed()
         faults = [_fault(key) for key in keys]
         asked = [Key(subject, _clamped(id_)) for (subject, id_), fault in zip(keys, faults, strict=True) if not fault]
-        with self._until_stopped():
-            try:
-                found = iter(await self._store.get(asked))
-            except persistence.StoreError as error:
-                self._availability.failed(error)
-                raise StorageUnavailable("the store is not available") from error
+        with self._reading():
+            found = iter(await self._store.get(asked))
         return [fault or _answer(key, next(found)) for key, fault in zip(keys, faults, strict=True)]
 
     @overload
@@ -309,12 +294,12 @@ class Broker:
                 limit=self._body_max_bytes,
             )
         if expiration is not None:
-            self._check_expiration(expiration)
+            check_expiration(expiration, self._expiration_max_s)
         if idempotency_key:
-            _check_key(idempotency_key)
+            check_key(idempotency_key)
         if expected_last_id is not None and not isinstance(expected_last_id, int):
             raise TypeError(f"an id is an int, not {type(expected_last_id).__name__}")
-        frozen = _frozen_headers(headers) if headers else NO_HEADERS
+        frozen = frozen_headers(headers) if headers else NO_HEADERS
         return NewMessage(subject, body, expiration, frozen, idempotency_key, expected_last_id)
 
     def hand_over(
@@ -335,14 +320,10 @@ class Broker:
         if until is None and isinstance(start, New):
             return NEW
         self._check_subscribing(subject)
-        _check_span(start, until)
-        with self._until_stopped():
-            try:
-                after_id = await self._store.id_before(subject, _time_us(start.time)) if isinstance(start, At) else 0
-                first_id, last_id = await self._store.head(subject)
-            except persistence.StoreError as error:
-                self._availability.failed(error)
-                raise StorageUnavailable("the store is not available") from error
+        check_span(start, until)
+        with self._reading():
+            after_id = await self._store.id_before(subject, _time_us(start.time)) if isinstance(start, At) else 0
+            first_id, last_id = await self._store.head(subject)
         match start:
             case New():
                 after_id = last_id
@@ -415,80 +396,19 @@ class Broker:
             read.cancel()
 
     @contextmanager
-    def _until_stopped(self) -> Generator[None]:
-        """Run a read of the store; if the broker stops meanwhile, cancel it and raise `BrokerClosed`."""
+    def _reading(self) -> Generator[None]:
+        """Read the store; raise how it fails as ours, and if the broker stops meanwhile, at once `BrokerClosed`."""
         with trio.CancelScope() as scope:
             self._reads.add(scope)
             try:
                 yield
+            except persistence.StoreError as error:
+                self._availability.failed(error)
+                raise StorageUnavailable("the store is not available") from error
             finally:
                 self._reads.discard(scope)
         if scope.cancelled_caught:
             raise _closed()
-
-    def _check_expiration(self, expiration: int) -> None:
-        if not isinstance(expiration, int):
-            raise TypeError(f"an expiration is an int (seconds) or None, not {type(expiration).__name__}")
-        if expiration < 0:
-            raise InvalidExpiration(f"expiration is {expiration} s; it cannot be negative")
-        if expiration > self._expiration_max_s:
-            raise InvalidExpiration(
-                f"expiration is {expiration} s; this store keeps messages for at most {self._expiration_max_s} s, "
-                "or until they are deleted",
-                limit=self._expiration_max_s,
-            )
-
-
-def _check_key(key: str) -> None:
-    if not isinstance(key, str):
-        raise TypeError(f"an idempotency key is a str, not {type(key).__name__}")
-    try:
-        size = len(key.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidKey("the idempotency key has half a surrogate pair, which UTF-8 cannot say") from error
-    if size > KEY_MAX_BYTES:
-        raise InvalidKey(
-            f"the idempotency key has {size} bytes; at most {KEY_MAX_BYTES} are accepted",
-            size=size,
-            limit=KEY_MAX_BYTES,
-        )
-
-
-def _frozen_headers(headers: Mapping[str, bytes]) -> Mapping[str, bytes]:
-    """Return a copy that nobody can change, since all subscribers share it."""
-    if not isinstance(headers, Mapping):
-        raise TypeError(f"headers are a mapping, not {type(headers).__name__}")
-    if len(headers) > HEADERS_MAX:
-        raise InvalidHeaders(f"{len(headers)} headers; at most {HEADERS_MAX} are accepted", limit=HEADERS_MAX)
-    for name, value in headers.items():
-        if not isinstance(name, str) or not isinstance(value, bytes):
-            raise TypeError(f"headers map str to bytes, not {type(name).__name__} to {type(value).__name__}")
-        if not name:
-            raise InvalidHeaders("a header has no name")
-    try:
-        size = headers_size_bytes(headers)
-    except UnicodeEncodeError as error:
-        raise InvalidHeaders("the name of a header has half a surrogate pair, which UTF-8 cannot say") from error
-    if size > HEADERS_MAX_BYTES:
-        raise InvalidHeaders(
-            f"the headers have {size} bytes together; at most {HEADERS_MAX_BYTES} are accepted",
-            size=size,
-            limit=HEADERS_MAX_BYTES,
-        )
-    return MappingProxyType(dict(headers))
-
-
-def _check_span(start: Start, until: Until | None) -> None:
-    """Refuse a start or an end that no log can have."""
-    match start:
-        case Last(count) if count < 0:
-            raise InvalidPosition(f"the last {count} ids cannot be asked for")
-        case After(after_id) if not 0 <= after_id <= _ID_MAX:
-            raise InvalidPosition(f"{after_id} is no id, nor 0 for the beginning")
-        case At(time) if time.tzinfo is None:
-            raise InvalidPosition(f"{time.isoformat()} has no time zone")
-    if isinstance(until, int) and not 0 <= until <= _ID_MAX:
-        raise InvalidPosition(f"{until} is no id to end with")
 
 
 def _time_us(time: datetime) -> int:
@@ -507,7 +427,7 @@ def _fault(key: Key) -> InvalidSubject | None:
 
 def _clamped(id_: int) -> int:
     """Return an id that any store can look up, and as invalid as ``id_`` if it is."""
-    return max(0, min(id_, _ID_MAX))
+    return max(0, min(id_, ID_MAX))
 
 
 def _answer(key: Key, found: Record | persistence.InvalidId | persistence.ExpiredId) -> Message | InvalidId | ExpiredId:

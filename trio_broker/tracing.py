@@ -36,11 +36,11 @@ from opentelemetry.util.types import AttributeValue
 from persistence.headers import headers_size_bytes
 from trio_broker._version import __version__
 from trio_broker.batch import Batch
-from trio_broker.broker import HEADERS_MAX, HEADERS_MAX_BYTES
 from trio_broker.commit import Pending
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.request import TRACEPARENT, Request
 from trio_broker.rpc.status import CODE_NAMES
+from trio_broker.validation import HEADERS_MAX, HEADERS_MAX_BYTES
 
 CLOSE_S = 2.0
 """How long the exporter may take at the end to send what it still has."""
