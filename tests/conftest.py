@@ -5,10 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from blackhole import Blackhole
 from cassandra_cluster import CassandraCluster
 from cassandra_keyspaces import Keyspaces
 from cassandra_server import MISSING, CassandraServer, is_there
 from postgres_databases import Databases
+from postgres_kit import Outside
 from postgres_server import PostgresServer
 from prometheus_server import MISSING as NO_PROMETHEUS
 from prometheus_server import is_there as prometheus_is_there
@@ -48,6 +50,20 @@ def postgres_url(postgres: Databases) -> Iterator[str]:
     """An empty database of the test's own on the shared server."""
     with postgres.new() as url:
         yield url
+
+
+@pytest.fixture
+def outside(postgres_url: str) -> Iterator[Outside]:
+    """A connection to that database, beside those of the store under test."""
+    with Outside(postgres_url) as outside:
+        yield outside
+
+
+@pytest.fixture
+def hole(postgres: Databases) -> Iterator[Blackhole]:
+    """What stands before the shared server, and may let nothing through."""
+    with Blackhole.before(postgres.url) as hole:
+        yield hole
 
 
 @pytest.fixture(scope="session")

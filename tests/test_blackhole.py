@@ -11,12 +11,6 @@ from postgres_databases import Databases
 
 
 @pytest.fixture
-def hole(postgres: Databases) -> Iterator[Blackhole]:
-    with Blackhole.before(postgres.url) as hole:
-        yield hole
-
-
-@pytest.fixture
 def connection(hole: Blackhole, postgres_url: str) -> Iterator[psycopg.Connection]:
     with closing(psycopg.connect(hole.through(postgres_url), autocommit=True)) as connection:
         connection.execute("CREATE TABLE told (n int)")

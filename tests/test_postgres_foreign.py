@@ -1,7 +1,7 @@
 """What others decide about the database: settings of the role, triggers, locks, a standby, a restored backup."""
 
 import shutil
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 
 import pytest
 from postgres_databases import Databases
@@ -16,12 +16,6 @@ from persistence.postgres import sweeping
 async def store(postgres_url: str) -> AsyncGenerator[Store]:
     async with opened(postgres_url) as store:
         yield store
-
-
-@pytest.fixture
-def outside(postgres_url: str) -> Iterator[Outside]:
-    with Outside(postgres_url) as outside:
-        yield outside
 
 
 @pytest.mark.parametrize(

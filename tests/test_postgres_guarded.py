@@ -1,6 +1,6 @@
 """A flush with keys or expected last ids, which is a transaction of several statements: its outcome is known, too."""
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 
 import pytest
 import trio
@@ -24,18 +24,6 @@ HOLD = "SELECT pg_advisory_xact_lock(7)"
 async def store(postgres_url: str) -> AsyncGenerator[Store]:
     async with opened(postgres_url) as store:
         yield store
-
-
-@pytest.fixture
-def outside(postgres_url: str) -> Iterator[Outside]:
-    with Outside(postgres_url) as outside:
-        yield outside
-
-
-@pytest.fixture
-def hole(postgres: Databases) -> Iterator[Blackhole]:
-    with Blackhole.before(postgres.url) as hole:
-        yield hole
 
 
 def keyed(key: str, after: int | None = None) -> NewMessage:

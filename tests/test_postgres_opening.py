@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from collections.abc import Iterator
 from functools import partial
 
 import psycopg
@@ -34,12 +33,6 @@ async def refusal(
 
 def role_of(url: str) -> str:
     return url.partition("//")[2].partition("@")[0].partition(":")[0]
-
-
-@pytest.fixture
-def outside(postgres_url: str) -> Iterator[Outside]:
-    with Outside(postgres_url) as outside:
-        yield outside
 
 
 async def test_either_scheme_will_do(postgres_url: str) -> None:

@@ -1,10 +1,9 @@
 """Several writers on the same subjects: ids are in commit order, and nobody waits for each other in a circle."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-import pytest
 import trio
 from postgres_kit import Outside, ids, message
 
@@ -13,12 +12,6 @@ from persistence import Store, open_store
 WRITERS = 4
 ROUNDS = 12
 SUBJECTS = [f"subject.{n}" for n in range(10)]
-
-
-@pytest.fixture
-def outside(postgres_url: str) -> Iterator[Outside]:
-    with Outside(postgres_url) as outside:
-        yield outside
 
 
 async def append(store: Store, subjects: Sequence[str], got: dict[str, list[int]]) -> None:

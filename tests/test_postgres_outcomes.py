@@ -1,6 +1,6 @@
 """A flush whose answer was lost: what is told of it is what happened; nothing is lost, and no id given twice."""
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from typing import Self
 
 import pytest
@@ -22,18 +22,6 @@ from persistence.postgres.writing import Writer
 async def store(postgres_url: str) -> AsyncGenerator[Store]:
     async with opened(postgres_url) as store:
         yield store
-
-
-@pytest.fixture
-def outside(postgres_url: str) -> Iterator[Outside]:
-    with Outside(postgres_url) as outside:
-        yield outside
-
-
-@pytest.fixture
-def hole(postgres: Databases) -> Iterator[Blackhole]:
-    with Blackhole.before(postgres.url) as hole:
-        yield hole
 
 
 async def check_log(store: Store, *bodies: bytes) -> None:

@@ -1,7 +1,7 @@
 """Reads that wait: deadlines and cancellation reach the server, and nobody waits longer than that. And closing."""
 
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 from typing import Any
 
@@ -27,18 +27,6 @@ BUSY = "LOCK TABLE trio_broker.subjects"
 async def store(postgres_url: str) -> AsyncGenerator[PostgresStore]:
     async with opened(postgres_url) as store:
         yield store
-
-
-@pytest.fixture
-def outside(postgres_url: str) -> Iterator[Outside]:
-    with Outside(postgres_url) as outside:
-        yield outside
-
-
-@pytest.fixture
-def hole(postgres: Databases) -> Iterator[Blackhole]:
-    with Blackhole.before(postgres.url) as hole:
-        yield hole
 
 
 def statement_timeout(connection: Connection) -> str:
