@@ -156,7 +156,7 @@ class MemoryStore(Store):
         now_us = self._clock()
         outcomes: list[Outcome] = []
         for message in batch:
-            subject, body, expiration_s, headers, key, expected_last_id = message
+            subject, body, expiration_s, headers, key, expected_last_id, _ = message
             if expiration_s is not None and not 0 <= expiration_s <= LIMITS.expiration_max_s:
                 outcomes.append(Rejected(f"expiration {expiration_s} s is not within 0..{LIMITS.expiration_max_s} s"))
                 continue

@@ -107,7 +107,7 @@ class Fanout:
             return
         committed_s = time.perf_counter()
         by_subject: dict[str, list[Message]] = {}
-        for (subject, body, _, headers, _, _), (id_, time_us) in committed:
+        for (subject, body, _, headers, *_), (id_, time_us) in committed:
             if subject in self._by_subject:
                 by_subject.setdefault(subject, []).append(Message(subject, id_, body, headers, time_us))
         for messages in by_subject.values():

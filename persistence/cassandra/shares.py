@@ -69,7 +69,7 @@ def _group(messages: Sequence[NewMessage]) -> list[list[int]]:
     """Return the places of the messages that are kept, by chunk."""
     groups: list[list[int]] = []
     size = 0
-    for place, (_, body, seconds, _, _, _) in enumerate(messages):
+    for place, (_, body, seconds, *_) in enumerate(messages):
         if seconds == 0:
             continue
         size += len(body)

@@ -125,7 +125,7 @@ class Flush:
         self.is_guarded = False
         """It has to be judged by `judge` before it is appended."""
         indexes: dict[str, list[int]] = {}
-        for index, (subject, _, seconds, _, key, expected_last_id) in enumerate(batch):
+        for index, (subject, _, seconds, _, key, expected_last_id, _) in enumerate(batch):
             self._outcomes.append(_PENDING)
             if seconds is None or 0 <= seconds <= EXPIRATION_MAX_S:
                 indexes.setdefault(subject, []).append(index)
@@ -223,7 +223,7 @@ class Flush:
         bodies: list[bytes] = []
         for place, (_, indexes) in enumerate(self._passed, 1):
             for after, index in zip(range(len(indexes) - 1, -1, -1), indexes, strict=True):
-                _, body, expiration_s, given, _, _ = self._batch[index]
+                _, body, expiration_s, given, *_ = self._batch[index]
                 if expiration_s != 0:
                     places.append(place)
                     afters.append(after)

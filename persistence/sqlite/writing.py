@@ -67,7 +67,7 @@ class Writer:
         outcomes: list[Outcome] = []
         places: dict[str, list[int]] = {}
         guarded: set[str] = set()
-        for place, (subject, _, expiration_s, _, key, expected_last_id) in enumerate(batch):
+        for place, (subject, _, expiration_s, _, key, expected_last_id, _) in enumerate(batch):
             outcomes.append(_PENDING)
             if expiration_s is None or 0 <= expiration_s <= EXPIRATION_MAX_S:
                 places.setdefault(subject, []).append(place)
@@ -89,7 +89,7 @@ class Writer:
                 ((subject_id, last_id, time_us),) = connection.execute(_NEXT_IDS, (subject, len(mine), now_us))
                 for id_, place in enumerate(mine, last_id - len(mine) + 1):
                     outcomes[place] = Appended(id_, time_us)
-                    _, body, expiration_s, headers, key, _ = batch[place]
+                    _, body, expiration_s, headers, key, *_ = batch[place]
                     if expiration_s != 0:
                         expires_us = _after(time_us, expiration_s)
                         rows += (subject_id, id_, time_us, expires_us, encode_headers(headers), body)

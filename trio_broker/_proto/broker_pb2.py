@@ -12,10 +12,11 @@ from google.protobuf.internal import builder as _builder
 _sym_db = _symbol_database.Default()
 
 
+from trio_broker._proto.google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from trio_broker._proto.google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x0c\x62roker.proto\x12\x06\x62roker\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x02\n\x0ePublishRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x12\x19\n\x11\x65xpirationSeconds\x18\x03 \x01(\x05\x12\x34\n\x07headers\x18\x04 \x03(\x0b\x32#.broker.PublishRequest.HeadersEntry\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x0c\n\x04keep\x18\x06 \x01(\x08\x12\x1d\n\x10\x65xpected_last_id\x18\x07 \x01(\x03H\x00\x88\x01\x01\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x42\x13\n\x11_expected_last_id\"b\n\x0fPublishResponse\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x30\n\x0cpublished_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"\xbb\x02\n\x10SubscribeRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x12\n\x08\x65\x61rliest\x18\x02 \x01(\x08H\x00\x12\x12\n\x08\x61\x66ter_id\x18\x03 \x01(\x03H\x00\x12(\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12\x0e\n\x04last\x18\x05 \x01(\x03H\x00\x12\x12\n\x08until_id\x18\x06 \x01(\x03H\x01\x12\x10\n\x06\x61t_end\x18\x07 \x01(\x08H\x01\x12\x13\n\x0breport_gaps\x18\x08 \x01(\x08\x12\x31\n\x04slow\x18\t \x01(\x0e\x32#.broker.SubscribeRequest.SlowPolicy\"5\n\nSlowPolicy\x12\x0c\n\x08\x43\x41TCH_UP\x10\x00\x12\x0f\n\x0b\x44ROP_OLDEST\x10\x01\x12\x08\n\x04\x46\x41IL\x10\x02\x42\x07\n\x05startB\x06\n\x04stop\"+\n\x0c\x46\x65tchRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x03\"\xef\x01\n\x0fMessageResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x30\n\x0cpublished_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x07headers\x18\x05 \x03(\x0b\x32$.broker.MessageResponse.HeadersEntry\x12\x18\n\x03gap\x18\x06 \x01(\x0b\x32\x0b.broker.Gap\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"/\n\x03Gap\x12\x0c\n\x04\x66rom\x18\x01 \x01(\x03\x12\n\n\x02to\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t2\xbe\x01\n\x06\x42roker\x12:\n\x07Publish\x12\x16.broker.PublishRequest\x1a\x17.broker.PublishResponse\x12@\n\tSubscribe\x12\x18.broker.SubscribeRequest\x1a\x17.broker.MessageResponse0\x01\x12\x36\n\x05\x46\x65tch\x12\x14.broker.FetchRequest\x1a\x17.broker.MessageResponseb\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x0c\x62roker.proto\x12\x06\x62roker\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x02\n\x0ePublishRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x12\x19\n\x11\x65xpirationSeconds\x18\x03 \x01(\x05\x12\x34\n\x07headers\x18\x04 \x03(\x0b\x32#.broker.PublishRequest.HeadersEntry\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x0c\n\x04keep\x18\x06 \x01(\x08\x12\x1d\n\x10\x65xpected_last_id\x18\x07 \x01(\x03H\x00\x88\x01\x01\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x42\x13\n\x11_expected_last_id\"b\n\x0fPublishResponse\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x30\n\x0cpublished_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tduplicate\x18\x03 \x01(\x08\"\xbb\x02\n\x10SubscribeRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x12\n\x08\x65\x61rliest\x18\x02 \x01(\x08H\x00\x12\x12\n\x08\x61\x66ter_id\x18\x03 \x01(\x03H\x00\x12(\n\x02\x61t\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12\x0e\n\x04last\x18\x05 \x01(\x03H\x00\x12\x12\n\x08until_id\x18\x06 \x01(\x03H\x01\x12\x10\n\x06\x61t_end\x18\x07 \x01(\x08H\x01\x12\x13\n\x0breport_gaps\x18\x08 \x01(\x08\x12\x31\n\x04slow\x18\t \x01(\x0e\x32#.broker.SubscribeRequest.SlowPolicy\"5\n\nSlowPolicy\x12\x0c\n\x08\x43\x41TCH_UP\x10\x00\x12\x0f\n\x0b\x44ROP_OLDEST\x10\x01\x12\x08\n\x04\x46\x41IL\x10\x02\x42\x07\n\x05startB\x06\n\x04stop\"+\n\x0c\x46\x65tchRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x03\"\xef\x01\n\x0fMessageResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x30\n\x0cpublished_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x07headers\x18\x05 \x03(\x0b\x32$.broker.MessageResponse.HeadersEntry\x12\x18\n\x03gap\x18\x06 \x01(\x0b\x32\x0b.broker.Gap\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"/\n\x03Gap\x12\x0c\n\x04\x66rom\x18\x01 \x01(\x03\x12\n\n\x02to\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\"O\n\x13PublishBatchRequest\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.broker.PublishRequest\x12\x0e\n\x06\x61tomic\x18\x02 \x01(\x08\">\n\x14PublishBatchResponse\x12&\n\x07results\x18\x01 \x03(\x0b\x32\x15.broker.PublishResult\"j\n\rPublishResult\x12,\n\tpublished\x18\x01 \x01(\x0b\x32\x17.broker.PublishResponseH\x00\x12!\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x0f.broker.FailureH\x00\x42\x08\n\x06result\"\xca\x01\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12/\n\x08metadata\x18\x04 \x03(\x0b\x32\x1d.broker.Failure.MetadataEntry\x12.\n\x0bretry_delay\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"@\n\x14PublishStreamRequest\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.broker.PublishRequest\"2\n\x15PublishStreamResponse\x12\x19\n\x04\x61\x63ks\x18\x01 \x03(\x0b\x32\x0b.broker.Ack\"\x8c\x01\n\x03\x41\x63k\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x12\x10\n\x08\x66irst_id\x18\x02 \x01(\x03\x12\x30\n\x0cpublished_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tduplicate\x18\x04 \x01(\x08\x12\x1f\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x0f.broker.Failure\"9\n\x0cMessageBatch\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.broker.MessageResponse\"^\n\x11\x46\x65tchRangeRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x10\n\x08\x61\x66ter_id\x18\x02 \x01(\x03\x12\x10\n\x08until_id\x18\x03 \x01(\x03\x12\x14\n\x0cmax_messages\x18\x04 \x01(\x05\"d\n\x12\x46\x65tchRangeResponse\x12)\n\x08messages\x18\x01 \x03(\x0b\x32\x17.broker.MessageResponse\x12\x12\n\nscanned_to\x18\x02 \x01(\x03\x12\x0f\n\x07last_id\x18\x03 \x01(\x03\"L\n\x13ListSubjectsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x14ListSubjectsResponse\x12%\n\x08subjects\x18\x01 \x03(\x0b\x32\x13.broker.SubjectInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc5\x01\n\x0bSubjectInfo\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x10\n\x08\x66irst_id\x18\x02 \x01(\x03\x12\x0f\n\x07last_id\x18\x03 \x01(\x03\x12\x36\n\x12\x66irst_published_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11last_published_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bsubscribers\x18\x06 \x01(\x03\"$\n\x11GetSubjectRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\"8\n\x13PurgeSubjectRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x10\n\x08until_id\x18\x02 \x01(\x03\"[\n\x14\x44\x65leteSubjectRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x1d\n\x10\x65xpected_last_id\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x13\n\x11_expected_last_id2\xe4\x03\n\x06\x42roker\x12:\n\x07Publish\x12\x16.broker.PublishRequest\x1a\x17.broker.PublishResponse\x12@\n\tSubscribe\x12\x18.broker.SubscribeRequest\x1a\x17.broker.MessageResponse0\x01\x12\x36\n\x05\x46\x65tch\x12\x14.broker.FetchRequest\x1a\x17.broker.MessageResponse\x12I\n\x0cPublishBatch\x12\x1b.broker.PublishBatchRequest\x1a\x1c.broker.PublishBatchResponse\x12P\n\rPublishStream\x12\x1c.broker.PublishStreamRequest\x1a\x1d.broker.PublishStreamResponse(\x01\x30\x01\x12\x42\n\x0eSubscribeBatch\x12\x18.broker.SubscribeRequest\x1a\x14.broker.MessageBatch0\x01\x12\x43\n\nFetchRange\x12\x19.broker.FetchRangeRequest\x1a\x1a.broker.FetchRangeResponse2\x96\x02\n\x05\x41\x64min\x12I\n\x0cListSubjects\x12\x1b.broker.ListSubjectsRequest\x1a\x1c.broker.ListSubjectsResponse\x12<\n\nGetSubject\x12\x19.broker.GetSubjectRequest\x1a\x13.broker.SubjectInfo\x12@\n\x0cPurgeSubject\x12\x1b.broker.PurgeSubjectRequest\x1a\x13.broker.SubjectInfo\x12\x42\n\rDeleteSubject\x12\x1c.broker.DeleteSubjectRequest\x1a\x13.broker.SubjectInfob\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -26,24 +27,62 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHREQUEST_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_MESSAGERESPONSE_HEADERSENTRY']._loaded_options = None
   _globals['_MESSAGERESPONSE_HEADERSENTRY']._serialized_options = b'8\001'
-  _globals['_PUBLISHREQUEST']._serialized_start=58
-  _globals['_PUBLISHREQUEST']._serialized_end=325
-  _globals['_PUBLISHREQUEST_HEADERSENTRY']._serialized_start=258
-  _globals['_PUBLISHREQUEST_HEADERSENTRY']._serialized_end=304
-  _globals['_PUBLISHRESPONSE']._serialized_start=327
-  _globals['_PUBLISHRESPONSE']._serialized_end=425
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=428
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=743
-  _globals['_SUBSCRIBEREQUEST_SLOWPOLICY']._serialized_start=673
-  _globals['_SUBSCRIBEREQUEST_SLOWPOLICY']._serialized_end=726
-  _globals['_FETCHREQUEST']._serialized_start=745
-  _globals['_FETCHREQUEST']._serialized_end=788
-  _globals['_MESSAGERESPONSE']._serialized_start=791
-  _globals['_MESSAGERESPONSE']._serialized_end=1030
-  _globals['_MESSAGERESPONSE_HEADERSENTRY']._serialized_start=258
-  _globals['_MESSAGERESPONSE_HEADERSENTRY']._serialized_end=304
-  _globals['_GAP']._serialized_start=1032
-  _globals['_GAP']._serialized_end=1079
-  _globals['_BROKER']._serialized_start=1082
-  _globals['_BROKER']._serialized_end=1272
+  _globals['_FAILURE_METADATAENTRY']._loaded_options = None
+  _globals['_FAILURE_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_PUBLISHREQUEST']._serialized_start=90
+  _globals['_PUBLISHREQUEST']._serialized_end=357
+  _globals['_PUBLISHREQUEST_HEADERSENTRY']._serialized_start=290
+  _globals['_PUBLISHREQUEST_HEADERSENTRY']._serialized_end=336
+  _globals['_PUBLISHRESPONSE']._serialized_start=359
+  _globals['_PUBLISHRESPONSE']._serialized_end=457
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=460
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=775
+  _globals['_SUBSCRIBEREQUEST_SLOWPOLICY']._serialized_start=705
+  _globals['_SUBSCRIBEREQUEST_SLOWPOLICY']._serialized_end=758
+  _globals['_FETCHREQUEST']._serialized_start=777
+  _globals['_FETCHREQUEST']._serialized_end=820
+  _globals['_MESSAGERESPONSE']._serialized_start=823
+  _globals['_MESSAGERESPONSE']._serialized_end=1062
+  _globals['_MESSAGERESPONSE_HEADERSENTRY']._serialized_start=290
+  _globals['_MESSAGERESPONSE_HEADERSENTRY']._serialized_end=336
+  _globals['_GAP']._serialized_start=1064
+  _globals['_GAP']._serialized_end=1111
+  _globals['_PUBLISHBATCHREQUEST']._serialized_start=1113
+  _globals['_PUBLISHBATCHREQUEST']._serialized_end=1192
+  _globals['_PUBLISHBATCHRESPONSE']._serialized_start=1194
+  _globals['_PUBLISHBATCHRESPONSE']._serialized_end=1256
+  _globals['_PUBLISHRESULT']._serialized_start=1258
+  _globals['_PUBLISHRESULT']._serialized_end=1364
+  _globals['_FAILURE']._serialized_start=1367
+  _globals['_FAILURE']._serialized_end=1569
+  _globals['_FAILURE_METADATAENTRY']._serialized_start=1522
+  _globals['_FAILURE_METADATAENTRY']._serialized_end=1569
+  _globals['_PUBLISHSTREAMREQUEST']._serialized_start=1571
+  _globals['_PUBLISHSTREAMREQUEST']._serialized_end=1635
+  _globals['_PUBLISHSTREAMRESPONSE']._serialized_start=1637
+  _globals['_PUBLISHSTREAMRESPONSE']._serialized_end=1687
+  _globals['_ACK']._serialized_start=1690
+  _globals['_ACK']._serialized_end=1830
+  _globals['_MESSAGEBATCH']._serialized_start=1832
+  _globals['_MESSAGEBATCH']._serialized_end=1889
+  _globals['_FETCHRANGEREQUEST']._serialized_start=1891
+  _globals['_FETCHRANGEREQUEST']._serialized_end=1985
+  _globals['_FETCHRANGERESPONSE']._serialized_start=1987
+  _globals['_FETCHRANGERESPONSE']._serialized_end=2087
+  _globals['_LISTSUBJECTSREQUEST']._serialized_start=2089
+  _globals['_LISTSUBJECTSREQUEST']._serialized_end=2165
+  _globals['_LISTSUBJECTSRESPONSE']._serialized_start=2167
+  _globals['_LISTSUBJECTSRESPONSE']._serialized_end=2253
+  _globals['_SUBJECTINFO']._serialized_start=2256
+  _globals['_SUBJECTINFO']._serialized_end=2453
+  _globals['_GETSUBJECTREQUEST']._serialized_start=2455
+  _globals['_GETSUBJECTREQUEST']._serialized_end=2491
+  _globals['_PURGESUBJECTREQUEST']._serialized_start=2493
+  _globals['_PURGESUBJECTREQUEST']._serialized_end=2549
+  _globals['_DELETESUBJECTREQUEST']._serialized_start=2551
+  _globals['_DELETESUBJECTREQUEST']._serialized_end=2642
+  _globals['_BROKER']._serialized_start=2645
+  _globals['_BROKER']._serialized_end=3129
+  _globals['_ADMIN']._serialized_start=3132
+  _globals['_ADMIN']._serialized_end=3410
 # @@protoc_insertion_point(module_scope)
