@@ -7,8 +7,9 @@ import trio
 from trial_store import TrialStore
 
 from persistence import Appended, NewMessage
-from trio_broker.commit import Committer, Group, Pending
+from trio_broker.commit import Committer
 from trio_broker.config import Config
+from trio_broker.runs import Group, Pending
 from trio_broker.storage import Availability
 
 Delivered = list[tuple[NewMessage, Appended]]

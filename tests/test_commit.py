@@ -7,11 +7,12 @@ from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 import persistence
 from persistence import NewMessage
-from trio_broker.commit import OVERHEAD_BYTES, Committer, Group
+from trio_broker.commit import Committer
 from trio_broker.config import Config
 from trio_broker.errors import (
     Overloaded,
 )
+from trio_broker.runs import OVERHEAD_BYTES, Group
 from trio_broker.storage import Availability
 
 # flushes

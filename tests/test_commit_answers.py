@@ -5,8 +5,8 @@ from structlog.testing import capture_logs
 from trial_store import TrialStore, message, messages
 from trio.testing import wait_all_tasks_blocked
 
-from trio_broker.commit import Pending
 from trio_broker.errors import Overloaded
+from trio_broker.runs import Pending
 
 
 async def test_each_is_answered_once_with_its_own_caller() -> None:

@@ -5,13 +5,13 @@ from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import persistence
 from persistence import NewMessage
-from trio_broker.commit import Pending
 from trio_broker.errors import (
     BrokerClosed,
     Draining,
     NotApplied,
     OutcomeUnknown,
 )
+from trio_broker.runs import Pending
 
 # withdrawal
 

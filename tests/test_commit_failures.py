@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import persistence
 from persistence import Appended
-from trio_broker.commit import Committer, Pending
+from trio_broker.commit import Committer
 from trio_broker.config import Config
 from trio_broker.errors import (
     BrokerError,
@@ -18,6 +18,7 @@ from trio_broker.errors import (
     StorageFull,
     StorageUnavailable,
 )
+from trio_broker.runs import Pending
 from trio_broker.storage import Availability
 
 # failing flushes

@@ -10,7 +10,7 @@ from trial_store import POISON, TrialStore, message
 
 import persistence
 from persistence import Appended, NewMessage, Outcome
-from trio_broker.commit import Committer, Group
+from trio_broker.commit import Committer
 from trio_broker.config import Config
 from trio_broker.errors import (
     BrokerClosed,
@@ -22,6 +22,7 @@ from trio_broker.errors import (
     StorageFull,
     StorageUnavailable,
 )
+from trio_broker.runs import Group
 from trio_broker.storage import Availability
 
 NOTHING_APPENDED = (

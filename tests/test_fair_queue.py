@@ -12,6 +12,7 @@ from trio_broker.fair_queue import ENOUGH, QUANTUM, FairQueue
 class Entry:
     def __init__(self, size_bytes: int = 1, name: object = None) -> None:
         self.size_bytes = size_bytes
+        self.count = 1
         self.name = name
         self.queued = False
 

@@ -27,7 +27,7 @@ require_own("persistence")  # before the imports below, which a user's own persi
 
 import persistence  # noqa: E402
 from persistence import NO_HEADERS, Key, NewMessage, Record, Store, open_store  # noqa: E402
-from trio_broker.commit import Answer, Committer, Flushing, Group  # noqa: E402
+from trio_broker.commit import Committer, Flushing  # noqa: E402
 from trio_broker.config import Config  # noqa: E402
 from trio_broker.errors import (  # noqa: E402
     BrokerClosed,
@@ -43,6 +43,7 @@ from trio_broker.errors import (  # noqa: E402
 from trio_broker.fanout import NEW, Fanout, Span  # noqa: E402
 from trio_broker.message import EPOCH, Gap, Message  # noqa: E402
 from trio_broker.replay import Replay  # noqa: E402
+from trio_broker.runs import Answer, Group  # noqa: E402
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until  # noqa: E402
 from trio_broker.storage import Availability, Hearing, keep_probing, keep_sweeping  # noqa: E402
 from trio_broker.subject import check_subject  # noqa: E402

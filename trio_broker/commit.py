@@ -2,158 +2,54 @@
 
 Owns:      every publish handed to it, from `Committer.hand_over` until it is completed, exactly once; the bounds of
            the queue; what a failing or hanging flush means for each publish in it.
-Not here:  validation and the API (trio_broker/broker.py); whose turn it is (trio_broker/fair_queue.py); storage
-           (persistence/); subscribers (trio_broker/fanout.py).
+Not here:  what waits, and who hears of it (trio_broker/runs.py); validation and the API (trio_broker/broker.py); whose
+           turn it is (trio_broker/fair_queue.py); storage (persistence/); subscribers (trio_broker/fanout.py).
 Threads:   the trio thread only.
 
 A lane is one task with at most one flush in flight; a subject is always in the same lane. There are no timers: a
 flush is what gathered while the one before it was being committed, or else in one tick of the scheduler. What the
 store has not been given can be withdrawn; after that its outcome stands, whether or not anybody still waits for it.
+What is queued are runs of messages: cost is paid per run, and all bounds count messages.
 """
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import count
+from typing import assert_never, cast
 from zlib import crc32
 
 import structlog
 import trio
 
 import persistence
-from persistence import NO_HEADERS, Appended, Duplicate, Failed, NewMessage, Outcome, Store
-from persistence.headers import headers_size_bytes
+from persistence import Appended, Duplicate, Failed, NewMessage, Outcome, Store
 from trio_broker.config import Config
 from trio_broker.errors import (
+    Aborted,
     BrokerClosed,
     BrokerError,
     Conflict,
     Draining,
-    NotApplied,
     OutcomeUnknown,
     Overloaded,
     Rejected,
     StorageUnavailable,
 )
-from trio_broker.fair_queue import FairQueue
+from trio_broker.fair_queue import QUANTUM, FairQueue
+from trio_broker.runs import Answer, Group, Pending, Result, Run, cut, size_bytes
 from trio_broker.storage import Availability, broker_error
 
-OVERHEAD_BYTES = 1024
-"""What a waiting publish takes besides its subject, body and headers; part of its size in every bound here."""
-
-_WITHDRAWN = NewMessage("", b"", 0, NO_HEADERS)
-
-log = structlog.get_logger()
-
-
-class Pending:
-    """One publish in the committer's hands."""
-
-    __slots__ = ("_group", "_queue", "caller", "message", "outcome", "queued", "size_bytes")
-
-    def __init__(self, message: NewMessage, group: "Group") -> None:
-        self.message = message
-        self.caller: object = None
-        """For the use of who handed it over, such as whom to answer."""
-        self.outcome: Appended | Duplicate | BrokerError | None = None
-        """None until it is completed; never changes after that."""
-        self.size_bytes = _size_bytes(message)
-        self.queued = False
-        """It waits in the queue: the store has not been given it."""
-        self._group: Group | None = group
-        self._queue: FairQueue[Pending] | None = None
-
-    def withdraw(self) -> bool:
-        """Take this publish back: True if it was still queued, and so never reaches the store.
-
-        Its outcome is `NotApplied` then, and `Group.settled` does not return it: who withdrew it answers for it.
-        False: too late, its outcome stands or will.
-        """
-        if not self.queued:
-            return False
-        assert self._queue is not None
-        self._queue.withdraw(self)
-        self.message = _WITHDRAWN  # the queue may keep its entry for long, and not the body
-        self.outcome = NotApplied("withdrawn before the store was given it; nothing was appended")
-        self._leave_group().withdrew_one()
-        return True
-
-    def enter(self, queue: "FairQueue[Pending]", source: Hashable) -> None:
-        """Wait in ``queue``."""
-        self._queue = queue
-        queue.put(self, source)
-
-    def complete(self, outcome: Appended | Duplicate | BrokerError) -> None:
-        """Settle it, for good, and tell who waits for its group."""
-        assert self.outcome is None, "a publish is completed once"
-        assert not self.queued, "a publish that may still be withdrawn is not completed"
-        self.outcome = outcome
-        self._leave_group().settle(self)
-
-    def _leave_group(self) -> "Group":
-        """Return the group, and forget it: in a cycle, bodies would stay until the garbage collector finds them."""
-        group, self._group = self._group, None
-        assert group is not None, "a publish leaves its group once"
-        return group
-
-
-Answer = Callable[[Pending], None]
-"""Told of a publish that is settled, in the committer's own stretch: it neither waits nor hands over more."""
-
+RUN_SHARE = 16
+"""A run of messages that need not stay together takes this part of a flush's bytes at most: others get their share."""
+ATOMIC_MESSAGES_MAX = 1_000
+"""Messages of one subject that an atomic batch may have."""
+WAITING_SHARE = 2
+"""Those who can wait for room fill this part of the queue at most: others are not refused for their sake."""
 
 Flushing = Callable[[Sequence[Pending]], AbstractContextManager[object]]
 """Told of what is flushed; returns what is around it, such as a span of a trace."""
 
-
-class Group:
-    """The publishes of one hand-over, which may complete in several flushes.
-
-    Either one task at a time waits for them, or an `Answer` is told of each.
-    """
-
-    __slots__ = ("_answer", "_fresh", "_unsettled", "_waiter", "pendings")
-
-    def __init__(self, messages: Sequence[NewMessage], callers: Sequence[object], answer: Answer | None) -> None:
-        self.pendings = [Pending(message, self) for message in messages]
-        """In the order of the messages."""
-        for pending, caller in zip(self.pendings, callers, strict=False):
-            pending.caller = caller
-        self._answer = answer
-        self._unsettled = len(self.pendings)
-        self._fresh: list[Pending] = []
-        self._waiter: trio.Event | None = None
-
-    async def settled(self) -> list[Pending]:
-        """Wait until more are completed; return those, in the order of completion; ``[]`` after the last.
-
-        A checkpoint. Cancelling it withdraws nothing and loses nothing: the next call returns what this one had.
-        """
-        assert self._waiter is None, "one task waits for a group"
-        if self._fresh or not self._unsettled:
-            await trio.lowlevel.checkpoint()
-        else:
-            self._waiter = trio.Event()
-            try:
-                await self._waiter.wait()
-            finally:
-                self._waiter = None
-        fresh, self._fresh = self._fresh, []
-        return fresh
-
-    def settle(self, pending: Pending) -> None:
-        self._unsettled -= 1
-        if self._answer is not None:
-            try:
-                self._answer(pending)
-            except Exception:
-                log.exception("answer_failed")  # one caller's bug must not reach the others of its flush
-            return
-        self._fresh.append(pending)
-        if self._waiter is not None:
-            self._waiter.set()
-
-    def withdrew_one(self) -> None:
-        self._unsettled -= 1
-        if not self._unsettled and self._waiter is not None:
-            self._waiter.set()
+log = structlog.get_logger()
 
 
 class Committer:
@@ -183,8 +79,14 @@ class Committer:
         self._flush_bytes = min(int(config.flush_bytes), limits.flush_bytes_max)
         self._timeout_s = config.commit_timeout
         self._lanes = [_Lane(self._max_messages, self._max_bytes) for _ in range(limits.lanes)]
+        self._waiting: dict[Callable[[], None], None] = {}  # a dict for a set that keeps its order
+        self._groups = count(1)
         self._refusal: Callable[[], BrokerError] | None = None
         self._closed = False
+        self.atomic_messages_max = min(ATOMIC_MESSAGES_MAX, limits.flush_messages_max)
+        """Messages that can be appended together or not at all."""
+        self.atomic_bytes_max = self._flush_bytes
+        """And their size, as `size_bytes` counts it."""
 
     @property
     def queued_messages(self) -> int:
@@ -203,27 +105,61 @@ class Committer:
         callers: Sequence[object] = (),
         answer: Answer | None = None,
     ) -> Group:
-        """Queue messages that came from one source, such as a connection. Never waits and never raises.
+        """Queue messages that came from one source, such as a connection, each as a run. See `hand_over_runs`."""
+        return self.hand_over_runs([((each,), size_bytes(each)) for each in messages], source, callers, answer)
 
-        Those of one subject are appended in this order. What cannot be queued is settled at once: with `Overloaded`
-        beyond the bounds, with `Draining` or `BrokerClosed` when stopping. With ``answer``, nobody waits for the
-        group: ``answer`` is told of each publish that is settled, and finds its own of ``callers`` in it.
+    def hand_over_runs(
+        self,
+        runs: Sequence[Run],
+        source: Hashable,
+        callers: Sequence[object] = (),
+        answer: Answer | None = None,
+        *,
+        had_room: bool = False,
+    ) -> Group:
+        """Queue runs that came from one source, such as those that `cut` returned. Never waits and never raises.
+
+        Messages of one subject are appended in this order. What cannot be queued is settled at once: with `Overloaded`
+        beyond the bounds, unless `has_room` said that it fits; with `Draining` or `BrokerClosed` when stopping. With
+        ``answer``, nobody waits for the group: ``answer`` is told of each run that is settled, and finds its own of
+        ``callers`` in it.
         """
-        group = Group(messages, callers, answer)
+        group = Group(runs, callers, answer)
         room_messages = self._max_messages - self.queued_messages
         room_bytes = self._max_bytes - self.queued_bytes
         for pending in group.pendings:
             if self._refusal is not None:
-                pending.complete(self._refusal())
-            elif room_messages < 1 or pending.size_bytes > room_bytes:
-                pending.complete(self._overloaded())
+                pending.fail(self._refusal())
+            elif not had_room and (room_messages < pending.count or pending.size_bytes > room_bytes):
+                pending.fail(self._overloaded())
             else:
-                room_messages -= 1
+                room_messages -= pending.count
                 room_bytes -= pending.size_bytes
-                lane = self._lane_of(pending.message.subject)
+                lane = self._lane_of(pending.messages[0].subject)
                 pending.enter(lane.queue, source)
                 lane.wake()
         return group
+
+    def cut(self, messages: Sequence[NewMessage]) -> list[Run]:
+        """Cut messages that need not stay together into runs, small enough for the queue to be fair between sources."""
+        lane_of = self._lane_of if len(self._lanes) > 1 else None
+        return cut(messages, QUANTUM, self._flush_bytes // RUN_SHARE, lane_of)
+
+    def next_group(self) -> int:
+        """Return a number for `NewMessage.group` that no other batch has."""
+        return next(self._groups)
+
+    def has_room(self, messages: int, size: int) -> bool:
+        """Say whether so many messages, so large, may be queued for who can wait: any, if nothing is queued."""
+        queued = self.queued_messages
+        return not queued or (
+            queued + messages <= self._max_messages // WAITING_SHARE
+            and self.queued_bytes + size <= self._max_bytes // WAITING_SHARE
+        )
+
+    def when_room(self, tell: Callable[[], None]) -> None:
+        """Call ``tell`` once when there may be room again. It neither waits nor raises."""
+        self._waiting[tell] = None
 
     async def run(self) -> None:
         """Commit what is handed over, until `close`. Every publish is completed when this returns.
@@ -240,7 +176,9 @@ class Committer:
         finally:
             self.close()
             for lane in self._lanes:
-                _complete_open(lane.flight, "stopped while the store was committing")
+                for run in lane.drop_untried():
+                    run.fail(_closed())
+                _complete_open(lane.part, "stopped while the store was committing")
                 lane.idle.set()
 
     async def drain(self) -> None:
@@ -259,74 +197,95 @@ class Committer:
         self._closed = True
         self._refusal = _closed
         for lane in self._lanes:
-            for pending in lane.queue.take(lane.queue.messages, lane.queue.bytes):
-                pending.complete(_closed())
+            while queued := lane.queue.take(lane.queue.messages, lane.queue.bytes):
+                for run in queued:
+                    run.fail(_closed())
             lane.wake()
 
     async def _run_lane(self, lane: "_Lane") -> None:
         while True:
             await lane.work.wait()  # this task runs in the tick after `wake`: all that one tick reads goes together
             while part := lane.next_part(self._flush_messages, self._flush_bytes):
+                if self._waiting:
+                    self._tell_of_room()
                 with self._flushing(part):
                     await self._flush(lane, part)
                 await trio.lowlevel.checkpoint_if_cancelled()  # before more is taken: it can say that it was not
             if self._closed:
                 return
             lane.rest()
+            self._tell_of_room()  # what was queued may all have been withdrawn
+
+    def _tell_of_room(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for tell in waiting:
+            tell()
 
     async def _flush(self, lane: "_Lane", part: list[Pending]) -> None:
         """Append ``part`` and answer its publishes, or split it. A checkpoint."""
+        messages = [message for run in part for message in run.messages]
         try:
             with self._availability.trying():
-                outcomes = await self._store.append([pending.message for pending in part])
-            assert len(outcomes) == len(part), "one outcome per message"
+                outcomes = await self._store.append(messages)
+            assert len(outcomes) == len(messages), "one outcome per message"
         except persistence.BadContent as error:
-            if len(part) > 1:
-                lane.split(part)
-            else:
+            if not lane.split(part):
                 self._fail(part, error)
         except persistence.StoreError as error:
             self._fail(part, error)
         except Exception as error:
-            log.exception("append_failed", messages=len(part))  # a bug in the store must not stop the broker
+            log.exception("append_failed", messages=len(messages))  # a bug in the store must not stop the broker
             self._fail(part, error)
         else:
-            self._succeed(lane, part, outcomes)
+            self._succeed(lane, part, messages, outcomes)
 
-    def _succeed(self, lane: "_Lane", part: list[Pending], outcomes: list[Outcome]) -> None:
-        appended = [
-            (pending.message, outcome)
-            for pending, outcome in zip(part, outcomes, strict=True)
-            if isinstance(outcome, Appended)
-        ]
-        failure = next((outcome.error for outcome in outcomes if isinstance(outcome, Failed)), None)
-        if failure is None or appended:
-            self._availability.appended()
-        else:
-            self._availability.failed(failure)
+    def _succeed(self, lane: "_Lane", part: list[Pending], messages: list[NewMessage], outcomes: list[Outcome]) -> None:
         # subscribers first: who has an id knows that they were offered the message. That nobody waits for the id
         # any more changes nothing: the message is in the log
+        pairs = list(zip(messages, outcomes, strict=True))
+        if set(map(type, outcomes)) == {Appended}:  # as nearly always
+            results = cast("list[Appended]", outcomes)
+            self._availability.appended()
+            self._deliver(cast("list[tuple[NewMessage, Appended]]", pairs))
+            stop = 0
+            for run in part:
+                start, stop = stop, stop + run.count
+                if run.outcomes is None:  # else `_watch` could not wait for it
+                    run.complete(results[start:stop])
+        else:
+            self._succeed_in_part(lane, part, pairs)
+
+    def _succeed_in_part(self, lane: "_Lane", part: list[Pending], pairs: Sequence[tuple[NewMessage, Outcome]]) -> None:
+        appended = [(message, outcome) for message, outcome in pairs if isinstance(outcome, Appended)]
+        failures = [outcome.error for _, outcome in pairs if isinstance(outcome, Failed)]
+        if appended or not failures:
+            self._availability.appended()
+        else:
+            self._availability.failed(failures[0])
         self._deliver(appended)
-        guilty = []
-        for pending, outcome in zip(part, outcomes, strict=True):
-            match outcome:
-                case Appended() | Duplicate():
-                    _complete_flown(pending, outcome)
-                case persistence.Conflict(last_id):
-                    _complete_flown(pending, _conflict(pending.message, last_id))
-                case persistence.Rejected(why):
-                    _complete_flown(pending, Rejected(why))
-                case Failed(persistence.BadContent()) if len(part) > 1:
-                    guilty.append(pending)
-                case Failed(error):
-                    _complete_flown(pending, broker_error(error))
-        if guilty:
-            lane.split(guilty)
+        results = [_result(message, outcome) for message, outcome in pairs]
+        guilty: list[Pending] = []
+        stop = 0
+        for run in part:
+            start, stop = stop, stop + run.count
+            mine = results[start:stop]
+            if None in mine:
+                guilty.append(run.rest(mine))
+            else:
+                _complete_flown(run, cast("list[Result]", mine))
+        # what is less than was flushed is tried alone
+        if guilty and not lane.split(guilty, again=sum(run.count for run in guilty) < len(pairs)):
+            self._reject(guilty, next(error for error in failures if isinstance(error, persistence.BadContent)))
+
+    def _reject(self, guilty: list[Pending], error: persistence.BadContent) -> None:
+        """Fail what cannot be split any more."""
+        for run in guilty:
+            _complete_flown(run, [broker_error(error)] * run.count)
 
     def _fail(self, part: list[Pending], error: Exception) -> None:
         self._availability.failed(error)
-        for pending in part:
-            _complete_flown(pending, broker_error(error))
+        for run in part:
+            _complete_flown(run, [broker_error(error)] * run.count)
 
     async def _watch(self) -> None:
         """Answer publishes that the store keeps too long. The lane waits on: the store's answer is still to come."""
@@ -334,14 +293,14 @@ class Committer:
             now = trio.current_time()
             next_due = now + self._timeout_s  # no flight that begins after now is due before
             for lane in self._lanes:
-                if lane.flight and now < lane.flight_began + self._timeout_s:
+                if lane.part and now < lane.flight_began + self._timeout_s:
                     next_due = min(next_due, lane.flight_began + self._timeout_s)
-                elif lane.flight:
+                elif lane.part:
                     why = f"the store has not committed within {self._timeout_s:g} s"
                     self._availability.lost(why)
-                    for pending in lane.drop_untried():
-                        pending.complete(StorageUnavailable(f"{why}; it was not given this message: not appended"))
-                    _complete_open(lane.flight, why)
+                    for run in lane.drop_untried():
+                        run.fail(StorageUnavailable(f"{why}; it was not given this message: not appended"))
+                    _complete_open(lane.part, why)
             await trio.sleep_until(next_due)
 
     def _lane_of(self, subject: str) -> "_Lane":
@@ -359,11 +318,12 @@ class Committer:
 class _Lane:
     """What one lane's task works on. Of ``work`` and ``idle`` one is set, and nobody waits for the other in vain."""
 
-    __slots__ = ("_parts", "flight", "flight_began", "idle", "queue", "work")
+    __slots__ = ("_parts", "flight_began", "idle", "part", "queue", "work")
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         self.queue: FairQueue[Pending] = FairQueue(max_messages, max_bytes)
-        self.flight: list[Pending] = []
+        self.part: list[Pending] = []
+        """What the store has been given; what came before it of the same flight is completed, or is in `_parts`."""
         self.flight_began = 0.0
         self.idle = trio.Event()
         self._parts: list[list[Pending]] = []  # of the flight, still to be appended; the next one is last
@@ -382,41 +342,66 @@ class _Lane:
 
     def next_part(self, max_messages: int, max_bytes: int) -> list[Pending]:
         """Return what is to be appended next: the rest of a flight that was split, or a new flight; ``[]``: nothing."""
-        if not self._parts:
-            self.flight = self.queue.take(max_messages, max_bytes)
+        if self._parts:
+            self.part = self._parts.pop()
+        else:
+            self.part = self.queue.take(max_messages, max_bytes)
             self.flight_began = trio.current_time()
-            return self.flight
-        return self._parts.pop()
+        return self.part
 
     def drop_untried(self) -> list[Pending]:
         """Return what of a flight that was split is not being appended now, and will not be, and has no answer yet."""
-        untried = [pending for part in self._parts for pending in part if pending.outcome is None]
+        untried = [run for part in self._parts for run in part if run.outcomes is None]
         self._parts.clear()
         return untried
 
-    def split(self, part: list[Pending]) -> None:
-        """Append ``part`` in halves, next and in order: its content is to blame, and its neighbours are innocent."""
-        middle = len(part) // 2
-        self._parts += [half for half in (part[middle:], part[:middle]) if half]
+    def split(self, part: list[Pending], *, again: bool = False) -> bool:
+        """Append ``part`` in halves, next and in order: its content is to blame, and its neighbours are innocent.
+
+        False: it is in one piece, and stays so. With ``again`` that one is tried once more.
+        """
+        runs = part if len(part) > 1 else part[0].halves()
+        if len(runs) == 1 and not again:
+            return False
+        middle = len(runs) // 2
+        self._parts += [half for half in (runs[middle:], runs[:middle]) if half]
+        return True
 
 
-def _complete_flown(pending: Pending, outcome: Appended | Duplicate | BrokerError) -> None:
+def _complete_flown(run: Pending, outcomes: Sequence[Result]) -> None:
     """Complete what the store has answered for, unless `Committer._watch` could not wait for it."""
-    if pending.outcome is None:
-        pending.complete(outcome)
-    else:
-        assert isinstance(pending.outcome, OutcomeUnknown)
+    if run.outcomes is None:
+        run.complete(outcomes)
 
 
-def _complete_open(flight: list[Pending], why: str) -> None:
-    """Complete what is still open in ``flight``; the store may or may not append it."""
-    for pending in flight:
-        if pending.outcome is None:
-            pending.complete(OutcomeUnknown(f"{why}; the message may or may not be appended"))
+def _complete_open(part: list[Pending], why: str) -> None:
+    """Complete what is still open in ``part``; the store may or may not append it."""
+    for run in part:
+        if run.outcomes is None:
+            run.fail(OutcomeUnknown(f"{why}; the message may or may not be appended"))
 
 
-def _conflict(message: NewMessage, last_id: int) -> Conflict:
+def _result(message: NewMessage, outcome: Outcome) -> Result | None:
+    """Return what became of a message; None: its content, or a neighbour's, kept the store from appending it."""
+    match outcome:
+        case Appended() | Duplicate():
+            return outcome
+        case persistence.Conflict(last_id):
+            return _conflict(message, last_id)
+        case persistence.Rejected(why):
+            return Rejected(why)
+        case Failed(persistence.BadContent()):
+            return None
+        case Failed(error):
+            return broker_error(error)
+        case _:
+            assert_never(outcome)
+
+
+def _conflict(message: NewMessage, last_id: int) -> BrokerError:
     expected = message.expected_last_id
+    if message.group and expected in (None, last_id):
+        return Aborted(f"another message of the batch to {message.subject!r} conflicts; nothing was appended of them")
     return Conflict(
         f"the last id of {message.subject!r} is {last_id}, and not {expected}; nothing was appended", last_id=last_id
     )
@@ -428,12 +413,3 @@ def _draining() -> Draining:
 
 def _closed() -> BrokerClosed:
     return BrokerClosed("the broker is closed; nothing was appended")
-
-
-def _size_bytes(message: NewMessage) -> int:
-    size = OVERHEAD_BYTES + len(message.subject.encode()) + len(message.body)
-    if message.headers:
-        size += headers_size_bytes(message.headers)
-    if message.idempotency_key:
-        size += len(message.idempotency_key.encode())
-    return size

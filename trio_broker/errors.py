@@ -171,6 +171,12 @@ class Conflict(BrokerError):
     reason = "CONFLICT"
 
 
+class Aborted(BrokerError):
+    """Something is wrong with another message of the same subject in an atomic batch. Nothing of them was appended."""
+
+    reason = "ABORTED"
+
+
 class MessageTooLarge(BrokerError, ValueError):
     """The body is larger than a kept message may be."""
 

@@ -4,10 +4,10 @@ Owns:      the order in which waiting publishes go to the store.
 Not here:  how many may wait, and what becomes of them (trio_broker/commit.py).
 Threads:   the trio thread only; plain data, no function here is a checkpoint.
 
-Each source (a connection) has a line of its own. A flush is filled round robin, up to `QUANTUM` entries of one
-source at a time, so that a lone caller beside a flood waits for one flush and not for the flood. While several
-sources wait, a flush ends with the first round that brings it to `ENOUGH`: a longer one would save little and
-keep everybody waiting.
+Each source (a connection) has a line of its own. An entry is one message, or several that go together. A flush is
+filled round robin, up to `QUANTUM` messages of one source at a time (a larger entry is a turn by itself), so that a
+lone caller beside a flood waits for one flush and not for the flood. While several sources wait, a flush ends with the
+first round that brings it to `ENOUGH`: a longer one would save little and keep everybody waiting.
 """
 
 from collections import OrderedDict, deque
@@ -22,6 +22,9 @@ class Entry(Protocol):
     """What can be queued. The queue sets ``queued``; it is False again once the entry is taken or withdrawn."""
 
     queued: bool
+
+    @property
+    def count(self) -> int: ...  # of its messages
 
     @property
     def size_bytes(self) -> int: ...
@@ -54,44 +57,48 @@ class FairQueue(Generic[E]):
             line = self._lines[source] = deque()
         line.append(entry)
         entry.queued = True
-        self.messages += 1
+        self.messages += entry.count
         self.bytes += entry.size_bytes
 
     def withdraw(self, entry: E) -> None:
         """Take ``entry``, which is queued, out of the order."""
         self._leave(entry)
-        self._withdrawn_messages += 1
+        self._withdrawn_messages += entry.count
         self._withdrawn_bytes += entry.size_bytes
         if self._withdrawn_messages > self._max_messages or self._withdrawn_bytes > self._max_bytes:
             self._drop_withdrawn()
 
     def take(self, max_messages: int, max_bytes: int) -> list[E]:
-        """Take the next entries, at most so many and so large together; the first may be larger alone."""
+        """Take the next entries, of at most so many messages and so large together; the first may be larger alone."""
         taken: list[E] = []
-        room_bytes = max_bytes
+        room, room_bytes = max_messages, max_bytes
         shared = len(self._lines) > 1
         turns = 0
-        while self._lines and len(taken) < max_messages:
+        while self._lines and room > 0:
             if turns == 0:
-                if shared and len(taken) >= ENOUGH:
+                if shared and max_messages - room >= ENOUGH:
                     break
                 turns = len(self._lines)
             turns -= 1
             source, line = self._lines.popitem(last=False)
-            quantum = min(QUANTUM, max_messages - len(taken))
+            quantum = min(QUANTUM, room)
             served = 0
             while line and served < quantum:
                 entry = line[0]
+                count = entry.count
                 if entry.queued:
-                    if taken and entry.size_bytes > room_bytes:
+                    if taken and (entry.size_bytes > room_bytes or count > room):
                         self._put_back(source, line, had_a_turn=served > 0)
                         return taken
+                    if served and served + count > quantum:
+                        break
                     self._leave(entry)
                     taken.append(entry)
+                    room -= count
                     room_bytes -= entry.size_bytes
-                    served += 1
+                    served += count
                 else:
-                    self._withdrawn_messages -= 1
+                    self._withdrawn_messages -= count
                     self._withdrawn_bytes -= entry.size_bytes
                 line.popleft()
             if line:
@@ -100,7 +107,7 @@ class FairQueue(Generic[E]):
 
     def _leave(self, entry: E) -> None:
         entry.queued = False
-        self.messages -= 1
+        self.messages -= entry.count
         self.bytes -= entry.size_bytes
 
     def _put_back(self, source: Hashable, line: deque[E], *, had_a_turn: bool) -> None:

@@ -36,10 +36,10 @@ from opentelemetry.util.types import AttributeValue
 from persistence.headers import headers_size_bytes
 from trio_broker._version import __version__
 from trio_broker.batch import Batch
-from trio_broker.commit import Pending
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.request import TRACEPARENT, Request
 from trio_broker.rpc.status import CODE_NAMES
+from trio_broker.runs import Pending
 from trio_broker.validation import HEADERS_MAX, HEADERS_MAX_BYTES
 
 CLOSE_S = 2.0
@@ -172,11 +172,11 @@ class Tracing:
 
     def flush(self, part: Sequence[Pending]) -> AbstractContextManager[None]:
         """Record the flush that the block does."""
-        return self._shared("flush", [pending.caller for pending in part])
+        return self._shared("flush", [run.caller for run in part], sum(run.count for run in part))
 
     def fetch(self, calls: Sequence[Call]) -> AbstractContextManager[None]:
         """Record the lookup that the block does for these calls."""
-        return self._shared("fetch", calls)
+        return self._shared("fetch", calls, len(calls))
 
     @contextmanager
     def operation(self, name: str) -> Iterator[None]:
@@ -216,7 +216,7 @@ class Tracing:
                 ).end()
 
     @contextmanager
-    def _shared(self, name: str, calls: Sequence[object]) -> Iterator[None]:
+    def _shared(self, name: str, calls: Sequence[object], messages: int) -> Iterator[None]:
         """Record work for several calls at once: as part of the first that is recorded, linked to all."""
         spans = list(self._recorded(calls))
         if not spans:
@@ -226,7 +226,7 @@ class Tracing:
             name,
             context=set_span_in_context(spans[0], Context()),
             links=[Link(span.get_span_context()) for span in spans],
-            attributes={"messaging.batch.message_count": len(calls)},
+            attributes={"messaging.batch.message_count": messages},
         ):
             yield
 

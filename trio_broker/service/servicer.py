@@ -23,7 +23,6 @@ from trio_broker import errors
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker._proto.broker_grpc import BrokerServicer
 from trio_broker.broker import Broker
-from trio_broker.commit import Pending
 from trio_broker.errors import BrokerError
 from trio_broker.memory import Pressure
 from trio_broker.message import EPOCH
@@ -31,6 +30,7 @@ from trio_broker.position import ASIDE
 from trio_broker.rpc.call import Call, Source
 from trio_broker.rpc.handlers import Context, drained, grouped
 from trio_broker.rpc.status import OK
+from trio_broker.runs import Pending
 from trio_broker.service.encoding import batch_wire, duplicate_response, message_response, publish_response
 from trio_broker.service.statuses import status_of
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until

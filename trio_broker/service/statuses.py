@@ -25,6 +25,7 @@ STATUS_OF: dict[type[BrokerError], StatusCode] = {
     errors.SlowConsumer: StatusCode.RESOURCE_EXHAUSTED,
     errors.MessageTooLarge: StatusCode.RESOURCE_EXHAUSTED,
     errors.Conflict: StatusCode.FAILED_PRECONDITION,
+    errors.Aborted: StatusCode.ABORTED,
     errors.NotApplied: StatusCode.DEADLINE_EXCEEDED,
     errors.OutcomeUnknown: StatusCode.DEADLINE_EXCEEDED,
     errors.InvalidArgument: StatusCode.INVALID_ARGUMENT,
