@@ -37,7 +37,11 @@ class NewMessage(NamedTuple):
     expected_last_id: int | None = None
     """If the subject's last id is another one, the message is a `Conflict`. None: any will do."""
     group: int = 0
-    """Those of one subject in a batch with one number, which is not 0, are appended together, or none of them is."""
+    """Those of one subject in a batch with one number, which is not 0, are appended together, or none of them is.
+
+    They follow one another, as far as their subject is concerned. If one of them is a `Conflict` or `Rejected`, so are
+    the others, but for those that are duplicates of what was appended before.
+    """
 
 
 class Appended(NamedTuple):

@@ -1,4 +1,4 @@
-"""Idempotency keys and expected last ids: what of a batch is appended.
+"""Idempotency keys, expected last ids and groups: what of a batch is appended.
 
 Owns:      the rule, the same for every store; for how long a key is remembered.
 Not here:  where a store keeps keys, and how it makes sure that nobody appends between looking and appending.
@@ -6,8 +6,12 @@ Threads:   any: pure functions.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 
-from persistence.facade import KEY_KEPT_MIN_S, Appended, Conflict, Duplicate, NewMessage, Outcome
+from persistence.facade import KEY_KEPT_MIN_S, Appended, Conflict, Duplicate, NewMessage, Outcome, Rejected
+
+_GROUP = attrgetter("group")
 
 
 def key_kept_s(expiration_s: int | None) -> int | None:
@@ -25,18 +29,71 @@ def judge(messages: Sequence[NewMessage], last_id: int, time_us: int, known: Map
 
     ``last_id`` is the subject's before them, ``time_us`` that of what is appended of them, ``known`` what was appended
     before with their keys. A key goes before an expected last id: who repeats a publish that was appended hears so.
+    Messages of a group are appended together, or those that are no duplicates are all conflicts.
     """
     known = dict(known)
     outcomes: list[Outcome] = []
-    for message in messages:
-        key = message.idempotency_key
-        if key in known:
-            outcomes.append(known[key])
-        elif message.expected_last_id not in (None, last_id):
-            outcomes.append(Conflict(last_id))
-        else:
-            last_id += 1
-            outcomes.append(Appended(last_id, time_us))
-            if key:
-                known[key] = Duplicate(last_id, time_us)
+    for group, together in groupby(messages, key=_GROUP):
+        if group:
+            judged, fresh = _judge_all(list(together), last_id, time_us, known)
+            known.update(fresh)
+            outcomes += judged
+            last_id += sum(isinstance(outcome, Appended) for outcome in judged)
+            continue
+        for message in together:
+            outcome = _judge_one(message, last_id, time_us, known, known)
+            if isinstance(outcome, Appended):
+                last_id = outcome.id
+            outcomes.append(outcome)
     return outcomes
+
+
+def _judge_all(
+    messages: Sequence[NewMessage], last_id: int, time_us: int, known: Mapping[str, Duplicate]
+) -> tuple[list[Outcome], dict[str, Duplicate]]:
+    """Judge the messages of a group; return also the keys that they leave behind."""
+    fresh: dict[str, Duplicate] = {}
+    outcomes: list[Outcome] = []
+    before = last_id
+    for message in messages:
+        outcome = _judge_one(message, last_id, time_us, known, fresh)
+        if isinstance(outcome, Conflict):
+            return [known.get(each.idempotency_key) or Conflict(before) for each in messages], {}
+        if isinstance(outcome, Appended):
+            last_id = outcome.id
+        outcomes.append(outcome)
+    return outcomes, fresh
+
+
+def _judge_one(
+    message: NewMessage, last_id: int, time_us: int, known: Mapping[str, Duplicate], fresh: dict[str, Duplicate]
+) -> Outcome:
+    """Judge one message; its key is added to ``fresh``."""
+    key = message.idempotency_key
+    if duplicate := known.get(key) or fresh.get(key):
+        return duplicate
+    if message.expected_last_id not in (None, last_id):
+        return Conflict(last_id)
+    if key:
+        fresh[key] = Duplicate(last_id + 1, time_us)
+    return Appended(last_id + 1, time_us)
+
+
+def reject_groups(
+    batch: Sequence[NewMessage], outcomes: list[Outcome], places: Mapping[str, list[int]]
+) -> dict[str, list[int]]:
+    """Reject what has a rejected message in its group; return what is left of ``places``, by subject."""
+    why = {
+        (message.subject, message.group): outcome.why
+        for message, outcome in zip(batch, outcomes, strict=True)
+        if message.group and isinstance(outcome, Rejected)
+    }
+    left: dict[str, list[int]] = {}
+    for subject, mine in places.items():
+        for place in mine:
+            reason = why.get((subject, batch[place].group))
+            if reason is None:
+                left.setdefault(subject, []).append(place)
+            else:
+                outcomes[place] = Rejected(f"another message of its group: {reason}")
+    return left

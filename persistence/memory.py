@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush
+from operator import attrgetter
 from typing import Generic, NamedTuple, TypeVar
 
 import trio
@@ -32,13 +33,15 @@ from persistence.facade import (
     Store,
     Swept,
 )
-from persistence.guards import judge, key_kept_s
+from persistence.guards import judge, key_kept_s, keys_of, reject_groups
 from persistence.headers import headers_size_bytes
 
 LIMITS = Limits(lanes=1, flush_messages_max=16_384, flush_bytes_max=64 * 1024 * 1024, expiration_max_s=2**31 - 1)
 SWEEP_MESSAGES_MAX = 2_000
 """Messages, and keys, that one step of `MemoryStore.sweep` drops at most: about a millisecond."""
 
+_GROUP = attrgetter("group")
+_PENDING = Appended(0, 0)
 _SEGMENT_BITS = 8
 _ABSENT = Register(b"", 0)
 
@@ -155,10 +158,14 @@ class MemoryStore(Store):
         await trio.lowlevel.checkpoint()
         now_us = self._clock()
         outcomes: list[Outcome] = []
-        for message in batch:
+        left_out = self._judge_groups(batch, now_us) if any(map(_GROUP, batch)) else {}
+        for place, message in enumerate(batch):
+            if left_out and place in left_out:
+                outcomes.append(left_out[place])
+                continue
             subject, body, expiration_s, headers, key, expected_last_id, _ = message
             if expiration_s is not None and not 0 <= expiration_s <= LIMITS.expiration_max_s:
-                outcomes.append(Rejected(f"expiration {expiration_s} s is not within 0..{LIMITS.expiration_max_s} s"))
+                outcomes.append(Rejected(_out_of_range(expiration_s)))
                 continue
             if key or expected_last_id is not None:
                 outcome = self._judge(message, now_us)
@@ -276,12 +283,35 @@ class MemoryStore(Store):
         return log
 
     def _judge(self, message: NewMessage, now_us: int) -> Outcome:
-        log = self._logs.get(message.subject)
-        key = message.idempotency_key
-        remembered = log.keys.get(key) if log else None
-        known = {key: remembered.message} if remembered and _is_kept(remembered.expires_us, now_us) else {}
-        (outcome,) = judge([message], log.last_id if log else 0, now_us, known)
+        (outcome,) = self._judge_all([message], now_us)
         return outcome
+
+    def _judge_all(self, messages: Sequence[NewMessage], now_us: int) -> Sequence[Outcome]:
+        """Judge messages of one subject."""
+        log = self._logs.get(messages[0].subject)
+        if log is None:
+            return judge(messages, 0, now_us, {})
+        known = {
+            key: remembered.message
+            for key in keys_of(messages)
+            if (remembered := log.keys.get(key)) and _is_kept(remembered.expires_us, now_us)
+        }
+        return judge(messages, log.last_id, max(now_us, log.last_time_us), known)
+
+    def _judge_groups(self, batch: Sequence[NewMessage], now_us: int) -> dict[int, Outcome]:
+        """Return by its place what is not appended, and why, of a batch with groups; the rest may be."""
+        outcomes: list[Outcome] = [_PENDING] * len(batch)
+        places: dict[str, list[int]] = {}
+        for place, message in enumerate(batch):
+            seconds = message.expiration_s
+            if seconds is None or 0 <= seconds <= LIMITS.expiration_max_s:
+                places.setdefault(message.subject, []).append(place)
+            else:
+                outcomes[place] = Rejected(_out_of_range(seconds))
+        for mine in reject_groups(batch, outcomes, places).values():
+            for place, outcome in zip(mine, self._judge_all([batch[place] for place in mine], now_us), strict=True):
+                outcomes[place] = outcome
+        return {place: outcome for place, outcome in enumerate(outcomes) if not isinstance(outcome, Appended)}
 
     def _remember(self, subject: str, key: str, message: Duplicate, kept_s: int | None) -> None:
         expires_us = None
@@ -300,6 +330,10 @@ class MemoryStore(Store):
         if record is None or not _is_kept(record.expires_us, now_us):
             return ExpiredId(log.last_id)
         return record
+
+
+def _out_of_range(expiration_s: int) -> str:
+    return f"expiration {expiration_s} s is not within 0..{LIMITS.expiration_max_s} s"
 
 
 def _is_kept(expires_us: int | None, now_us: int) -> bool:

@@ -52,9 +52,19 @@ class Share:
         """Some of it expects a last id."""
         return any(message.expected_last_id is not None for message in self.messages)
 
-    def halves(self) -> "tuple[Share, Share]":
-        middle = len(self.messages) // 2
-        return Share(self.subject, self.messages[:middle]), Share(self.subject, self.messages[middle:])
+    def halves(self) -> "tuple[Share, Share] | None":
+        """Return two shares, cut as near to the middle as no group is torn; None: it is one piece."""
+        messages = self.messages
+        count = len(messages)
+        cuts = [
+            place
+            for place in range(1, count)
+            if not messages[place].group or messages[place].group != messages[place - 1].group
+        ]
+        if not cuts:
+            return None
+        middle = min(cuts, key=lambda place: (abs(place - count // 2), place))
+        return Share(self.subject, messages[:middle]), Share(self.subject, messages[middle:])
 
 
 def refusal(message: NewMessage) -> str | None:

@@ -36,7 +36,7 @@ from persistence.cassandra.shares import Share, refusal
 from persistence.cassandra.steps import Batch, Statement, Steps, apply_once, pause
 from persistence.errors import BadContent, OutcomeUnknown, StoreError, StoreFull, StoreUnavailable
 from persistence.facade import Appended, Failed, NewMessage, Outcome, Rejected
-from persistence.guards import judge, keys_of
+from persistence.guards import judge, keys_of, reject_groups
 
 ANSWER_SHARE = 0.95
 """Part of the commit timeout within which a flush is answered, finding its outcome included."""
@@ -76,11 +76,16 @@ class Writer:
         """Do what the facade says."""
         outcomes: list[Outcome] = []
         places: dict[str, list[int]] = {}
+        refused = False
         for place, message in enumerate(batch):
             why = refusal(message)
             outcomes.append(Rejected(why) if why else _PENDING)
             if not why:
                 places.setdefault(message.subject, []).append(place)
+            else:
+                refused = True
+        if refused:
+            places = reject_groups(batch, outcomes, places)
         shares = [Share(subject, [batch[place] for place in mine]) for subject, mine in places.items()]
         results = self._database.run_all([self._append(share) for share in shares], Patience(self._answer_s))
         for mine, result in zip(places.values(), results, strict=True):
@@ -96,9 +101,10 @@ class Writer:
         try:
             return (yield from self._append_whole(share))
         except BadContent as why:
-            if count == 1:
-                return [Rejected(str(why))]
-            first, second = share.halves()
+            halves = share.halves()
+            if halves is None:
+                return [Rejected(str(why))] * count
+            first, second = halves
             return [*(yield from self._append(first)), *(yield from self._append(second))]
         except StoreError as error:
             return [Failed(error)] * count

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from persistence.facade import Appended, Duplicate, NewMessage, Outcome, Rejected
-from persistence.guards import judge, key_kept_s, keys_of
+from persistence.guards import judge, key_kept_s, keys_of, reject_groups
 from persistence.headers import encode_headers
 from persistence.postgres.arrays import bytea_array, eight_byte_numbers, int4_array, text_array
 from persistence.postgres.connection import unix_us
@@ -125,6 +125,7 @@ class Flush:
         self.is_guarded = False
         """It has to be judged by `judge` before it is appended."""
         indexes: dict[str, list[int]] = {}
+        refused = False
         for index, (subject, _, seconds, _, key, expected_last_id, _) in enumerate(batch):
             self._outcomes.append(_PENDING)
             if seconds is None or 0 <= seconds <= EXPIRATION_MAX_S:
@@ -133,6 +134,9 @@ class Flush:
                     self.is_guarded = True
             else:
                 self._outcomes[index] = Rejected(f"expiration {seconds} s is not within 0..{EXPIRATION_MAX_S} s")
+                refused = True
+        if refused:
+            indexes = reject_groups(batch, self._outcomes, indexes)
         # the order of code points is that of the UTF-8 bytes, which is
         self._asked = sorted(indexes.items())
         self._passed = self._asked

@@ -12,7 +12,7 @@ from functools import cache
 
 from persistence.errors import CannotOpen, StoreUnavailable
 from persistence.facade import Appended, Duplicate, NewMessage, Outcome, Rejected
-from persistence.guards import judge, key_kept_s, keys_of
+from persistence.guards import judge, key_kept_s, keys_of, reject_groups
 from persistence.headers import encode_headers
 from persistence.sqlite.connection import commit_failure, failure
 from persistence.sqlite.presence import OpenFile
@@ -64,22 +64,13 @@ class Writer:
             self._connection = None
 
     def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        places: dict[str, list[int]] = {}
-        guarded: set[str] = set()
-        for place, (subject, _, expiration_s, _, key, expected_last_id, _) in enumerate(batch):
-            outcomes.append(_PENDING)
-            if expiration_s is None or 0 <= expiration_s <= EXPIRATION_MAX_S:
-                places.setdefault(subject, []).append(place)
-                if key or expected_last_id is not None:
-                    guarded.add(subject)
-            else:
-                outcomes[place] = Rejected(f"expiration {expiration_s} s is not within 0..{EXPIRATION_MAX_S} s")
+        outcomes: list[Outcome] = [_PENDING] * len(batch)
+        places, guarded = _sort_out(batch, outcomes)
         if not places:
             return outcomes
         with self.transaction() as connection:
             now_us = self._clock()
-            for subject in guarded:
+            for subject in guarded & places.keys():
                 places[subject] = _let_pass(connection, subject, batch, places[subject], outcomes, now_us)
                 if not places[subject]:
                     del places[subject]
@@ -166,6 +157,22 @@ class Writer:
             self._connection.execute("ROLLBACK")
         except sqlite3.Error:
             self.close()
+
+
+def _sort_out(batch: Sequence[NewMessage], outcomes: list[Outcome]) -> tuple[dict[str, list[int]], set[str]]:
+    """Return by subject the places of what is not refused without asking, and the subjects with something to judge."""
+    places: dict[str, list[int]] = {}
+    guarded: set[str] = set()
+    refused = False
+    for place, (subject, _, expiration_s, _, key, expected_last_id, _) in enumerate(batch):
+        if expiration_s is None or 0 <= expiration_s <= EXPIRATION_MAX_S:
+            places.setdefault(subject, []).append(place)
+            if key or expected_last_id is not None:
+                guarded.add(subject)
+        else:
+            outcomes[place] = Rejected(f"expiration {expiration_s} s is not within 0..{EXPIRATION_MAX_S} s")
+            refused = True
+    return (reject_groups(batch, outcomes, places) if refused else places), guarded
 
 
 def _let_pass(

@@ -110,8 +110,9 @@ def message(
     *,
     key: str = "",
     after: int | None = None,
+    group: int = 0,
 ) -> NewMessage:
-    return NewMessage(subject, body, expiration_s, headers, key, after)
+    return NewMessage(subject, body, expiration_s, headers, key, after, group)
 
 
 def ids(appended: Iterable[object]) -> list[int]:
