@@ -42,6 +42,7 @@ from trio_broker.errors import (  # noqa: E402
 )
 from trio_broker.fanout import NEW, Fanout, Span  # noqa: E402
 from trio_broker.message import EPOCH, Gap, Message  # noqa: E402
+from trio_broker.publishing import Draft, Publishing, abort_others, check_count  # noqa: E402
 from trio_broker.replay import Replay  # noqa: E402
 from trio_broker.runs import Answer, Group  # noqa: E402
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until  # noqa: E402
@@ -133,6 +134,8 @@ class Broker:
         """For its counters."""
         self.hearing = Hearing()
         """Whether wake-ups are heard."""
+        self.on_stopping: dict[Callable[[BrokerError], None], None] = {}
+        """Each is told why, when no more publishes are taken. (A dict for a set that keeps its order.)"""
         self._refusal: Callable[[], BrokerError] | None = None
         self._stopped = False
         self._reads: set[trio.CancelScope] = set()
@@ -176,6 +179,37 @@ class Broker:
             return pending.outcome.id
         assert pending.outcome is not None
         raise pending.outcome
+
+    async def publish_batch(self, drafts: Sequence[Draft], *, atomic: bool = False) -> list[int | BrokerError]:
+        """Append messages, of any subjects; return for each its id once it is durable, or why it has none.
+
+        Those of one subject get ids in their order. ``atomic``: the messages of each one subject succeed or fail
+        together; of one that fails for the sake of another the error is `Aborted`. If cancelled, what the store was
+        not given yet is not appended.
+
+        Raises:
+            InvalidBatch: too many.
+            Draining, BrokerClosed: nothing was appended.
+        """
+        check_count(len(drafts))
+        if self._refusal is not None:
+            raise self._refusal()
+        group = self.committer.next_group() if atomic else 0
+        checked: list[NewMessage | BrokerError] = []
+        for draft in drafts:
+            try:
+                checked.append(self.check(*draft, group))
+            except BrokerError as error:
+                checked.append(error)
+        if atomic:
+            abort_others(checked, [draft.subject for draft in drafts])
+        settled = trio.Event()
+        publishing = Publishing(self.committer, checked, self, atomic=atomic, done=settled.set)
+        try:
+            await settled.wait()
+        finally:
+            publishing.withdraw()  # does nothing, unless this was cancelled
+        return [result if isinstance(result, BrokerError) else result.id for result in publishing.results()]
 
     async def fetch(self, subject: str, id: int) -> Message:  # noqa: A002
         """Return a message that is kept.
@@ -256,6 +290,7 @@ class Broker:
         Fetches go on until `close`. Cancelling this stops the waiting, not the draining.
         """
         self._refusal = self._refusal or _draining
+        self._tell_of_stopping(_draining())
         await self.committer.drain()
         self.fanout.end_all(_draining())
 
@@ -277,8 +312,11 @@ class Broker:
         headers: Mapping[str, bytes] | None = None,
         idempotency_key: str = "",
         expected_last_id: int | None = None,
+        group: int = 0,
     ) -> NewMessage:
         """Return the message that `publish` would hand over. Raises what it does, before anything is queued.
+
+        ``group``: see `NewMessage`.
 
         Raises:
             TypeError: an argument is not of its type.
@@ -301,7 +339,7 @@ class Broker:
         if expected_last_id is not None and not isinstance(expected_last_id, int):
             raise TypeError(f"an id is an int, not {type(expected_last_id).__name__}")
         frozen = frozen_headers(headers) if headers else NO_HEADERS
-        return NewMessage(subject, body, expiration, frozen, idempotency_key, expected_last_id)
+        return NewMessage(subject, body, expiration, frozen, idempotency_key, expected_last_id, group)
 
     def hand_over(
         self,
@@ -358,6 +396,10 @@ class Broker:
         self._check_subscribing(subject)
         return self.fanout.subscribe(subject, span, slow, report_gaps=report_gaps)
 
+    def refusal(self) -> BrokerError | None:
+        """Return why nothing is published any more, if so."""
+        return None if self._refusal is None else self._refusal()
+
     def store_away_s(self) -> float:
         """How long the store has been out of reach; 0.0 when it is there."""
         return self._availability.away_s()
@@ -392,9 +434,14 @@ class Broker:
     def _stop(self) -> None:
         self._stopped = True
         self._refusal = _closed
+        self._tell_of_stopping(_closed())
         self.committer.close()
         for read in self._reads:
             read.cancel()
+
+    def _tell_of_stopping(self, error: BrokerError) -> None:
+        for tell in tuple(self.on_stopping):
+            tell(error)
 
     @contextmanager
     def _reading(self) -> Generator[None]:

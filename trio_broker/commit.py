@@ -219,7 +219,10 @@ class Committer:
     def _tell_of_room(self) -> None:
         waiting, self._waiting = self._waiting, {}
         for tell in waiting:
-            tell()
+            try:
+                tell()
+            except Exception:
+                log.exception("answer_failed")  # one caller's bug must not stop the lane
 
     async def _flush(self, lane: "_Lane", part: list[Pending]) -> None:
         """Append ``part`` and answer its publishes, or split it. A checkpoint."""

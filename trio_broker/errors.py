@@ -141,6 +141,13 @@ class InvalidKey(InvalidArgument):
     field = "idempotency_key"
 
 
+class InvalidBatch(InvalidArgument):
+    """Too many messages at once; ``metadata["limit"]`` says how many may be."""
+
+    reason = "INVALID_BATCH"
+    field = "messages"
+
+
 class Malformed(InvalidArgument):
     """The request is not a message of its type."""
 

@@ -119,6 +119,7 @@ class _Process:
     ) -> None:
         self._budget = budget
         self._tracing = tracing
+        self._service: BrokerService
         self._call_log = CallLog(config.slow_call, budget)
         self._slow_call_s = config.slow_call
         self._guard = guard(config, self._on_pressure, self._relieve, self._held_bytes)
@@ -234,6 +235,7 @@ class _Process:
         """Take in no more than memory allows: from the headers of a call on, before its message is received."""
         if self._server is not None:
             self._server.refuse = partial(refuse, pressure) if pressure else None
+            self._service.hold(pressure)
             self._server.accepts = pressure < Pressure.FULL
 
     def _relieve(self) -> None:
@@ -272,7 +274,8 @@ class _Process:
             on_call_over=self._call_over,
             on_written=broker.fanout.deliveries.settle,
         )
-        server.add_service(BrokerService(broker, shares.fetches // message_max_bytes, self._tracing).service)
+        self._service = BrokerService(broker, shares.fetches // message_max_bytes, self._tracing)
+        server.add_service(self._service.service)
         server.add_service(self._health.service)
         for service in reflection_services(POOL, [NAME, "grpc.health.v1.Health"]):
             server.add_service(service)

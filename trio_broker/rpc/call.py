@@ -64,6 +64,16 @@ class Source(Protocol):
         """The call is over. Called exactly once."""
 
 
+class Feed(Source, Protocol):
+    """Where a fed stream's messages go, and its answers come from. See `trio_broker.rpc.handlers.fed`.
+
+    It takes messages from `Call.inbox` by `Call.take_message` and gives their credit back by `Call.take`.
+    """
+
+    def feed(self) -> None:
+        """There is more in the inbox, or the request has ended. Called once for each read that brought some."""
+
+
 class Application(Protocol):
     """What stands above the calls: see server.py."""
 
@@ -103,10 +113,12 @@ class Call(Stream):
         "bucket",
         "credited",
         "deadline",
+        "feed",
         "first_message_s",
         "held",
         "inbox",
         "initial_metadata",
+        "last_word",
         "message",
         "method",
         "part",
@@ -154,6 +166,10 @@ class Call(Stream):
         self.initial_metadata: Metadata = ()
         self.trailing_metadata: Metadata = ()
         self.source: Source | None = None
+        self.feed: Feed | None = None
+        """The source, if it is one."""
+        self.last_word: Callable[[Status], Status] | None = None
+        """Asked once for the status to end with, given the one that was to be; it may still `send`."""
         self.work: Any = None
         """For the handler's own use."""
         self.scope: Any = None
@@ -315,6 +331,17 @@ class Call(Stream):
         if not self.closed:
             self._hold(-_inbox_bytes(message))
 
+    def take_message(self) -> bytes:
+        """Take a message from the inbox, where there is one. It is held no longer, but its credit is not given back.
+
+        Who takes it gives that back, with `take`, of as many bytes as the message has and `PREFIX_BYTES`.
+        """
+        assert self.inbox
+        message = self.inbox.popleft()
+        if not self.closed:
+            self._hold(-_inbox_bytes(message))
+        return message
+
     def request_id(self) -> str:
         """Return what names this call in logs: the client's x-request-id, or one that is made now.
 
@@ -393,6 +420,9 @@ class Call(Stream):
         """
         if self.local_closed:
             return
+        if self.last_word is not None:
+            say, self.last_word = self.last_word, None
+            status = say(status)
         self.status = status
         if status is not OK:
             self.request_id()
@@ -434,7 +464,8 @@ class Call(Stream):
         self.part = None
         if self.source is not None:
             self.source.close()
-            self.source = self.more = None  # they know the call: no cycle is left for the collector
+            # they know the call: no cycle is left for the collector
+            self.source = self.feed = self.more = self.last_word = None
         if self.room is not None:
             self.room()
         if isinstance(self.request, Request):

@@ -1,6 +1,6 @@
 """Handler kinds: how the code of a service is run for its calls.
 
-Owns:      the three kinds, the tasks that run them, what becomes of a handler's exception.
+Owns:      the four kinds, the tasks that run them, what becomes of a handler's exception.
 Not here:  when a task is started and for which calls (transport.py), bytes (call.py).
 Threads:   the trio thread. The ``run_`` functions are tasks in the connection's nursery.
 
@@ -13,6 +13,9 @@ call. If it returns nothing, somebody else answers: the work itself when it is d
 
 *Drained* (`drained`): a server-streaming handler that returns a `Source`; the connection asks it for messages when
 the peer's windows and the socket have room. No task at all while the stream lives.
+
+*Fed* (`fed`): a handler of streams in both directions that returns a `Feed`: a source that is also told when a read has
+brought more of the request. No task either.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -76,6 +79,20 @@ def drained(abandoned: Abandoned | None = None) -> Callable[[F], F]:
     return mark
 
 
+def fed(abandoned: Abandoned | None = None) -> Callable[[F], F]:
+    """Mark ``def handler(self, call: Call, request: None = None) -> Feed`` as fed.
+
+    It is called when the request's headers are there; the response's headers leave when it returns.
+    """
+
+    def mark(handler: F) -> F:
+        handler.rpc_kind = "fed"  # type: ignore[attr-defined]
+        handler.rpc_abandoned = abandoned  # type: ignore[attr-defined]
+        return handler
+
+    return mark
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Method:
     """A method of a service, ready to be called. Equal only to itself: it is a key once per call."""
@@ -111,6 +128,8 @@ def bind(service: str, name: str, handler: Callable[..., Any], signature: RPCSig
         raise TypeError(f"{service}/{name}: only a unary method can be grouped")
     if kind == "drained" and cardinality is not Cardinality.UNARY_STREAM:
         raise TypeError(f"{service}/{name}: only a server-streaming method can be drained")
+    if kind == "fed" and cardinality is not Cardinality.STREAM_STREAM:
+        raise TypeError(f"{service}/{name}: only a method that streams both ways can be fed")
     return Method(
         service=service,
         name=name,
@@ -230,6 +249,27 @@ async def run_drained(call: Call, refusals: Refusals) -> None:
 
 async def _attach(call: Call) -> None:
     call.attach(await call.method.handler(call.message, request=Context(call)))
+
+
+def begin_fed(call: Call, refusals: Refusals) -> None:
+    """Call a fed handler, whose feed answers from now on."""
+    try:
+        feed = call.method.handler(call, request=None)
+    except Exception as error:  # noqa: BLE001 - whatever a handler raises must end its call
+        call.finish(status_of(error, call, refusals))
+        return
+    call.feed = feed
+    call.attach(feed)
+
+
+def feed(calls: Iterable[Call], refusals: Refusals) -> None:
+    """Tell the feeds of calls that a read brought something for them."""
+    for call in calls:
+        if call.feed is not None and not call.local_closed:
+            try:
+                call.feed.feed()
+            except Exception as error:  # noqa: BLE001 - whatever a handler raises must end its call
+                call.finish(status_of(error, call, refusals))
 
 
 async def run_task(call: Call, refusals: Refusals) -> None:

@@ -74,6 +74,8 @@ class Transport:
         self._open_groups: dict[Method, list[Call]] = {}
         """The last group of each method, which takes more calls."""
         self._grouped_bytes = 0
+        self._fed: dict[Call, None] = {}
+        """Calls whose feeds are to be told when the read is done."""
         self._unsent: memoryview | None = None
         self._stalled_at = 0.0
         """Since when the socket has not taken all that it was to."""
@@ -197,6 +199,9 @@ class Transport:
         return limits.write_max_bytes if outbound.has_room(0) else 0
 
     def _start_groups(self) -> None:
+        if self._fed:
+            fed, self._fed = self._fed, {}
+            handlers.feed(fed, self.refusals)
         if self._groups:
             for calls in self._groups:
                 begun = handlers.begin_group(calls, self.refusals)
@@ -228,7 +233,10 @@ class Transport:
             return
         if call.timeout_s is not None:
             self.server.watch(call, call.timeout_s)
-        if method is not None and method.request_streams:
+        if method is not None and method.kind == "fed":
+            call.inbox = deque()
+            handlers.begin_fed(call, self.refusals)
+        elif method is not None and method.request_streams:
             call.inbox = deque()
             self._nursery.start_soon(handlers.run_task, call, self.refusals)
 
@@ -258,7 +266,9 @@ class Transport:
 
     def received(self, call: Call) -> None:
         """Wake the handler of a call that streams."""
-        if call.wake is not None:
+        if call.feed is not None:
+            self._fed[call] = None
+        elif call.wake is not None:
             call.wake()
 
     def over(self, call: Call) -> None:
@@ -421,7 +431,8 @@ class Transport:
     def _shed(self, holds: Callable[[Call], int], before: float) -> None:
         try:
             for call in list(self.connection.streams.values()):
-                if isinstance(call, Call) and call.source is None and call.started < before and holds(call):
+                answered = isinstance(call, Call) and call.source is not None and call.part is None
+                if isinstance(call, Call) and not answered and call.started < before and holds(call):
                     call.shed(self.refusals.overloaded("the call took too long while memory was short"))
             self.flush()
         except Exception as error:  # noqa: BLE001

@@ -31,6 +31,33 @@ def duplicate_response(id_: int, published_us: int) -> bytes:
     return publish_response(id_, published_us) + _REPLY_DUPLICATE
 
 
+def publish_result(id_: int, published_us: int, *, duplicate: bool) -> bytes:
+    """Encode a PublishResult of a message that was appended, as an element of PublishBatchResponse.results."""
+    response = duplicate_response(id_, published_us) if duplicate else publish_response(id_, published_us)
+    size = len(response)  # far below 126
+    return b"\x0a%c\x0a%c%b" % (size + 2, size, response)
+
+
+def failed_result(failure: bytes) -> bytes:
+    """Encode a PublishResult with a Failure, as an element of PublishBatchResponse.results."""
+    inner = b"\x12" + varint(len(failure)) + failure
+    return b"\x0a" + varint(len(inner)) + inner
+
+
+def ack(count: int, first_id: int, published_us: int, *, duplicate: bool) -> bytes:
+    """Encode an Ack of messages that were appended, as an element of PublishStreamResponse.acks."""
+    inner = b"\x08" + varint(count) + b"\x10" + varint(first_id) + b"\x1a" + _timestamp(published_us)
+    if duplicate:
+        inner += b"\x20\x01"
+    return b"\x0a%c%b" % (len(inner), inner)
+
+
+def failed_ack(count: int, failure: bytes) -> bytes:
+    """Encode an Ack of messages that failed, as an element of PublishStreamResponse.acks."""
+    inner = b"\x08" + varint(count) + b"\x2a" + varint(len(failure)) + failure
+    return b"\x0a" + varint(len(inner)) + inner
+
+
 def message_response(message: Message) -> bytes:
     """Encode a MessageResponse."""
     encoded = b"".join(

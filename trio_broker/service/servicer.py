@@ -1,11 +1,12 @@
-"""The three calls of protos/broker.proto.
+"""The calls of protos/broker.proto.
 
 Owns:      what a request is to the broker, and what its answer is on the wire.
 Not here:  the rules (trio_broker/broker.py), statuses (statuses.py), bytes (encoding.py).
 Threads:   the trio thread.
 
 Publish and Fetch are grouped: all calls of one read of a socket go to the broker at once. Subscribe is drained:
-the connection asks the subscription's channel for batches as far as the client's windows go.
+the connection asks the subscription's channel for batches as far as the client's windows go. PublishBatch is grouped,
+PublishStream is fed (trio_broker/service/publishing.py).
 """
 
 import sys
@@ -27,11 +28,12 @@ from trio_broker.errors import BrokerError
 from trio_broker.memory import Pressure
 from trio_broker.message import EPOCH
 from trio_broker.position import ASIDE
-from trio_broker.rpc.call import Call, Source
-from trio_broker.rpc.handlers import Context, drained, grouped
+from trio_broker.rpc.call import Call, Feed, Source
+from trio_broker.rpc.handlers import Context, drained, fed, grouped
 from trio_broker.rpc.status import OK
 from trio_broker.runs import Pending
 from trio_broker.service.encoding import batch_wire, duplicate_response, message_response, publish_response
+from trio_broker.service.publishing import PublishFeed, batch_abandoned, begin_batch, checked, stream_abandoned
 from trio_broker.service.statuses import status_of
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until
 from trio_broker.subscription import Subscription
@@ -79,7 +81,7 @@ def refuse(pressure: Pressure, call: Call) -> Status | None:
         return None
     if call.method.service != NAME:  # health checks go on above all; what streams would stay
         return _MEMORY_SHORT if call.method.response_streams else None
-    return _MEMORY_SHORT if pressure >= _REFUSED_FROM[call.method.name] else None
+    return _MEMORY_SHORT if pressure >= _REFUSED_FROM.get(call.method.name, Pressure.HIGH) else None
 
 
 def _drop(call: Call) -> None:
@@ -107,7 +109,13 @@ def _settle(pending: Pending) -> None:
 _short = errors.Overloaded("memory is short; nothing was done")
 _short.retry_after_s = 1.0
 _MEMORY_SHORT = status_of(_short)
-_REFUSED_FROM = {"Publish": Pressure.HIGH, "Subscribe": Pressure.HIGH, "Fetch": Pressure.FULL}
+_REFUSED_FROM = {
+    "Publish": Pressure.HIGH,
+    "PublishBatch": Pressure.HIGH,
+    "PublishStream": Pressure.HIGH,
+    "Subscribe": Pressure.HIGH,
+    "Fetch": Pressure.FULL,
+}
 
 
 class BrokerService(BrokerServicer):
@@ -118,6 +126,8 @@ class BrokerService(BrokerServicer):
         self._broker = broker
         self._tracing = tracing
         self._fetches = Fetches(fetches_at_once)
+        self._feeds: dict[PublishFeed, None] = {}  # a dict for a set that keeps its order
+        self._pressed = False
 
     @grouped(abandoned=_publish_abandoned)
     def Publish(  # type: ignore[override] # purerpc's generated signature takes one request
@@ -136,16 +146,7 @@ class BrokerService(BrokerServicer):
             message: pb.PublishRequest = call.message
             call.message = None  # it would be in memory twice while it waits for the store
             try:
-                messages.append(
-                    self._broker.check(
-                        message.subject,
-                        message.body,
-                        _expiration(message),
-                        message.headers,
-                        message.idempotency_key,
-                        message.expected_last_id if message.HasField("expected_last_id") else None,
-                    )
-                )
+                messages.append(checked(self._broker, message))
             except BrokerError as error:
                 call.finish(status_of(error))
             else:
@@ -154,6 +155,44 @@ class BrokerService(BrokerServicer):
         for call, pending in zip(accepted, group.pendings, strict=True):
             if pending.outcome is None:
                 call.work = pending
+
+    @grouped(abandoned=batch_abandoned)
+    def PublishBatch(  # type: ignore[override] # as above
+        self,
+        calls: list[Call],
+        request: None = None,  # noqa: ARG002
+    ) -> None:
+        """Hand each batch over; it is answered when all of it is settled."""
+        for call in calls:
+            if not call.local_closed:
+                if self._tracing is not None:
+                    self._tracing.begin(call)
+                begin_batch(self._broker, call)
+
+    @fed(stream_abandoned)
+    def PublishStream(  # type: ignore[override] # as above
+        self,
+        call: Call,
+        request: None = None,  # noqa: ARG002
+    ) -> Feed:
+        """Take messages from the call until it ends."""
+        if self._tracing is not None:
+            self._tracing.begin(call)
+        if (refusal := self._broker.refusal()) is not None:
+            raise RpcFailedError(status_of(refusal))
+        feed = PublishFeed(self._broker, call, self._feed_over, held=self._pressed)
+        call.work = feed
+        self._feeds[feed] = None
+        return feed
+
+    def hold(self, pressure: Pressure) -> None:
+        """While memory is short, let streams of publishes wait: nothing is taken from them."""
+        self._pressed = pressure >= Pressure.HIGH
+        for feed in tuple(self._feeds):
+            feed.hold(self._pressed)
+
+    def _feed_over(self, feed: PublishFeed) -> None:
+        del self._feeds[feed]
 
     @grouped()
     async def Fetch(self, calls: list[Call], request: None = None) -> None:  # noqa: ARG002
@@ -297,19 +336,6 @@ class SubscriptionSource:
     def close(self) -> None:
         """Listen no more."""
         self._subscription.close()
-
-
-def _expiration(message: pb.PublishRequest) -> int | None:
-    """Return the expiration in seconds; None: keep.
-
-    Raises:
-        InvalidExpiration: both were given.
-    """
-    if not message.keep:
-        return message.expirationSeconds
-    if message.expirationSeconds:
-        raise errors.InvalidExpiration("keep goes with expirationSeconds 0: a message is kept for a time, or for good")
-    return None
 
 
 def _start(message: pb.SubscribeRequest) -> Start:

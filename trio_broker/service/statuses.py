@@ -9,7 +9,9 @@ from google.protobuf.message import Message
 from purerpc import Status, StatusCode
 
 from trio_broker import errors
+from trio_broker._proto.broker_pb2 import Failure
 from trio_broker._proto.google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from trio_broker._proto.google.rpc.status_pb2 import Status as RichStatus
 from trio_broker.errors import BrokerError
 from trio_broker.rpc.status import DetailedStatus, Refusals
 
@@ -45,6 +47,32 @@ def status_of(error: BrokerError) -> Status:
         violation = BadRequest.FieldViolation(field=error.field, description=str(error))
         details.append(BadRequest(field_violations=[violation]))
     return DetailedStatus(code, str(error), error.reason, details)
+
+
+def failure_of(error: BrokerError) -> Failure:
+    """Return the same for one message among others."""
+    code = next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
+    failure = Failure(code=code.value, message=str(error), reason=error.reason, metadata=error.metadata)
+    if error.retry_after_s is not None:
+        failure.retry_delay.FromMilliseconds(int(error.retry_after_s * 1000))
+    return failure
+
+
+def with_metadata(status: Status, **metadata: object) -> Status:
+    """Return a status that says more in its ErrorInfo; one without details is given some."""
+    told = {name: str(value) for name, value in metadata.items()}
+    code, text = status.status_code, status.status_message
+    if not isinstance(status, DetailedStatus):
+        return DetailedStatus(code, text, "", [ErrorInfo(domain=DOMAIN, metadata=told)])
+    details: list[Message] = []
+    for packed in RichStatus.FromString(status.details).details:
+        for kind in (ErrorInfo, RetryInfo, BadRequest):
+            detail = kind()
+            if packed.Unpack(detail):
+                if isinstance(detail, ErrorInfo):
+                    detail.metadata.update(told)
+                details.append(detail)
+    return DetailedStatus(code, text, status.reason, details)
 
 
 class BrokerRefusals(Refusals):
