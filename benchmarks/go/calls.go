@@ -226,3 +226,31 @@ func (s *idSet) check() error {
 	}
 	return nil
 }
+
+// idRange is ids one after the other.
+type idRange struct{ first, count int64 }
+
+// rangeSet collects the ids of one subject.
+type rangeSet struct {
+	mutex  sync.Mutex
+	ranges []idRange
+}
+
+func (s *rangeSet) add(first, count int64) {
+	s.mutex.Lock()
+	s.ranges = append(s.ranges, idRange{first, count})
+	s.mutex.Unlock()
+}
+
+// check tells whether the ids are 1, 2, 3 and so on, each once.
+func (s *rangeSet) check() error {
+	slices.SortFunc(s.ranges, func(a, b idRange) int { return int(a.first - b.first) })
+	next := int64(1)
+	for _, r := range s.ranges {
+		if r.first != next {
+			return fmt.Errorf("id %d follows %d", r.first, next-1)
+		}
+		next += r.count
+	}
+	return nil
+}

@@ -1,6 +1,8 @@
 // Command brokerload drives a broker with load, checks every answer, and prints what it measured as one JSON object.
 //
 //	brokerload publish -address HOST:PORT [-connections 4] [-callers 25] [-deadline 5s]   callers that publish one after another
+//	brokerload batch   -address HOST:PORT [-connections 4] [-callers 25] [-batch 100]     the same, many messages a call
+//	brokerload stream  -address HOST:PORT [-connections 4] [-window 8] [-batch 100]       a stream of them on each connection
 //	brokerload fetch   -address HOST:PORT [-connections 4] [-callers 25]                  the same, fetching random ids
 //	brokerload fanout  -address HOST:PORT [-subscribers 100] [-connections 4] [-window 256]   one subject, many subscribers
 //	brokerload latency -address HOST:PORT [-rate 200]                                     publishes at a fixed rate
@@ -26,6 +28,7 @@ type options struct {
 	callers     int
 	subscribers int
 	window      int
+	batch       int
 	rate        int
 	bodyBytes   int
 	expiration  int
@@ -48,9 +51,10 @@ type result struct {
 func main() {
 	modes := map[string]func(options) (result, error){
 		"publish": publish, "fetch": fetch, "fanout": fanOut, "latency": latency, "idle": idle,
+		"batch": publishBatches, "stream": publishStreams,
 	}
 	if len(os.Args) < 2 || modes[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: brokerload publish|fetch|fanout|latency|idle -address HOST:PORT [flags]; -h lists the flags")
+		fmt.Fprintln(os.Stderr, "usage: brokerload publish|batch|stream|fetch|fanout|latency|idle -address HOST:PORT [flags]; -h lists the flags")
 		os.Exit(2)
 	}
 	result, err := modes[os.Args[1]](parse(os.Args[1], os.Args[2:]))
@@ -71,7 +75,8 @@ func parse(mode string, arguments []string) options {
 	flags.IntVar(&o.connections, "connections", 4, "connections")
 	flags.IntVar(&o.callers, "callers", 25, "callers on each connection (publish, fetch)")
 	flags.IntVar(&o.subscribers, "subscribers", 100, "subscribers over all connections (fanout, idle)")
-	flags.IntVar(&o.window, "window", 256, "publishes in flight (fanout)")
+	flags.IntVar(&o.window, "window", 256, "publishes in flight (fanout), requests in flight on each stream (stream)")
+	flags.IntVar(&o.batch, "batch", 100, "messages of a request (batch, stream)")
 	flags.IntVar(&o.rate, "rate", 200, "calls per second (latency)")
 	flags.IntVar(&o.bodyBytes, "body", 100, "bytes of a body, at least 8")
 	flags.IntVar(&o.expiration, "expiration", 3600, "seconds to keep messages")
