@@ -123,8 +123,10 @@ class Broker:
     def __init__(self, store: Store, config: Config, backlog_max_bytes: int, flushing: Flushing) -> None:
         self._store = store
         limits = store.limits()
-        self._body_max_bytes = min(int(config.body_max_bytes), limits.body_max_bytes)
-        self._expiration_max_s = limits.expiration_max_s
+        self.body_max_bytes = min(int(config.body_max_bytes), limits.body_max_bytes)
+        """The largest body that `check` lets pass."""
+        self.expiration_max_s = limits.expiration_max_s
+        """The longest expiration."""
         self._sweep_interval_s = config.sweep_interval
         self._availability = Availability()
         self._replay = Replay(store, config, self._availability)
@@ -326,14 +328,14 @@ class Broker:
         check_subject(subject)
         if not isinstance(body, bytes):
             raise TypeError(f"a body is bytes, not {type(body).__name__}")
-        if len(body) > self._body_max_bytes:
+        if len(body) > self.body_max_bytes:
             raise MessageTooLarge(
-                f"the body has {len(body)} bytes; at most {self._body_max_bytes} are accepted",
+                f"the body has {len(body)} bytes; at most {self.body_max_bytes} are accepted",
                 size=len(body),
-                limit=self._body_max_bytes,
+                limit=self.body_max_bytes,
             )
         if expiration is not None:
-            check_expiration(expiration, self._expiration_max_s)
+            check_expiration(expiration, self.expiration_max_s)
         if idempotency_key:
             check_key(idempotency_key)
         if expected_last_id is not None and not isinstance(expected_last_id, int):

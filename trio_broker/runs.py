@@ -231,14 +231,21 @@ def cut(
     runs: list[Run] = []
     begin = total = 0
     lane: object = None
+    its_lane: object = None
+    subject_bytes = 0
+    subject = None
     for place, message in enumerate(messages):
-        size = size_bytes(message)
-        its_lane = lane_of(message.subject) if lane_of else None
-        if place > begin and (total + size > max_bytes or place - begin == max_messages or its_lane is not lane):
-            runs.append((messages[begin:place], total))
-            begin, total = place, 0
+        if message[0] != subject:
+            subject = message.subject
+            subject_bytes = OVERHEAD_BYTES + len(subject.encode())
+            its_lane = lane_of(subject) if lane_of else None
+        _, body, _, headers, key, _, _ = message
+        size = size_bytes(message) if headers or key else subject_bytes + len(body)
+        if total + size > max_bytes or place - begin == max_messages or its_lane is not lane:
+            if place > begin:
+                runs.append((messages[begin:place], total))
+            begin, total, lane = place, 0, its_lane
         total += size
-        lane = its_lane
     if begin < len(messages):
         runs.append((messages[begin:], total))
     return runs

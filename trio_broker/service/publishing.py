@@ -11,13 +11,14 @@ its acknowledgement leaves: what a stream has on its way, in the queue or unackn
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from operator import itemgetter
 
 from google.protobuf.message import DecodeError
 from purerpc import Status
 
-from persistence import Appended, Duplicate, NewMessage
+from persistence import NO_HEADERS, Appended, Duplicate, NewMessage
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker.broker import Broker
 from trio_broker.errors import BrokerError, InvalidBatch, InvalidExpiration, Malformed, NotApplied, OutcomeUnknown
@@ -32,6 +33,7 @@ FLYING_MAX = 4096
 """Runs, and messages that failed their check, of one stream that wait for their acknowledgements, about."""
 
 _SUBJECT = itemgetter(0)
+_plain = partial(tuple.__new__, NewMessage)  # without the function that takes its fields one by one
 
 
 def expiration_of(message: pb.PublishRequest) -> int | None:
@@ -60,22 +62,47 @@ def checked(broker: Broker, message: pb.PublishRequest, group: int = 0) -> NewMe
     )
 
 
+def check_all(
+    broker: Broker, messages: Iterable[pb.PublishRequest], group: int = 0
+) -> Iterator[NewMessage | BrokerError]:
+    """Yield for each message what `checked` returns, or raises.
+
+    Most have nothing special about them: those are let pass here, at two thirds of the cost.
+    """
+    body_max_bytes, expiration_max_s = broker.body_max_bytes, broker.expiration_max_s
+    passed = None
+    for message in messages:
+        subject, body, seconds = message.subject, message.body, message.expirationSeconds
+        if (
+            subject == passed
+            and 0 <= seconds <= expiration_max_s
+            and len(body) <= body_max_bytes
+            and not message.keep
+            and not message.idempotency_key
+            and not message.headers
+            and not message.HasField("expected_last_id")
+        ):
+            yield _plain((subject, body, seconds, NO_HEADERS, "", None, group))
+            continue
+        try:
+            yield checked(broker, message, group)
+        except BrokerError as error:
+            yield error
+        else:
+            passed = subject
+
+
 def begin_batch(broker: Broker, call: Call) -> None:
     """Hand a PublishBatch over; it is answered when all of it is settled, or at once if it cannot be."""
     request: pb.PublishBatchRequest = call.message
     call.message = None  # it would be in memory twice while it waits for the store
     group = broker.committer.next_group() if request.atomic else 0
-    messages: list[NewMessage | BrokerError] = []
     try:
         check_count(len(request.messages))
-        for message in request.messages:
-            try:
-                messages.append(checked(broker, message, group))
-            except BrokerError as error:
-                messages.append(error)
-    except BrokerError as error:
+    except InvalidBatch as error:
         call.finish(status_of(error))
         return
+    messages = list(check_all(broker, request.messages, group))
     if request.atomic:
         abort_others(messages, [message.subject for message in request.messages])
     batch = _Batch(call)
@@ -272,13 +299,13 @@ class PublishFeed:
         self._kept = None
         self._gathered_bytes = most
         gathered = self._gathered
-        for message in messages:
-            try:
-                gathered.append(checked(self._broker, message))
-            except BrokerError as error:
+        for message in check_all(self._broker, messages):
+            if isinstance(message, BrokerError):
                 self._hand_over()
                 gathered = self._gathered
-                self._flying.append(_Flying(None, error, 0))
+                self._flying.append(_Flying(None, message, 0))
+            else:
+                gathered.append(message)
         self._ends.append((len(gathered), size))
         return True
 
