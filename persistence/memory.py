@@ -66,10 +66,14 @@ class _Expiring(Generic[E]):
         self._times: list[int] = []  # a heap of the keys of _entries
 
     def add(self, expires_us: int, entry: E) -> None:
+        self.entries_at(expires_us).append(entry)
+
+    def entries_at(self, expires_us: int) -> list[E]:
+        """Return where entries for that time are put. At least one has to be, before others are taken."""
         due = self._entries[expires_us]
         if not due:
             heappush(self._times, expires_us)
-        due.append(entry)
+        return due
 
     def is_due(self, now_us: int) -> bool:
         return bool(self._times) and self._times[0] <= now_us
@@ -142,6 +146,10 @@ class _Log:
         return self.last_id + 1
 
 
+_NO_LOG = _Log()
+_NOTHING: list[tuple[str, int]] = []
+
+
 class MemoryStore(Store):
     """A store in memory. It grows with what is kept and, for good, by a little with each new subject."""
 
@@ -158,6 +166,8 @@ class MemoryStore(Store):
         await trio.lowlevel.checkpoint()
         now_us = self._clock()
         outcomes: list[Outcome] = []
+        log_of, log = None, _NO_LOG  # what neighbours have in common is looked up once
+        due_us, due = -1, _NOTHING
         left_out = self._judge_groups(batch, now_us) if any(map(_GROUP, batch)) else {}
         for place, message in enumerate(batch):
             if left_out and place in left_out:
@@ -172,9 +182,9 @@ class MemoryStore(Store):
                 if not isinstance(outcome, Appended):
                     outcomes.append(outcome)
                     continue
-            log = self._logs.get(subject) or self._new_log(subject)
-            if now_us > log.last_time_us:
-                log.last_time_us = now_us
+            if subject != log_of:
+                log_of, log = subject, self._logs.get(subject) or self._new_log(subject)
+                log.last_time_us = max(now_us, log.last_time_us)
             log.last_id = id_ = log.last_id + 1
             time_us = log.last_time_us
             outcomes.append(Appended(id_, time_us))
@@ -185,7 +195,9 @@ class MemoryStore(Store):
             expires_us = None
             if expiration_s is not None:
                 expires_us = time_us + expiration_s * 1_000_000
-                self._expiring.add(expires_us, (subject, id_))
+                if expires_us != due_us:
+                    due_us, due = expires_us, self._expiring.entries_at(expires_us)
+                due.append((subject, id_))
             log.keep(id_, (id_, body, dict(headers) if headers else NO_HEADERS, time_us, expires_us))
         return outcomes
 
