@@ -160,3 +160,26 @@ def test_whatever_happens_each_entry_leaves_once_in_the_order_of_its_source_with
     for _ in range(queue.messages):
         check_take(9, 40)
     assert queue.messages == 0
+
+
+def test_entries_count_by_their_messages() -> None:
+    queue: FairQueue[Entry] = FairQueue(50_000, 1 << 26)
+    for source in "ab":
+        for number in range(4):
+            entry = Entry(name=(source, number))
+            entry.count = 40
+            queue.put(entry, source)
+    assert queue.messages == 320
+    assert sources(queue.take(100, 1000)) == ["a", "b"], "one each is a turn; a third does not fit"
+    assert queue.messages == 240
+    assert sources(queue.take(10, 1000)) == ["a"], "the first may be larger alone"
+
+
+def test_an_entry_that_is_larger_than_a_quantum_is_a_turn_by_itself() -> None:
+    queue = queue_of(lone=2)
+    for number in range(2):
+        entry = Entry(name=("atomic", number))
+        entry.count = 1_000
+        queue.put(entry, "atomic")
+    assert sources(queue.take(1024, 1000)) == ["lone", "lone", "atomic"]
+    assert sources(queue.take(1024, 1000)) == ["atomic"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from trio_broker._version import __version__
 from trio_broker.errors import (
+    Aborted,
     BrokerClosed,
     BrokerError,
     CannotOpen,
@@ -16,6 +17,7 @@ from trio_broker.errors import (
     Draining,
     ExpiredId,
     InvalidArgument,
+    InvalidBatch,
     InvalidExpiration,
     InvalidHeaders,
     InvalidId,
@@ -32,7 +34,7 @@ from trio_broker.errors import (
     StorageFull,
     StorageUnavailable,
 )
-from trio_broker.message import Gap, Message
+from trio_broker.message import Draft, Gap, Message
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from trio_broker.client import connect
 
 __all__ = [
+    "Aborted",
     "After",
     "At",
     "AtEnd",
@@ -49,11 +52,13 @@ __all__ = [
     "CannotOpen",
     "Conflict",
     "ConnectionLost",
+    "Draft",
     "Draining",
     "Earliest",
     "ExpiredId",
     "Gap",
     "InvalidArgument",
+    "InvalidBatch",
     "InvalidExpiration",
     "InvalidHeaders",
     "InvalidId",

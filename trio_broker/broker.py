@@ -41,8 +41,8 @@ from trio_broker.errors import (  # noqa: E402
     StorageUnavailable,
 )
 from trio_broker.fanout import NEW, Fanout, Span  # noqa: E402
-from trio_broker.message import EPOCH, Gap, Message  # noqa: E402
-from trio_broker.publishing import Draft, Publishing, abort_others, check_count  # noqa: E402
+from trio_broker.message import EPOCH, Draft, Gap, Message  # noqa: E402
+from trio_broker.publishing import Publishing, abort_others, check_count  # noqa: E402
 from trio_broker.replay import Replay  # noqa: E402
 from trio_broker.runs import Answer, Group  # noqa: E402
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until  # noqa: E402

@@ -143,7 +143,7 @@ class Committer:
     def cut(self, messages: Sequence[NewMessage]) -> list[Run]:
         """Cut messages that need not stay together into runs, small enough for the queue to be fair between sources."""
         lane_of = self._lane_of if len(self._lanes) > 1 else None
-        return cut(messages, QUANTUM, self._flush_bytes // RUN_SHARE, lane_of)
+        return cut(messages, min(QUANTUM, self._max_messages), self._flush_bytes // RUN_SHARE, lane_of)
 
     def next_group(self) -> int:
         """Return a number for `NewMessage.group` that no other batch has."""

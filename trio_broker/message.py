@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NO_HEADERS: Mapping[str, bytes] = {}
 
 
 class Message(NamedTuple):
@@ -25,6 +26,18 @@ class Message(NamedTuple):
     def published_at(self) -> datetime:
         """When it was appended, by the store's clock, in UTC."""
         return EPOCH + timedelta(microseconds=self.published_us)
+
+
+class Draft(NamedTuple):
+    """A message that is to be published."""
+
+    subject: str
+    body: bytes
+    expiration: int | None = 0
+    """Seconds to keep it; 0: only for those who are subscribed now; None: until it is deleted."""
+    headers: Mapping[str, bytes] = NO_HEADERS
+    idempotency_key: str = ""
+    expected_last_id: int | None = None
 
 
 class Gap(NamedTuple):

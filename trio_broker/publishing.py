@@ -1,33 +1,20 @@
 """Publishing many messages at once: a batch from its checked messages to its results.
 
-Owns:      `Draft`, `Publishing`: which messages of a batch form a run, what an atomic batch may hold,
+Owns:      `Publishing`: which messages of a batch form a run, what an atomic batch may hold,
            whose result is whose.
 Not here:  checks of single messages (trio_broker/broker.py), the queue and the store (trio_broker/commit.py).
 Threads:   the trio thread only.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
 
-from persistence import NO_HEADERS, NewMessage
+from persistence import NewMessage
 from trio_broker.commit import Committer
 from trio_broker.errors import Aborted, BrokerError, InvalidBatch, MessageTooLarge, OutcomeUnknown
 from trio_broker.runs import Pending, Result, Run, size_bytes
 
 BATCH_MESSAGES_MAX = 10_000
 """Messages of one batch, or of one request of a stream."""
-
-
-class Draft(NamedTuple):
-    """A message that is to be published."""
-
-    subject: str
-    body: bytes
-    expiration: int | None = 0
-    """Seconds to keep it; 0: only for those who are subscribed now; None: until it is deleted."""
-    headers: Mapping[str, bytes] = NO_HEADERS
-    idempotency_key: str = ""
-    expected_last_id: int | None = None
 
 
 class Publishing:

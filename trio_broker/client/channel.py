@@ -68,6 +68,16 @@ class Channel:
         Raises:
             ConnectionLost: the connection takes no new calls. Retryable.
         """
+        call = await self.open(path, timeout_s=timeout_s)
+        try:
+            await self.send(call.exchange, message)
+        except BaseException:
+            call.close()
+            raise
+        return call
+
+    async def open(self, path: str, *, timeout_s: float | None = None) -> "Call":
+        """Begin a call whose request is to be sent, by `Call.send`. A checkpoint. See `start`."""
         call = Call(self)
         await self._slots.acquire_on_behalf_of(call)
         try:
@@ -76,20 +86,23 @@ class Channel:
             self._slots.release_on_behalf_of(call)
             raise
         self._calls[call.exchange] = call
-        try:
-            await self._send(call.exchange, frame(message))
-        except BaseException:
-            call.close()
-            raise
+        self._something_to_write.set()
         return call
 
-    async def _send(self, exchange: Exchange, data: memoryview) -> None:
+    async def send(self, exchange: Exchange, message: bytes, *, last: bool = True) -> None:
+        """Send a message of a call, the last one by default; wait for flow control. Returns early if the call ends."""
+        data = frame(message)
         while exchange.end is None:
-            data = data[self._wire.send(exchange, data) :]
+            data = data[self._wire.send(exchange, data, last=last) :]
             self._something_to_write.set()
             if not data:
                 return
             await self._windows.park()
+
+    def end(self, exchange: Exchange) -> None:
+        """End the request of a call. Not a checkpoint."""
+        self._wire.end(exchange)
+        self._something_to_write.set()
 
     def take(self, exchange: Exchange) -> list[bytes]:
         """Take the messages of a call that have arrived. Not a checkpoint."""
@@ -209,6 +222,19 @@ class Call:
         if len(messages) != 1:
             raise ConnectionLost(f"the broker answered with {len(messages)} messages instead of one")
         return messages[0]
+
+    async def send(self, message: bytes) -> None:
+        """Send one message of a request that streams; wait for flow control. A checkpoint.
+
+        One task at a time. It does nothing once the call has ended: receiving says how. When it is cancelled, the call
+        is of no more use: part of the message may be sent.
+        """
+        await trio.lowlevel.checkpoint()
+        await self._channel.send(self.exchange, message, last=False)
+
+    def end_sending(self) -> None:
+        """Say that the request has ended. Not a checkpoint."""
+        self._channel.end(self.exchange)
 
     def close(self) -> None:
         """Leave the call: the server is told at once, unless it has ended it. Not a checkpoint."""

@@ -1,4 +1,4 @@
-"""The broker's three calls, for Python programs on trio.
+"""The broker's calls, for Python programs on trio.
 
 Owns:      `connect` and `Client`: protobuf on one side, `Message` and typed errors on the other.
 Not here:  the connection (trio_broker/client/channel.py), statuses (trio_broker/client/statuses.py).
@@ -6,7 +6,7 @@ Threads:   the trio thread only.
 """
 
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Any, Generic, Literal, Self, TypeVar, assert_never, cast, overload
@@ -16,16 +16,15 @@ import trio
 from trio_broker._proto.broker_pb2 import (
     FetchRequest,
     MessageResponse,
-    PublishRequest,
+    PublishBatchRequest,
     PublishResponse,
     SubscribeRequest,
 )
 from trio_broker.client.channel import Call, Channel, open_channel
-from trio_broker.errors import InvalidExpiration, InvalidPosition
-from trio_broker.message import EPOCH, Gap, Message
+from trio_broker.client.publishing import PublishStream, batch_results, publish_request
+from trio_broker.errors import BrokerError, InvalidPosition
+from trio_broker.message import EPOCH, NO_HEADERS, Draft, Gap, Message
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until
-
-_EXPIRATION_MAX_S = 2**31 - 1  # int32 on the wire
 
 
 @asynccontextmanager
@@ -105,18 +104,47 @@ class Client:
         Publishes that are started one after the other on one client are committed in that order: so many can be in
         flight at once, in order. The caller bounds how many.
         """
-        if expiration is not None and not 0 <= expiration <= _EXPIRATION_MAX_S:
-            raise InvalidExpiration(f"expiration must be from 0 to {_EXPIRATION_MAX_S} seconds, not {expiration}")
-        request = PublishRequest(
-            subject=subject,
-            body=body,
-            expirationSeconds=expiration or 0,
-            headers=headers,
-            keep=expiration is None,
-            idempotency_key=idempotency_key,
-            expected_last_id=expected_last_id,
+        request = publish_request(
+            Draft(subject, body, expiration, headers or NO_HEADERS, idempotency_key, expected_last_id)
         )
         return Publishing(await self._start_unary("Publish", request.SerializeToString()))
+
+    async def publish_batch(self, drafts: Sequence[Draft], *, atomic: bool = False) -> list[int | BrokerError]:
+        """Publish messages, of any subjects; return for each its durable id, or why it has none. A checkpoint.
+
+        Args:
+            drafts: at most 10,000, and together as large as one message may be. Those of one subject get ids in their
+                order.
+            atomic: the messages of each one subject succeed or fail together, at most 1,000 of one; of one that fails
+                for the sake of another the error is `Aborted`.
+
+        Raises:
+            BrokerError: for all of them.
+        """
+        request = PublishBatchRequest(messages=[publish_request(draft) for draft in drafts], atomic=atomic)
+        call = await self._start_unary("PublishBatch", request.SerializeToString())
+        try:
+            return batch_results(await call.receive_one())
+        finally:
+            call.close()
+
+    @asynccontextmanager
+    async def publish_stream(self) -> AsyncGenerator[PublishStream]:
+        """Open a stream of publishes for the length of the block. A checkpoint on entry.
+
+        Leaving the block leaves what has no result yet: it may be published or not. A deadline around the block is not
+        told to the broker.
+
+            async with client.publish_stream() as stream, trio.open_nursery() as nursery:
+                nursery.start_soon(stream.send, drafts)
+                async for result in stream: ...  # one for each message; after `finish` it ends
+        """
+        call = await self._channel.open("/broker.Broker/PublishStream")
+        try:
+            await call.wait_started()
+            yield PublishStream(call)
+        finally:
+            call.close()
 
     async def fetch(self, subject: str, id: int) -> Message:  # noqa: A002  the design's name
         """Return one message. A checkpoint.

@@ -6,9 +6,11 @@ Not here:  the errors themselves (trio_broker/errors.py).
 
 import base64
 import binascii
+from collections.abc import Mapping
 
 from google.protobuf.message import DecodeError
 
+from trio_broker._proto.broker_pb2 import Failure
 from trio_broker._proto.google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from trio_broker._proto.google.rpc.status_pb2 import Status
 from trio_broker.client.exchange import Trailers
@@ -39,14 +41,27 @@ def error_of(trailers: Trailers) -> BrokerError:
     `BrokerError` with that reason, or with the status' name for reason.
     """
     info, retry_after_s = _details(trailers.details)
-    name = _NAMES[trailers.status] if trailers.status < len(_NAMES) else f"STATUS_{trailers.status}"
-    reason = info.reason or name
-    found = _classes().get(info.reason) if info.reason else _SAY_NOTHING.get(name)
-    error = (found or BrokerError)(trailers.message or reason)
-    error.metadata = dict(info.metadata)
+    return _error(trailers.status, trailers.message, info.reason, info.metadata, retry_after_s)
+
+
+def error_of_failure(failure: Failure) -> BrokerError:
+    """Rebuild the same of one message among others."""
+    retry_after_s = None
+    if failure.HasField("retry_delay"):
+        retry_after_s = failure.retry_delay.seconds + failure.retry_delay.nanos / 1e9
+    return _error(failure.code, failure.message, failure.reason, failure.metadata, retry_after_s)
+
+
+def _error(
+    status: int, message: str, reason: str, metadata: Mapping[str, str], retry_after_s: float | None
+) -> BrokerError:
+    name = _NAMES[status] if status < len(_NAMES) else f"STATUS_{status}"
+    found = _classes().get(reason) if reason else _SAY_NOTHING.get(name)
+    error = (found or BrokerError)(message or reason or name)
+    error.metadata = dict(metadata)
     if found is None:
-        error.reason = reason
-    if info.reason and retry_after_s is not None:
+        error.reason = reason or name
+    if reason and retry_after_s is not None:
         error.retry_after_s = retry_after_s
     return error
 

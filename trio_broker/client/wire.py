@@ -101,18 +101,24 @@ class Wire:
         self._out += frames.frame(frames.HEADERS, frames.END_HEADERS, exchange.stream_id, fields)
         return exchange
 
-    def send(self, exchange: Exchange, data: memoryview) -> int:
-        """Send as much of ``data`` as flow control lets through, and the end with its last byte; say how much."""
+    def send(self, exchange: Exchange, data: memoryview, *, last: bool = True) -> int:
+        """Send as much of ``data`` as flow control lets through; say how much. ``last``: the request ends with it."""
         window = max(0, min(self._send_window, exchange.send_window, len(data)))
         for start in range(0, window, self._frame_max):
             chunk = data[start : min(start + self._frame_max, window)]
-            exchange.sent = start + len(chunk) == len(data)
+            exchange.sent = last and start + len(chunk) == len(data)
             flags = frames.END_STREAM if exchange.sent else 0
             self._out += frames.pack_header(len(chunk) << 8 | frames.DATA, flags, exchange.stream_id)
             self._out += chunk
         self._send_window -= window
         exchange.send_window -= window
         return window
+
+    def end(self, exchange: Exchange) -> None:
+        """Tell the server that the request has ended. Does nothing if it has heard so, or has ended the call."""
+        if not exchange.sent and exchange.end is None:
+            exchange.sent = True
+            self._out += frames.frame(frames.DATA, frames.END_STREAM, exchange.stream_id, b"")
 
     def take(self, exchange: Exchange) -> list[bytes]:
         """Take the messages that have arrived, and let the server send as much again."""
