@@ -96,6 +96,27 @@ def against_grpcio(
     return Workload(name=name, what=what, sides=(ours, peer), measures=measures, restart=restart)
 
 
+def many_against_grpcio(name: str, what: str, load: Load) -> Workload:
+    """Many messages a call at the broker on its memory store, and one a call at the peer; a call is a message."""
+    ours = Side(name="trio-broker", command=MEMORY, load=load)
+    peer = Side(name="grpcio.aio, unary", command=grpcio_aio, load=BrokerLoad("publish"))
+    return Workload(name=name, what=what, sides=(ours, peer), measures=(RATE, CPU))
+
+
+def stream_on(name: str, store: str, command: Command, database: DatabaseKind | None = None) -> Workload:
+    """Streams to a durable store, and that store alone in flushes as large as the broker's may be."""
+    ours = Side(name=f"trio-broker on {store}", command=command, load=STREAM, database=database)
+    alone = Side(
+        name="the store alone, such flushes",
+        command=None if database else command,
+        load=StoreAlone(batch_messages=FLUSH_MESSAGES),
+        database=database,
+        measures=(RATE, CPU),
+    )
+    what = "PublishStream, 4 streams, 8 requests of 100 messages on their way on each; a call is a message"
+    return Workload(name=name, what=what, sides=(ours, alone), measures=(RATE, CPU, P50, P99))
+
+
 def on_sqlite(name: str, what: str, load: Load, other: Side, measures: tuple[Measure, ...] = CALLS) -> Workload:
     """The broker on SQLite, and something to hold it against."""
     ours = Side(name="trio-broker on SQLite", command=SQLITE, load=load)
@@ -182,6 +203,8 @@ WAITING = BrokerLoad("fanout", subscribers=100, window=1)
 LATENCY = BrokerLoad("latency", rate=200)
 IDLE = BrokerLoad("idle", subscribers=5000, connections=10)
 LONE = BrokerLoad("publish", connections=1, callers=1)
+STREAM = BrokerLoad("stream", window=8)
+FLUSH_MESSAGES = 1024  # as the broker's by default
 ONE_COMMIT = Side(name="one commit by the store", command=SQLITE, load=StoreAlone())
 ALONE = Side(name="without it", command=SQLITE, load=LONE)
 FLOODED = LoneBesideFlood(H2Load(connections=4, streams=1000))
@@ -189,6 +212,9 @@ FLOODED = LoneBesideFlood(H2Load(connections=4, streams=1000))
 WORKLOADS = (
     against_grpcio("publish-h2load", "unary Publish, h2load, 4 connections x 25 streams", FOUR_BY_25),
     against_grpcio("publish", "unary Publish, 5 s deadlines, 4 x 25 callers", BrokerLoad("publish", deadline="5s")),
+    many_against_grpcio("publish-stream", "PublishStream of 100 messages a request, 4 streams", STREAM),
+    many_against_grpcio("publish-stream-1", "the same, a message a request", BrokerLoad("stream", batch=1, window=256)),
+    many_against_grpcio("publish-batch", "PublishBatch of 100 messages, 4 x 2 callers", BrokerLoad("batch", callers=2)),
     against_grpcio("fetch", "unary Fetch of random ids, 4 x 25 callers", BrokerLoad("fetch")),
     against_grpcio("fanout-1", "1 subscriber, 256 publishes in flight", BrokerLoad("fanout", subscribers=1)),
     against_grpcio("fanout-10", "10 subscribers, 256 publishes in flight", BrokerLoad("fanout", subscribers=10)),
@@ -201,6 +227,8 @@ WORKLOADS = (
     on_sqlite("sqlite-8x100", "unary Publish, h2load, 8 x 100", EIGHT_BY_100, in_memory(EIGHT_BY_100)),
     on_sqlite("lone", "one caller", LONE, ONE_COMMIT),
     on_sqlite("flood", "one caller beside 4 x 1,000", FLOODED, ALONE, (P50, P99)),
+    stream_on("sqlite-stream", "SQLite", SQLITE),
+    stream_on("postgres-stream", "PostgreSQL", ON_DATABASE, POSTGRES),
     on_postgres("postgres-4x25", "unary Publish, h2load, 4 x 25", FOUR_BY_25),
     on_postgres("postgres-8x100", "unary Publish, h2load, 8 x 100", EIGHT_BY_100),
     lone_on_postgres("postgres-lone", "one caller"),

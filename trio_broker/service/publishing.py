@@ -32,6 +32,9 @@ from trio_broker.service.statuses import failure_of, status_of, with_metadata
 FLYING_MAX = 4096
 """Runs, and messages that failed their check, of one stream that wait for their acknowledgements, about."""
 
+_PROMISING = frozenset({"CLOSED", "DRAINING", "OVERLOADED", "STORAGE_UNAVAILABLE"})
+"""Reasons that say that nothing was appended."""
+
 _SUBJECT = itemgetter(0)
 _plain = partial(tuple.__new__, NewMessage)  # without the function that takes its fields one by one
 
@@ -260,13 +263,11 @@ class PublishFeed:
         """Return the status for a stream whose deadline has passed; what the store has not been given is taken back."""
         if wire := self._acks():
             self._call.send(wire)
-        open_runs = sum(not each.withdraw() for each in self._flying)
-        self._give_up()
-        if not open_runs:
-            return status_of(NotApplied("out of time; what was not acknowledged was not appended"))
-        return status_of(
-            OutcomeUnknown("out of time while the store was committing: some messages may have been appended")
-        )
+        if self._give_up():
+            return status_of(
+                OutcomeUnknown("out of time while the store was committing: some messages may have been appended")
+            )
+        return status_of(NotApplied("out of time; what was not acknowledged was not appended"))
 
     def _parse_next(self) -> bool:
         """Parse the next request of the inbox; False: there is none, or it cannot be taken."""
@@ -356,15 +357,17 @@ class PublishFeed:
         """Acknowledge what is settled; then say how much that was."""
         if wire := self._acks():
             self._call.send(wire)
-        self._give_up()
+        if self._give_up() and getattr(status, "reason", "") in _PROMISING:
+            status = status_of(OutcomeUnknown(f"{status.status_message}; some messages were with the store"))
         return status if status is OK else with_metadata(status, acknowledged=self._acknowledged)
 
-    def _give_up(self) -> None:
-        for each in self._flying:
-            each.withdraw()
+    def _give_up(self) -> bool:
+        """Take back what can be. True: the store has been given something of which nobody will hear any more."""
+        taken_back = [each.withdraw() or each.outcomes is not None for each in self._flying]
         self._flying.clear()
         self._gathered, self._ends, self._kept = [], [], None
         self._end = self._end or OK
+        return not all(taken_back)
 
     def _acks(self) -> bytes:
         """Return a response with the acknowledgements of what is settled, up to the first that is not; or nothing."""

@@ -41,6 +41,9 @@ var cases = []testCase{
 	{"bad_subjects", badSubjects},
 	{"bad_expirations", badExpirations},
 	{"bad_headers", badHeaders},
+	{"batch_of_many", batchOfMany},
+	{"atomic_batch", atomicBatch},
+	{"stream_of_many", streamOfMany},
 	{"health_and_reflection", healthAndReflection},
 }
 
