@@ -7,7 +7,8 @@ Threads:   the trio thread only; plain data, no function here is a checkpoint.
 Each source (a connection) has a line of its own. An entry is one message, or several that go together. A flush is
 filled round robin, up to `QUANTUM` messages of one source at a time (a larger entry is a turn by itself), so that a
 lone caller beside a flood waits for one flush and not for the flood. While several sources wait, a flush ends with the
-first round that brings it to `ENOUGH`: a longer one would save little and keep everybody waiting.
+first round that brings it to `ENOUGH` entries: a longer one would save little and keep everybody waiting. (Entries, not
+messages: of streams a commit of a thousand costs little more than one of a few hundred.)
 """
 
 from collections import OrderedDict, deque
@@ -76,7 +77,7 @@ class FairQueue(Generic[E]):
         turns = 0
         while self._lines and room > 0:
             if turns == 0:
-                if shared and max_messages - room >= ENOUGH:
+                if shared and len(taken) >= ENOUGH:
                     break
                 turns = len(self._lines)
             turns -= 1

@@ -7,6 +7,7 @@ Threads:   the trio thread only.
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import cast
 
 from persistence import NewMessage
 from trio_broker.commit import Committer
@@ -20,7 +21,7 @@ BATCH_MESSAGES_MAX = 10_000
 class Publishing:
     """A batch on its way to the store."""
 
-    __slots__ = ("_done", "_pendings", "_places", "_results", "_unsettled")
+    __slots__ = ("_done", "_is_plain", "_pendings", "_places", "_results", "_unsettled")
 
     def __init__(
         self,
@@ -39,7 +40,10 @@ class Publishing:
         the runs, see `Pending.caller`.
         """
         self._done = done
-        self._results: list[Result | None] = [each if isinstance(each, BrokerError) else None for each in checked]
+        self._is_plain = not atomic and set(map(type, checked)) <= {NewMessage}
+        self._results: list[Result | None] = []
+        if not self._is_plain:
+            self._results = [each if isinstance(each, BrokerError) else None for each in checked]
         self._places: list[Sequence[int]] = []
         runs = self._by_subject(committer, checked) if atomic else self._in_order(committer, checked)
         self._unsettled = len(runs) + 1  # until all are known
@@ -49,6 +53,8 @@ class Publishing:
 
     def results(self) -> list[Result]:
         """Return one for each message, in order."""
+        if self._is_plain:
+            return [outcome for pending in self._pendings for outcome in pending.outcomes or ()]
         results = self._results
         for pending, places in zip(self._pendings, self._places, strict=True):
             assert pending.outcomes is not None, "all are settled"
@@ -70,6 +76,8 @@ class Publishing:
             self._done()
 
     def _in_order(self, committer: Committer, checked: Sequence[NewMessage | BrokerError]) -> list[Run]:
+        if self._is_plain:
+            return committer.cut(cast("Sequence[NewMessage]", checked))
         places = [place for place, each in enumerate(checked) if not isinstance(each, BrokerError)]
         runs = committer.cut([each for each in checked if not isinstance(each, BrokerError)])
         begin = 0

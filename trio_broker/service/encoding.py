@@ -33,9 +33,12 @@ def duplicate_response(id_: int, published_us: int) -> bytes:
 
 def publish_result(id_: int, published_us: int, *, duplicate: bool) -> bytes:
     """Encode a PublishResult of a message that was appended, as an element of PublishBatchResponse.results."""
-    response = duplicate_response(id_, published_us) if duplicate else publish_response(id_, published_us)
-    size = len(response)  # far below 126
-    return b"\x0a%c\x0a%c%b" % (size + 2, size, response)
+    id_wire = varint(id_)
+    rest = _published_at(published_us)
+    if duplicate:
+        rest += _REPLY_DUPLICATE
+    size = 1 + len(id_wire) + len(rest)  # far below 126
+    return b"\x0a%c\x0a%c\x08%b%b" % (size + 2, size, id_wire, rest)
 
 
 def failed_result(failure: bytes) -> bytes:
@@ -99,6 +102,10 @@ def varint(number: int) -> bytes:
     """Encode a number that is not negative."""
     if number < 128:
         return number.to_bytes(1, "big")
+    if number < 1 << 14:
+        return bytes((number & 127 | 128, number >> 7))
+    if number < 1 << 21:
+        return bytes((number & 127 | 128, number >> 7 & 127 | 128, number >> 14))
     encoded = bytearray()
     while number > 127:
         encoded.append(number & 127 | 128)
@@ -111,6 +118,11 @@ def varint(number: int) -> bytes:
 def _subject(subject: str) -> bytes:
     encoded = subject.encode()
     return _SUBJECT + varint(len(encoded)) + encoded
+
+
+@lru_cache(maxsize=1024)
+def _published_at(us: int) -> bytes:
+    return _REPLY_PUBLISHED_AT + _timestamp(us)
 
 
 @lru_cache(maxsize=1024)
