@@ -11,7 +11,7 @@ from grafana_boards import FILES, Panel, boards, panels
 from trio_broker.errors import FAULTS, reasons
 
 GENERATOR = FILES.parent / "generate.py"
-EVERYDAY = {"CLOSED", "CONFLICT", "DRAINING", "EXPIRED_ID", "INVALID_ID", "NOT_APPLIED", "SLOW_CONSUMER"}
+EVERYDAY = {"ABORTED", "CLOSED", "CONFLICT", "DRAINING", "EXPIRED_ID", "INVALID_ID", "NOT_APPLIED", "SLOW_CONSUMER"}
 """Reasons for which nobody is to blame, or somebody whom the broker cannot know, or that have a tile of their own."""
 NEVER_SENT = {"CANNOT_OPEN", "CONNECTION_LOST"}
 
