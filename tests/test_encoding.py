@@ -6,7 +6,17 @@ from hypothesis import strategies as st
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker.batch import Batch
 from trio_broker.message import Gap, Message
-from trio_broker.service.encoding import batch_wire, duplicate_response, message_response, publish_response, varint
+from trio_broker.service.encoding import (
+    ack,
+    batch_wire,
+    duplicate_response,
+    failed_ack,
+    failed_result,
+    message_response,
+    publish_response,
+    publish_result,
+    varint,
+)
 
 ids = st.integers(min_value=1, max_value=2**63 - 1)
 times_us = st.integers(min_value=0, max_value=253402300799_000_000)
@@ -78,3 +88,26 @@ def _expected(message: Message) -> pb.MessageResponse:
     )
     expected.published_at.FromMicroseconds(message.published_us)
     return expected
+
+
+@given(ids, times_us, st.booleans())
+def test_a_publish_result_is_what_protobuf_says(id_: int, us: int, duplicate: bool) -> None:
+    response = pb.PublishBatchResponse.FromString(publish_result(id_, us, duplicate=duplicate))
+    (result,) = response.results
+    assert (result.published.id, result.published.duplicate) == (id_, duplicate)
+    assert result.published.published_at.ToMicroseconds() == us
+
+
+@given(st.integers(1, 10**6), ids, times_us, st.booleans())
+def test_an_ack_is_what_protobuf_says(count: int, id_: int, us: int, duplicate: bool) -> None:
+    (found,) = pb.PublishStreamResponse.FromString(ack(count, id_, us, duplicate=duplicate)).acks
+    assert (found.count, found.first_id, found.duplicate) == (count, id_, duplicate)
+    assert found.published_at.ToMicroseconds() == us
+
+
+def test_failures_are_what_protobuf_says() -> None:
+    failure = pb.Failure(code=3, message="x" * 300, reason="INVALID_SUBJECT", metadata={"limit": "1"})
+    encoded = failure.SerializeToString()
+    assert pb.PublishBatchResponse.FromString(failed_result(encoded)).results[0].failed == failure
+    (found,) = pb.PublishStreamResponse.FromString(failed_ack(300, encoded)).acks
+    assert (found.count, found.failed) == (300, failure)

@@ -1,11 +1,14 @@
 """PublishBatch and PublishStream by grpcio, on each store."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from queue import Queue
 
 import grpc
+import purerpc
 import pytest
+import trio
 from e2e_broker import SAFETY_S, BrokerProcess
 from e2e_peers import OWN_CONNECTION
 
@@ -164,3 +167,44 @@ def info_of(error: grpc.RpcError) -> ErrorInfo:
     info = ErrorInfo()
     assert any(detail.Unpack(info) for detail in Status.FromString(details).details)
     return info
+
+
+def test_a_stream_by_asyncio(broker: BrokerProcess, subject: str) -> None:
+    async def main() -> list[object]:
+        async with grpc.aio.insecure_channel(broker.address, OWN_CONNECTION) as channel:
+            call = Client(channel).stream()
+            found: list[object] = []
+            for _ in range(20):
+                await call.write(pb.PublishStreamRequest(messages=drafts(subject, *[b"x"] * 100)))
+            await call.done_writing()
+            while (response := await call.read()) is not grpc.aio.EOF:
+                found += acked(iter([response]))
+            return found
+
+    async def bounded() -> list[object]:
+        async with asyncio.timeout(SAFETY_S):
+            return await main()
+
+    assert asyncio.run(bounded()) == list(range(1, 2_001))
+
+
+def test_a_batch_and_a_stream_by_purerpc(broker: BrokerProcess, subject: str) -> None:
+    async def main() -> None:
+        with trio.fail_after(SAFETY_S):
+            host, _, port = broker.address.rpartition(":")
+            async with purerpc.insecure_channel(host, int(port)) as channel:
+                client = purerpc.Client("broker.Broker", channel)
+                batch = await client.rpc("PublishBatch", pb.PublishBatchRequest, pb.PublishBatchResponse)
+                await batch.send_message(pb.PublishBatchRequest(messages=drafts(subject, b"1", b"2")))
+                await batch.close()
+                assert told(await batch.receive_message()) == [1, 2]
+                assert await batch.receive_message() is None
+                stream = await client.rpc("PublishStream", pb.PublishStreamRequest, pb.PublishStreamResponse)
+                for id_ in range(3, 6):
+                    await stream.send_message(pb.PublishStreamRequest(messages=drafts(subject, b"x")))
+                    assert acked(iter([await stream.receive_message()])) == [id_]
+                await stream.close()
+                assert await stream.receive_message() is None
+            await channel._grpc_socket._socket._stream.aclose()  # purerpc leaves its socket open
+
+    trio.run(main)
