@@ -21,13 +21,22 @@ from purerpc import Status
 from persistence import NO_HEADERS, Appended, Duplicate, NewMessage
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker.broker import Broker
-from trio_broker.errors import BrokerError, InvalidBatch, InvalidExpiration, Malformed, NotApplied, OutcomeUnknown
+from trio_broker.errors import (
+    BrokerError,
+    InvalidBatch,
+    InvalidExpiration,
+    InvalidSubject,
+    Malformed,
+    NotApplied,
+    OutcomeUnknown,
+)
 from trio_broker.publishing import Publishing, abort_others, check_count
 from trio_broker.rpc.call import PREFIX_BYTES, Call, framed
 from trio_broker.rpc.status import OK
 from trio_broker.runs import OVERHEAD_BYTES, Pending, Result
 from trio_broker.service.encoding import ack, failed_ack, failed_result, publish_result
 from trio_broker.service.statuses import failure_of, status_of, with_metadata
+from trio_broker.subject import check_subject
 
 FLYING_MAX = 4096
 """Runs, and messages that failed their check, of one stream that wait for their acknowledgements, about."""
@@ -77,22 +86,29 @@ def check_all(
     for message in messages:
         subject, body, seconds = message.subject, message.body, message.expirationSeconds
         if (
-            subject == passed
-            and 0 <= seconds <= expiration_max_s
+            0 <= seconds <= expiration_max_s
             and len(body) <= body_max_bytes
             and not message.keep
             and not message.idempotency_key
             and not message.headers
             and not message.HasField("expected_last_id")
+            and (subject == passed or _is_subject(subject))
         ):
+            passed = subject
             yield _plain((subject, body, seconds, NO_HEADERS, "", None, group))
             continue
         try:
             yield checked(broker, message, group)
         except BrokerError as error:
             yield error
-        else:
-            passed = subject
+
+
+def _is_subject(subject: str) -> bool:
+    try:
+        check_subject(subject)
+    except InvalidSubject:
+        return False
+    return True
 
 
 def begin_batch(broker: Broker, call: Call) -> None:

@@ -33,7 +33,7 @@ from trio_broker.rpc.handlers import Context, drained, fed, grouped
 from trio_broker.rpc.status import OK
 from trio_broker.runs import Pending
 from trio_broker.service.encoding import batch_wire, duplicate_response, message_response, publish_response
-from trio_broker.service.publishing import PublishFeed, batch_abandoned, begin_batch, checked, stream_abandoned
+from trio_broker.service.publishing import PublishFeed, batch_abandoned, begin_batch, check_all, stream_abandoned
 from trio_broker.service.statuses import status_of
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until
 from trio_broker.subscription import Subscription
@@ -96,7 +96,8 @@ def _settle(pending: Pending) -> None:
     call = pending.caller
     assert isinstance(call, Call)
     call.work = None  # it and the call know each other no longer: no cycle is left for the garbage collector
-    outcome = pending.outcome
+    assert pending.outcomes is not None
+    outcome = pending.outcomes[0]
     if isinstance(outcome, Appended):
         call.reply(publish_response(outcome.id, outcome.time_us))
     elif isinstance(outcome, Duplicate):
@@ -136,21 +137,21 @@ class BrokerService(BrokerServicer):
         request: None = None,  # noqa: ARG002
     ) -> None:
         """Hand the publishes of one read over together; the committer answers each when its flush is done."""
+        calls = [call for call in calls if not call.local_closed]
+        if self._tracing is not None:
+            for call in calls:
+                self._tracing.publish(call)
         messages = []
         accepted = []
-        for call in calls:
-            if call.local_closed:
-                continue
-            if self._tracing is not None:
-                self._tracing.publish(call)
-            message: pb.PublishRequest = call.message
+        for call, message in zip(calls, check_all(self._broker, [call.message for call in calls]), strict=True):
             call.message = None  # it would be in memory twice while it waits for the store
-            try:
-                messages.append(checked(self._broker, message))
-            except BrokerError as error:
-                call.finish(status_of(error))
+            if isinstance(message, BrokerError):
+                call.finish(status_of(message))
             else:
+                messages.append(message)
                 accepted.append(call)
+        if not accepted:
+            return
         group = self._broker.hand_over(messages, calls[0].connection, accepted, _settle)
         for call, pending in zip(accepted, group.pendings, strict=True):
             if pending.outcome is None:
