@@ -18,6 +18,8 @@ BROKER = "broker"
 SCRAPES = 5
 """In each part of the broker's life; a rate needs two."""
 RATE_S = 5
+FAILED_SHARE = 0.02
+"""Of all publishes and fetches, so many fail while the store is away: TrioBrokerErrorRatio is about more than 1 %."""
 
 NOT_EVERYWHERE = {
     "process: Load of the machine": {
@@ -47,6 +49,7 @@ def _life(
         _collect_garbage(broker, clients)
         postgres.stop()
         eventually(lambda: broker.metric("trio_broker_store_up"), 0.0)
+        eventually(lambda: _failed_share(prometheus) >= FAILED_SHARE, wanted=True)
         _see(prometheus)
         postgres.start()
         eventually(lambda: broker.metric("trio_broker_store_up"), 1.0)
@@ -70,6 +73,14 @@ def _collect_garbage(broker: BrokerProcess, clients: BusyClients) -> None:
     before = broker.metric("python_gc_collections_total", generation="0")
     while broker.metric("python_gc_collections_total", generation="0") == before:
         clients.stall()
+
+
+def _failed_share(prometheus: PrometheusServer) -> float:
+    """Return which part of all publishes and fetches failed for want of the store, as far as Prometheus has seen."""
+    calls = 'method=~"Publish|Fetch"'
+    failed = f'trio_broker_rpc_errors_total{{{calls},reason="STORAGE_UNAVAILABLE"}}'
+    found = prometheus.ask(f"sum({failed}) / sum(method_count{{{calls}}})")
+    return found[0].values[0][1] if found else 0.0
 
 
 def _see(prometheus: PrometheusServer) -> None:
