@@ -8,10 +8,12 @@ Threads:   any: pure functions.
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
+from typing import NamedTuple
 
 from persistence.facade import KEY_KEPT_MIN_S, Appended, Conflict, Duplicate, NewMessage, Outcome, Rejected
 
 _GROUP = attrgetter("group")
+_PENDING = Appended(0, 0)
 
 
 def key_kept_s(expiration_s: int | None) -> int | None:
@@ -77,6 +79,39 @@ def _judge_one(
     if key:
         fresh[key] = Duplicate(last_id + 1, time_us)
     return Appended(last_id + 1, time_us)
+
+
+class Sorted(NamedTuple):
+    """A batch as it was found without asking the database."""
+
+    outcomes: list[Outcome]
+    """`Rejected` in the places of what is refused; the others are yet to be filled in."""
+    places: dict[str, list[int]]
+    """Those of what is not refused, by subject."""
+    guarded: set[str]
+    """The subjects of messages with a key or an expected last id: those need `judge`."""
+
+
+def sort_out(batch: Sequence[NewMessage], expiration_max_s: int) -> Sorted:
+    """Refuse what has an expiration that the store cannot keep, with its group; sort the rest by subject."""
+    outcomes: list[Outcome] = [_PENDING] * len(batch)
+    places: dict[str, list[int]] = {}
+    guarded: set[str] = set()
+    refused = False
+    for place, (subject, _, expiration_s, _, key, expected_last_id, _) in enumerate(batch):
+        if expiration_s is None or 0 <= expiration_s <= expiration_max_s:
+            places.setdefault(subject, []).append(place)
+            if key or expected_last_id is not None:
+                guarded.add(subject)
+        else:
+            outcomes[place] = out_of_range(expiration_s, expiration_max_s)
+            refused = True
+    return Sorted(outcomes, reject_groups(batch, outcomes, places) if refused else places, guarded)
+
+
+def out_of_range(expiration_s: int, expiration_max_s: int) -> Rejected:
+    """Refuse a message for its expiration."""
+    return Rejected(f"expiration {expiration_s} s is not within 0..{expiration_max_s} s")
 
 
 def reject_groups(

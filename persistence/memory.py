@@ -29,11 +29,10 @@ from persistence.facade import (
     Page,
     Record,
     Register,
-    Rejected,
     Store,
     Swept,
 )
-from persistence.guards import judge, key_kept_s, keys_of, reject_groups
+from persistence.guards import judge, key_kept_s, keys_of, out_of_range, sort_out
 from persistence.headers import headers_size_bytes
 
 LIMITS = Limits(lanes=1, flush_messages_max=16_384, flush_bytes_max=64 * 1024 * 1024, expiration_max_s=2**31 - 1)
@@ -41,7 +40,6 @@ SWEEP_MESSAGES_MAX = 2_000
 """Messages, and keys, that one step of `MemoryStore.sweep` drops at most: about a millisecond."""
 
 _GROUP = attrgetter("group")
-_PENDING = Appended(0, 0)
 _SEGMENT_BITS = 8
 _ABSENT = Register(b"", 0)
 
@@ -175,7 +173,7 @@ class MemoryStore(Store):
                 continue
             subject, body, expiration_s, headers, key, expected_last_id, _ = message
             if expiration_s is not None and not 0 <= expiration_s <= LIMITS.expiration_max_s:
-                outcomes.append(Rejected(_out_of_range(expiration_s)))
+                outcomes.append(out_of_range(expiration_s, LIMITS.expiration_max_s))
                 continue
             if key or expected_last_id is not None:
                 outcome = self._judge(message, now_us)
@@ -312,15 +310,8 @@ class MemoryStore(Store):
 
     def _judge_groups(self, batch: Sequence[NewMessage], now_us: int) -> dict[int, Outcome]:
         """Return by its place what is not appended, and why, of a batch with groups; the rest may be."""
-        outcomes: list[Outcome] = [_PENDING] * len(batch)
-        places: dict[str, list[int]] = {}
-        for place, message in enumerate(batch):
-            seconds = message.expiration_s
-            if seconds is None or 0 <= seconds <= LIMITS.expiration_max_s:
-                places.setdefault(message.subject, []).append(place)
-            else:
-                outcomes[place] = Rejected(_out_of_range(seconds))
-        for mine in reject_groups(batch, outcomes, places).values():
+        outcomes, places, _ = sort_out(batch, LIMITS.expiration_max_s)
+        for mine in places.values():
             for place, outcome in zip(mine, self._judge_all([batch[place] for place in mine], now_us), strict=True):
                 outcomes[place] = outcome
         return {place: outcome for place, outcome in enumerate(outcomes) if not isinstance(outcome, Appended)}
@@ -342,10 +333,6 @@ class MemoryStore(Store):
         if record is None or not _is_kept(record.expires_us, now_us):
             return ExpiredId(log.last_id)
         return record
-
-
-def _out_of_range(expiration_s: int) -> str:
-    return f"expiration {expiration_s} s is not within 0..{LIMITS.expiration_max_s} s"
 
 
 def _is_kept(expires_us: int | None, now_us: int) -> bool:

@@ -17,8 +17,8 @@ the same order, looks the keys up, appends what may be appended by the same stat
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from persistence.facade import Appended, Duplicate, NewMessage, Outcome, Rejected
-from persistence.guards import judge, key_kept_s, keys_of, reject_groups
+from persistence.facade import Appended, Duplicate, NewMessage, Outcome
+from persistence.guards import judge, key_kept_s, keys_of, sort_out
 from persistence.headers import encode_headers
 from persistence.postgres.arrays import bytea_array, eight_byte_numbers, int4_array, text_array
 from persistence.postgres.connection import unix_us
@@ -26,7 +26,6 @@ from persistence.postgres.connection import unix_us
 EXPIRATION_MAX_S = 2**31 - 1
 """What fits the wire's int32: 68 years."""
 
-_PENDING = Appended(0, 0)
 
 # `place` is that of a subject among those of the flush, by name; `after` how many messages of the flush and the subject
 # come after this one. No messages: no row, and the writer's row is not changed.
@@ -121,22 +120,9 @@ class Flush:
 
     def __init__(self, batch: Sequence[NewMessage]) -> None:
         self._batch = batch
-        self._outcomes: list[Outcome] = []
-        self.is_guarded = False
+        self._outcomes, indexes, guarded = sort_out(batch, EXPIRATION_MAX_S)
+        self.is_guarded = bool(guarded)
         """It has to be judged by `judge` before it is appended."""
-        indexes: dict[str, list[int]] = {}
-        refused = False
-        for index, (subject, _, seconds, _, key, expected_last_id, _) in enumerate(batch):
-            self._outcomes.append(_PENDING)
-            if seconds is None or 0 <= seconds <= EXPIRATION_MAX_S:
-                indexes.setdefault(subject, []).append(index)
-                if key or expected_last_id is not None:
-                    self.is_guarded = True
-            else:
-                self._outcomes[index] = Rejected(f"expiration {seconds} s is not within 0..{EXPIRATION_MAX_S} s")
-                refused = True
-        if refused:
-            indexes = reject_groups(batch, self._outcomes, indexes)
         # the order of code points is that of the UTF-8 bytes, which is
         self._asked = sorted(indexes.items())
         self._passed = self._asked

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from functools import cache
 
 from persistence.errors import CannotOpen, StoreUnavailable
-from persistence.facade import Appended, Duplicate, NewMessage, Outcome, Rejected
-from persistence.guards import judge, key_kept_s, keys_of, reject_groups
+from persistence.facade import Appended, Duplicate, NewMessage, Outcome
+from persistence.guards import judge, key_kept_s, keys_of, sort_out
 from persistence.headers import encode_headers
 from persistence.sqlite.connection import commit_failure, failure
 from persistence.sqlite.presence import OpenFile
@@ -34,7 +34,6 @@ _KNOWN = "SELECT key, id, time_us FROM keys WHERE subject_id = ? AND (expires_us
 _ROWS_MAX = 512
 _ROWS_EXACT = 64
 _ROWS_STEP = 16
-_PENDING = Appended(0, 0)
 _Value = int | str | bytes | None
 _SET_REGISTER = """
     INSERT INTO registers (name, value, version) VALUES (?, ?, ?)
@@ -64,8 +63,7 @@ class Writer:
             self._connection = None
 
     def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
-        outcomes: list[Outcome] = [_PENDING] * len(batch)
-        places, guarded = _sort_out(batch, outcomes)
+        outcomes, places, guarded = sort_out(batch, EXPIRATION_MAX_S)
         if not places:
             return outcomes
         with self.transaction() as connection:
@@ -157,22 +155,6 @@ class Writer:
             self._connection.execute("ROLLBACK")
         except sqlite3.Error:
             self.close()
-
-
-def _sort_out(batch: Sequence[NewMessage], outcomes: list[Outcome]) -> tuple[dict[str, list[int]], set[str]]:
-    """Return by subject the places of what is not refused without asking, and the subjects with something to judge."""
-    places: dict[str, list[int]] = {}
-    guarded: set[str] = set()
-    refused = False
-    for place, (subject, _, expiration_s, _, key, expected_last_id, _) in enumerate(batch):
-        if expiration_s is None or 0 <= expiration_s <= EXPIRATION_MAX_S:
-            places.setdefault(subject, []).append(place)
-            if key or expected_last_id is not None:
-                guarded.add(subject)
-        else:
-            outcomes[place] = Rejected(f"expiration {expiration_s} s is not within 0..{EXPIRATION_MAX_S} s")
-            refused = True
-    return (reject_groups(batch, outcomes, places) if refused else places), guarded
 
 
 def _let_pass(
