@@ -253,7 +253,7 @@ class Committer:
             stop = 0
             for run in part:
                 start, stop = stop, stop + run.count
-                if run.outcomes is None:  # else `_watch` could not wait for it
+                if run.outcomes is None:  # as in `_complete_flown`, for each publish
                     run.complete(results[start:stop])
         else:
             self._succeed_in_part(lane, part, pairs)
@@ -278,17 +278,12 @@ class Committer:
                 _complete_flown(run, cast("list[Result]", mine))
         # what is less than was flushed is tried alone
         if guilty and not lane.split(guilty, again=sum(run.count for run in guilty) < len(pairs)):
-            self._reject(guilty, next(error for error in failures if isinstance(error, persistence.BadContent)))
-
-    def _reject(self, guilty: list[Pending], error: persistence.BadContent) -> None:
-        """Fail what cannot be split any more."""
-        for run in guilty:
-            _complete_flown(run, [broker_error(error)] * run.count)
+            blamed = next(error for error in failures if isinstance(error, persistence.BadContent))
+            _fail_open(guilty, lambda: broker_error(blamed))
 
     def _fail(self, part: list[Pending], error: Exception) -> None:
         self._availability.failed(error)
-        for run in part:
-            _complete_flown(run, [broker_error(error)] * run.count)
+        _fail_open(part, lambda: broker_error(error))
 
     async def _watch(self) -> None:
         """Answer publishes that the store keeps too long. The lane waits on: the store's answer is still to come."""
@@ -379,9 +374,14 @@ def _complete_flown(run: Pending, outcomes: Sequence[Result]) -> None:
 
 def _complete_open(part: list[Pending], why: str) -> None:
     """Complete what is still open in ``part``; the store may or may not append it."""
+    _fail_open(part, lambda: OutcomeUnknown(f"{why}; the message may or may not be appended"))
+
+
+def _fail_open(part: list[Pending], error: Callable[[], BrokerError]) -> None:
+    """Fail what is still open in ``part``, each run with an error of its own: it may be raised."""
     for run in part:
         if run.outcomes is None:
-            run.fail(OutcomeUnknown(f"{why}; the message may or may not be appended"))
+            run.fail(error())
 
 
 def _result(message: NewMessage, outcome: Outcome) -> Result | None:
