@@ -56,13 +56,7 @@ def grouped(abandoned: Abandoned | None = None) -> Callable[[F], F]:
     An ordinary ``async def`` does. Each call's `Call.message` is the parsed request. A call may end meanwhile
     (`Call.local_closed`): answering it then does nothing.
     """
-
-    def mark(handler: F) -> F:
-        handler.rpc_kind = "grouped"  # type: ignore[attr-defined]
-        handler.rpc_abandoned = abandoned  # type: ignore[attr-defined]
-        return handler
-
-    return mark
+    return _marked("grouped", abandoned)
 
 
 def drained(abandoned: Abandoned | None = None) -> Callable[[F], F]:
@@ -70,13 +64,7 @@ def drained(abandoned: Abandoned | None = None) -> Callable[[F], F]:
 
     The response's headers leave when it returns.
     """
-
-    def mark(handler: F) -> F:
-        handler.rpc_kind = "drained"  # type: ignore[attr-defined]
-        handler.rpc_abandoned = abandoned  # type: ignore[attr-defined]
-        return handler
-
-    return mark
+    return _marked("drained", abandoned)
 
 
 def fed(abandoned: Abandoned | None = None) -> Callable[[F], F]:
@@ -84,9 +72,12 @@ def fed(abandoned: Abandoned | None = None) -> Callable[[F], F]:
 
     It is called when the request's headers are there; the response's headers leave when it returns.
     """
+    return _marked("fed", abandoned)
 
+
+def _marked(kind: str, abandoned: Abandoned | None) -> Callable[[F], F]:
     def mark(handler: F) -> F:
-        handler.rpc_kind = "fed"  # type: ignore[attr-defined]
+        handler.rpc_kind = kind  # type: ignore[attr-defined]
         handler.rpc_abandoned = abandoned  # type: ignore[attr-defined]
         return handler
 

@@ -431,8 +431,9 @@ class Transport:
     def _shed(self, holds: Callable[[Call], int], before: float) -> None:
         try:
             for call in list(self.connection.streams.values()):
-                answered = isinstance(call, Call) and call.source is not None and call.part is None
-                if isinstance(call, Call) and not answered and call.started < before and holds(call):
+                if not isinstance(call, Call) or (call.source is not None and call.part is None):
+                    continue  # it is being answered
+                if call.started < before and holds(call):
                     call.shed(self.refusals.overloaded("the call took too long while memory was short"))
             self.flush()
         except Exception as error:  # noqa: BLE001

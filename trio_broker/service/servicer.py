@@ -81,7 +81,8 @@ def refuse(pressure: Pressure, call: Call) -> Status | None:
         return None
     if call.method.service != NAME:  # health checks go on above all; what streams would stay
         return _MEMORY_SHORT if call.method.response_streams else None
-    return _MEMORY_SHORT if pressure >= _REFUSED_FROM.get(call.method.name, Pressure.HIGH) else None
+    refused_from = Pressure.FULL if call.method.name == "Fetch" else Pressure.HIGH
+    return _MEMORY_SHORT if pressure >= refused_from else None
 
 
 def _drop(call: Call) -> None:
@@ -110,13 +111,6 @@ def _settle(pending: Pending) -> None:
 _short = errors.Overloaded("memory is short; nothing was done")
 _short.retry_after_s = 1.0
 _MEMORY_SHORT = status_of(_short)
-_REFUSED_FROM = {
-    "Publish": Pressure.HIGH,
-    "PublishBatch": Pressure.HIGH,
-    "PublishStream": Pressure.HIGH,
-    "Subscribe": Pressure.HIGH,
-    "Fetch": Pressure.FULL,
-}
 
 
 class BrokerService(BrokerServicer):

@@ -37,7 +37,6 @@ STATUS_OF: dict[type[BrokerError], StatusCode] = {
 
 def status_of(error: BrokerError) -> Status:
     """Return the status of an error, with its reason, metadata and what to do as details."""
-    code = next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
     details: list[Message] = [ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if error.retry_after_s is not None:
         retry = RetryInfo()
@@ -46,16 +45,20 @@ def status_of(error: BrokerError) -> Status:
     if isinstance(error, errors.InvalidArgument) and error.field:
         violation = BadRequest.FieldViolation(field=error.field, description=str(error))
         details.append(BadRequest(field_violations=[violation]))
-    return DetailedStatus(code, str(error), error.reason, details)
+    return DetailedStatus(_code_of(error), str(error), error.reason, details)
 
 
 def failure_of(error: BrokerError) -> Failure:
     """Return the same for one message among others."""
-    code = next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
-    failure = Failure(code=code.value, message=str(error), reason=error.reason, metadata=error.metadata)
+    code = _code_of(error).value
+    failure = Failure(code=code, message=str(error), reason=error.reason, metadata=error.metadata)
     if error.retry_after_s is not None:
         failure.retry_delay.FromMilliseconds(int(error.retry_after_s * 1000))
     return failure
+
+
+def _code_of(error: BrokerError) -> StatusCode:
+    return next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
 
 
 def with_metadata(status: Status, **metadata: object) -> Status:
