@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import purerpc
+import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
 from trio_broker._proto import broker_pb2 as pb
-from trio_broker._proto.broker_grpc import BrokerServicer
+from trio_broker._proto.broker_grpc import AdminServicer, BrokerServicer
 from trio_broker.start import SlowPolicy
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +69,31 @@ GOLDEN = {
         "duplicate": (4, "BOOL"),
         "failed": (5, "broker.Failure"),
     },
+    "MessageBatch": {"messages": (1, "broker.MessageResponse")},
+    "FetchRangeRequest": {
+        "subject": (1, "STRING"),
+        "after_id": (2, "INT64"),
+        "until_id": (3, "INT64"),
+        "max_messages": (4, "INT32"),
+    },
+    "FetchRangeResponse": {
+        "messages": (1, "broker.MessageResponse"),
+        "scanned_to": (2, "INT64"),
+        "last_id": (3, "INT64"),
+    },
+    "ListSubjectsRequest": {"prefix": (1, "STRING"), "page_size": (2, "INT32"), "page_token": (3, "STRING")},
+    "ListSubjectsResponse": {"subjects": (1, "broker.SubjectInfo"), "next_page_token": (2, "STRING")},
+    "SubjectInfo": {
+        "subject": (1, "STRING"),
+        "first_id": (2, "INT64"),
+        "last_id": (3, "INT64"),
+        "first_published_at": (4, "google.protobuf.Timestamp"),
+        "last_published_at": (5, "google.protobuf.Timestamp"),
+        "subscribers": (6, "INT64"),
+    },
+    "GetSubjectRequest": {"subject": (1, "STRING")},
+    "PurgeSubjectRequest": {"subject": (1, "STRING"), "until_id": (2, "INT64")},
+    "DeleteSubjectRequest": {"subject": (1, "STRING"), "expected_last_id": (2, "INT64")},
     "Gap": {"from": (1, "INT64"), "to": (2, "INT64"), "reason": (3, "STRING")},
 }
 SLOW_POLICIES = {"CATCH_UP": 0, "DROP_OLDEST": 1, "FAIL": 2}
@@ -77,6 +104,14 @@ CALLS = {
     "Fetch": ("FetchRequest", "MessageResponse", False, False),
     "PublishBatch": ("PublishBatchRequest", "PublishBatchResponse", False, False),
     "PublishStream": ("PublishStreamRequest", "PublishStreamResponse", True, True),
+    "SubscribeBatch": ("SubscribeRequest", "MessageBatch", False, True),
+    "FetchRange": ("FetchRangeRequest", "FetchRangeResponse", False, False),
+}
+ADMIN_CALLS = {
+    "ListSubjects": ("ListSubjectsRequest", "ListSubjectsResponse", False, False),
+    "GetSubject": ("GetSubjectRequest", "SubjectInfo", False, False),
+    "PurgeSubject": ("PurgeSubjectRequest", "SubjectInfo", False, False),
+    "DeleteSubject": ("DeleteSubjectRequest", "SubjectInfo", False, False),
 }
 
 TYPE_NAMES = {
@@ -107,15 +142,18 @@ def test_policies_never_change_and_are_the_same_in_python() -> None:
     assert {policy.name: policy.value for policy in SlowPolicy} == SLOW_POLICIES
 
 
-def test_calls_never_change() -> None:
-    service = pb.DESCRIPTOR.services_by_name["Broker"]
-    assert service.full_name == "broker.Broker"
+@pytest.mark.parametrize(
+    ("name", "calls", "servicer"), [("Broker", CALLS, BrokerServicer), ("Admin", ADMIN_CALLS, AdminServicer)]
+)
+def test_calls_never_change(name: str, calls: dict[str, object], servicer: type[purerpc.Servicer]) -> None:
+    service = pb.DESCRIPTOR.services_by_name[name]
+    assert service.full_name == f"broker.{name}"
     found = {
         call.name: (call.input_type.name, call.output_type.name, call.client_streaming, call.server_streaming)
         for call in service.methods
     }
-    assert found == CALLS
-    assert set(BrokerServicer().service.methods) == set(CALLS)
+    assert found == calls
+    assert set(servicer().service.methods) == set(calls)
 
 
 def test_generating_again_gives_the_same(tmp_path: Path) -> None:

@@ -20,6 +20,12 @@ class BrokerServicer(purerpc.Servicer):
     async def PublishStream(self, input_messages):
         raise NotImplementedError()
 
+    async def SubscribeBatch(self, input_message):
+        raise NotImplementedError()
+
+    async def FetchRange(self, input_message):
+        raise NotImplementedError()
+
     @property
     def service(self) -> purerpc.Service:
         service_obj = purerpc.Service(
@@ -70,6 +76,24 @@ class BrokerServicer(purerpc.Servicer):
                 broker__pb2.PublishStreamResponse,
             )
         )
+        service_obj.add_method(
+            "SubscribeBatch",
+            self.SubscribeBatch,
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_STREAM,
+                broker__pb2.SubscribeRequest,
+                broker__pb2.MessageBatch,
+            )
+        )
+        service_obj.add_method(
+            "FetchRange",
+            self.FetchRange,
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                broker__pb2.FetchRangeRequest,
+                broker__pb2.FetchRangeResponse,
+            )
+        )
         return service_obj
 
 
@@ -117,5 +141,118 @@ class BrokerStub:
                 purerpc.Cardinality.STREAM_STREAM,
                 broker__pb2.PublishStreamRequest,
                 broker__pb2.PublishStreamResponse,
+            )
+        )
+        self.SubscribeBatch = self._client.get_method_stub(
+            "SubscribeBatch",
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_STREAM,
+                broker__pb2.SubscribeRequest,
+                broker__pb2.MessageBatch,
+            )
+        )
+        self.FetchRange = self._client.get_method_stub(
+            "FetchRange",
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                broker__pb2.FetchRangeRequest,
+                broker__pb2.FetchRangeResponse,
+            )
+        )
+
+
+class AdminServicer(purerpc.Servicer):
+    async def ListSubjects(self, input_message):
+        raise NotImplementedError()
+
+    async def GetSubject(self, input_message):
+        raise NotImplementedError()
+
+    async def PurgeSubject(self, input_message):
+        raise NotImplementedError()
+
+    async def DeleteSubject(self, input_message):
+        raise NotImplementedError()
+
+    @property
+    def service(self) -> purerpc.Service:
+        service_obj = purerpc.Service(
+            "broker.Admin"
+        )
+        service_obj.add_method(
+            "ListSubjects",
+            self.ListSubjects,
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                broker__pb2.ListSubjectsRequest,
+                broker__pb2.ListSubjectsResponse,
+            )
+        )
+        service_obj.add_method(
+            "GetSubject",
+            self.GetSubject,
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                broker__pb2.GetSubjectRequest,
+                broker__pb2.SubjectInfo,
+            )
+        )
+        service_obj.add_method(
+            "PurgeSubject",
+            self.PurgeSubject,
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                broker__pb2.PurgeSubjectRequest,
+                broker__pb2.SubjectInfo,
+            )
+        )
+        service_obj.add_method(
+            "DeleteSubject",
+            self.DeleteSubject,
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                broker__pb2.DeleteSubjectRequest,
+                broker__pb2.SubjectInfo,
+            )
+        )
+        return service_obj
+
+
+class AdminStub:
+    def __init__(self, channel):
+        self._client = purerpc.Client(
+            "broker.Admin",
+            channel
+        )
+        self.ListSubjects = self._client.get_method_stub(
+            "ListSubjects",
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                broker__pb2.ListSubjectsRequest,
+                broker__pb2.ListSubjectsResponse,
+            )
+        )
+        self.GetSubject = self._client.get_method_stub(
+            "GetSubject",
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                broker__pb2.GetSubjectRequest,
+                broker__pb2.SubjectInfo,
+            )
+        )
+        self.PurgeSubject = self._client.get_method_stub(
+            "PurgeSubject",
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                broker__pb2.PurgeSubjectRequest,
+                broker__pb2.SubjectInfo,
+            )
+        )
+        self.DeleteSubject = self._client.get_method_stub(
+            "DeleteSubject",
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                broker__pb2.DeleteSubjectRequest,
+                broker__pb2.SubjectInfo,
             )
         )

@@ -184,3 +184,87 @@ class Ack(_message.Message):
     duplicate: bool
     failed: Failure
     def __init__(self, count: _Optional[int] = ..., first_id: _Optional[int] = ..., published_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., duplicate: _Optional[bool] = ..., failed: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class MessageBatch(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[MessageResponse]
+    def __init__(self, messages: _Optional[_Iterable[_Union[MessageResponse, _Mapping]]] = ...) -> None: ...
+
+class FetchRangeRequest(_message.Message):
+    __slots__ = ("subject", "after_id", "until_id", "max_messages")
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_ID_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_ID_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    subject: str
+    after_id: int
+    until_id: int
+    max_messages: int
+    def __init__(self, subject: _Optional[str] = ..., after_id: _Optional[int] = ..., until_id: _Optional[int] = ..., max_messages: _Optional[int] = ...) -> None: ...
+
+class FetchRangeResponse(_message.Message):
+    __slots__ = ("messages", "scanned_to", "last_id")
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    SCANNED_TO_FIELD_NUMBER: _ClassVar[int]
+    LAST_ID_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[MessageResponse]
+    scanned_to: int
+    last_id: int
+    def __init__(self, messages: _Optional[_Iterable[_Union[MessageResponse, _Mapping]]] = ..., scanned_to: _Optional[int] = ..., last_id: _Optional[int] = ...) -> None: ...
+
+class ListSubjectsRequest(_message.Message):
+    __slots__ = ("prefix", "page_size", "page_token")
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    prefix: str
+    page_size: int
+    page_token: str
+    def __init__(self, prefix: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListSubjectsResponse(_message.Message):
+    __slots__ = ("subjects", "next_page_token")
+    SUBJECTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    subjects: _containers.RepeatedCompositeFieldContainer[SubjectInfo]
+    next_page_token: str
+    def __init__(self, subjects: _Optional[_Iterable[_Union[SubjectInfo, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class SubjectInfo(_message.Message):
+    __slots__ = ("subject", "first_id", "last_id", "first_published_at", "last_published_at", "subscribers")
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_ID_FIELD_NUMBER: _ClassVar[int]
+    LAST_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_PUBLISHED_AT_FIELD_NUMBER: _ClassVar[int]
+    LAST_PUBLISHED_AT_FIELD_NUMBER: _ClassVar[int]
+    SUBSCRIBERS_FIELD_NUMBER: _ClassVar[int]
+    subject: str
+    first_id: int
+    last_id: int
+    first_published_at: _timestamp_pb2.Timestamp
+    last_published_at: _timestamp_pb2.Timestamp
+    subscribers: int
+    def __init__(self, subject: _Optional[str] = ..., first_id: _Optional[int] = ..., last_id: _Optional[int] = ..., first_published_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_published_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., subscribers: _Optional[int] = ...) -> None: ...
+
+class GetSubjectRequest(_message.Message):
+    __slots__ = ("subject",)
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    subject: str
+    def __init__(self, subject: _Optional[str] = ...) -> None: ...
+
+class PurgeSubjectRequest(_message.Message):
+    __slots__ = ("subject", "until_id")
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_ID_FIELD_NUMBER: _ClassVar[int]
+    subject: str
+    until_id: int
+    def __init__(self, subject: _Optional[str] = ..., until_id: _Optional[int] = ...) -> None: ...
+
+class DeleteSubjectRequest(_message.Message):
+    __slots__ = ("subject", "expected_last_id")
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_LAST_ID_FIELD_NUMBER: _ClassVar[int]
+    subject: str
+    expected_last_id: int
+    def __init__(self, subject: _Optional[str] = ..., expected_last_id: _Optional[int] = ...) -> None: ...

@@ -1070,6 +1070,538 @@ func (x *Ack) GetFailed() *Failure {
 	return nil
 }
 
+type MessageBatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At least one; together less than 4 MiB.
+	Messages      []*MessageResponse `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MessageBatch) Reset() {
+	*x = MessageBatch{}
+	mi := &file_broker_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MessageBatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MessageBatch) ProtoMessage() {}
+
+func (x *MessageBatch) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MessageBatch.ProtoReflect.Descriptor instead.
+func (*MessageBatch) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *MessageBatch) GetMessages() []*MessageResponse {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+type FetchRangeRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Subject string                 `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	// Begin after this id; 0: at the first that is kept.
+	AfterId int64 `protobuf:"varint,2,opt,name=after_id,json=afterId,proto3" json:"after_id,omitempty"`
+	// End with this id; 0: with the last there is.
+	UntilId int64 `protobuf:"varint,3,opt,name=until_id,json=untilId,proto3" json:"until_id,omitempty"`
+	// At most so many messages; 0: as many as fit in a response of 4 MiB. Fewer may come all the same.
+	MaxMessages   int32 `protobuf:"varint,4,opt,name=max_messages,json=maxMessages,proto3" json:"max_messages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchRangeRequest) Reset() {
+	*x = FetchRangeRequest{}
+	mi := &file_broker_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchRangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchRangeRequest) ProtoMessage() {}
+
+func (x *FetchRangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchRangeRequest.ProtoReflect.Descriptor instead.
+func (*FetchRangeRequest) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *FetchRangeRequest) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *FetchRangeRequest) GetAfterId() int64 {
+	if x != nil {
+		return x.AfterId
+	}
+	return 0
+}
+
+func (x *FetchRangeRequest) GetUntilId() int64 {
+	if x != nil {
+		return x.UntilId
+	}
+	return 0
+}
+
+func (x *FetchRangeRequest) GetMaxMessages() int32 {
+	if x != nil {
+		return x.MaxMessages
+	}
+	return 0
+}
+
+type FetchRangeResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Messages []*MessageResponse     `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
+	// Every message that is kept up to this id is in this page or before it: the next page begins after it.
+	ScannedTo int64 `protobuf:"varint,2,opt,name=scanned_to,json=scannedTo,proto3" json:"scanned_to,omitempty"`
+	// The subject's last id. The end was reached when scanned_to is not below it, or not below until_id.
+	LastId        int64 `protobuf:"varint,3,opt,name=last_id,json=lastId,proto3" json:"last_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchRangeResponse) Reset() {
+	*x = FetchRangeResponse{}
+	mi := &file_broker_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchRangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchRangeResponse) ProtoMessage() {}
+
+func (x *FetchRangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchRangeResponse.ProtoReflect.Descriptor instead.
+func (*FetchRangeResponse) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *FetchRangeResponse) GetMessages() []*MessageResponse {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+func (x *FetchRangeResponse) GetScannedTo() int64 {
+	if x != nil {
+		return x.ScannedTo
+	}
+	return 0
+}
+
+func (x *FetchRangeResponse) GetLastId() int64 {
+	if x != nil {
+		return x.LastId
+	}
+	return 0
+}
+
+type ListSubjectsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only subjects whose names begin with this.
+	Prefix string `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// At most so many; 0: 100. At most 1,000.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the page before.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSubjectsRequest) Reset() {
+	*x = ListSubjectsRequest{}
+	mi := &file_broker_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSubjectsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSubjectsRequest) ProtoMessage() {}
+
+func (x *ListSubjectsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSubjectsRequest.ProtoReflect.Descriptor instead.
+func (*ListSubjectsRequest) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListSubjectsRequest) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *ListSubjectsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListSubjectsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListSubjectsResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Subjects []*SubjectInfo         `protobuf:"bytes,1,rep,name=subjects,proto3" json:"subjects,omitempty"`
+	// Empty: this was the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSubjectsResponse) Reset() {
+	*x = ListSubjectsResponse{}
+	mi := &file_broker_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSubjectsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSubjectsResponse) ProtoMessage() {}
+
+func (x *ListSubjectsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSubjectsResponse.ProtoReflect.Descriptor instead.
+func (*ListSubjectsResponse) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListSubjectsResponse) GetSubjects() []*SubjectInfo {
+	if x != nil {
+		return x.Subjects
+	}
+	return nil
+}
+
+func (x *ListSubjectsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+type SubjectInfo struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Subject string                 `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	// The first id whose message is kept; last_id + 1: none is.
+	FirstId int64 `protobuf:"varint,2,opt,name=first_id,json=firstId,proto3" json:"first_id,omitempty"`
+	// The last id that was ever given to a message of the subject; 0: none was.
+	LastId int64 `protobuf:"varint,3,opt,name=last_id,json=lastId,proto3" json:"last_id,omitempty"`
+	// When those were published; unset for a message that is not kept.
+	FirstPublishedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=first_published_at,json=firstPublishedAt,proto3" json:"first_published_at,omitempty"`
+	LastPublishedAt  *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_published_at,json=lastPublishedAt,proto3" json:"last_published_at,omitempty"`
+	// Subscriptions at the broker that answers.
+	Subscribers   int64 `protobuf:"varint,6,opt,name=subscribers,proto3" json:"subscribers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubjectInfo) Reset() {
+	*x = SubjectInfo{}
+	mi := &file_broker_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubjectInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubjectInfo) ProtoMessage() {}
+
+func (x *SubjectInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubjectInfo.ProtoReflect.Descriptor instead.
+func (*SubjectInfo) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SubjectInfo) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *SubjectInfo) GetFirstId() int64 {
+	if x != nil {
+		return x.FirstId
+	}
+	return 0
+}
+
+func (x *SubjectInfo) GetLastId() int64 {
+	if x != nil {
+		return x.LastId
+	}
+	return 0
+}
+
+func (x *SubjectInfo) GetFirstPublishedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FirstPublishedAt
+	}
+	return nil
+}
+
+func (x *SubjectInfo) GetLastPublishedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastPublishedAt
+	}
+	return nil
+}
+
+func (x *SubjectInfo) GetSubscribers() int64 {
+	if x != nil {
+		return x.Subscribers
+	}
+	return 0
+}
+
+type GetSubjectRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Subject       string                 `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSubjectRequest) Reset() {
+	*x = GetSubjectRequest{}
+	mi := &file_broker_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSubjectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSubjectRequest) ProtoMessage() {}
+
+func (x *GetSubjectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSubjectRequest.ProtoReflect.Descriptor instead.
+func (*GetSubjectRequest) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *GetSubjectRequest) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+type PurgeSubjectRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Subject string                 `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	// Up to this id; 0: all that is there when the call is made. INVALID_ID: it was never assigned.
+	UntilId       int64 `protobuf:"varint,2,opt,name=until_id,json=untilId,proto3" json:"until_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PurgeSubjectRequest) Reset() {
+	*x = PurgeSubjectRequest{}
+	mi := &file_broker_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PurgeSubjectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PurgeSubjectRequest) ProtoMessage() {}
+
+func (x *PurgeSubjectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PurgeSubjectRequest.ProtoReflect.Descriptor instead.
+func (*PurgeSubjectRequest) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PurgeSubjectRequest) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *PurgeSubjectRequest) GetUntilId() int64 {
+	if x != nil {
+		return x.UntilId
+	}
+	return 0
+}
+
+type DeleteSubjectRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Subject string                 `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	// Only if this is its last id; FAILED_PRECONDITION with reason CONFLICT: it is not.
+	ExpectedLastId *int64 `protobuf:"varint,2,opt,name=expected_last_id,json=expectedLastId,proto3,oneof" json:"expected_last_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DeleteSubjectRequest) Reset() {
+	*x = DeleteSubjectRequest{}
+	mi := &file_broker_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSubjectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSubjectRequest) ProtoMessage() {}
+
+func (x *DeleteSubjectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_broker_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSubjectRequest.ProtoReflect.Descriptor instead.
+func (*DeleteSubjectRequest) Descriptor() ([]byte, []int) {
+	return file_broker_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *DeleteSubjectRequest) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *DeleteSubjectRequest) GetExpectedLastId() int64 {
+	if x != nil && x.ExpectedLastId != nil {
+		return *x.ExpectedLastId
+	}
+	return 0
+}
+
 var File_broker_proto protoreflect.FileDescriptor
 
 const file_broker_proto_rawDesc = "" +
@@ -1154,13 +1686,58 @@ const file_broker_proto_rawDesc = "" +
 	"\bfirst_id\x18\x02 \x01(\x03R\afirstId\x12=\n" +
 	"\fpublished_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vpublishedAt\x12\x1c\n" +
 	"\tduplicate\x18\x04 \x01(\bR\tduplicate\x12'\n" +
-	"\x06failed\x18\x05 \x01(\v2\x0f.broker.FailureR\x06failed2\xdb\x02\n" +
+	"\x06failed\x18\x05 \x01(\v2\x0f.broker.FailureR\x06failed\"C\n" +
+	"\fMessageBatch\x123\n" +
+	"\bmessages\x18\x01 \x03(\v2\x17.broker.MessageResponseR\bmessages\"\x86\x01\n" +
+	"\x11FetchRangeRequest\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12\x19\n" +
+	"\bafter_id\x18\x02 \x01(\x03R\aafterId\x12\x19\n" +
+	"\buntil_id\x18\x03 \x01(\x03R\auntilId\x12!\n" +
+	"\fmax_messages\x18\x04 \x01(\x05R\vmaxMessages\"\x81\x01\n" +
+	"\x12FetchRangeResponse\x123\n" +
+	"\bmessages\x18\x01 \x03(\v2\x17.broker.MessageResponseR\bmessages\x12\x1d\n" +
+	"\n" +
+	"scanned_to\x18\x02 \x01(\x03R\tscannedTo\x12\x17\n" +
+	"\alast_id\x18\x03 \x01(\x03R\x06lastId\"i\n" +
+	"\x13ListSubjectsRequest\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\"o\n" +
+	"\x14ListSubjectsResponse\x12/\n" +
+	"\bsubjects\x18\x01 \x03(\v2\x13.broker.SubjectInfoR\bsubjects\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8f\x02\n" +
+	"\vSubjectInfo\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12\x19\n" +
+	"\bfirst_id\x18\x02 \x01(\x03R\afirstId\x12\x17\n" +
+	"\alast_id\x18\x03 \x01(\x03R\x06lastId\x12H\n" +
+	"\x12first_published_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x10firstPublishedAt\x12F\n" +
+	"\x11last_published_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0flastPublishedAt\x12 \n" +
+	"\vsubscribers\x18\x06 \x01(\x03R\vsubscribers\"-\n" +
+	"\x11GetSubjectRequest\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\"J\n" +
+	"\x13PurgeSubjectRequest\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12\x19\n" +
+	"\buntil_id\x18\x02 \x01(\x03R\auntilId\"t\n" +
+	"\x14DeleteSubjectRequest\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12-\n" +
+	"\x10expected_last_id\x18\x02 \x01(\x03H\x00R\x0eexpectedLastId\x88\x01\x01B\x13\n" +
+	"\x11_expected_last_id2\xe4\x03\n" +
 	"\x06Broker\x12:\n" +
 	"\aPublish\x12\x16.broker.PublishRequest\x1a\x17.broker.PublishResponse\x12@\n" +
 	"\tSubscribe\x12\x18.broker.SubscribeRequest\x1a\x17.broker.MessageResponse0\x01\x126\n" +
 	"\x05Fetch\x12\x14.broker.FetchRequest\x1a\x17.broker.MessageResponse\x12I\n" +
 	"\fPublishBatch\x12\x1b.broker.PublishBatchRequest\x1a\x1c.broker.PublishBatchResponse\x12P\n" +
-	"\rPublishStream\x12\x1c.broker.PublishStreamRequest\x1a\x1d.broker.PublishStreamResponse(\x010\x01b\x06proto3"
+	"\rPublishStream\x12\x1c.broker.PublishStreamRequest\x1a\x1d.broker.PublishStreamResponse(\x010\x01\x12B\n" +
+	"\x0eSubscribeBatch\x12\x18.broker.SubscribeRequest\x1a\x14.broker.MessageBatch0\x01\x12C\n" +
+	"\n" +
+	"FetchRange\x12\x19.broker.FetchRangeRequest\x1a\x1a.broker.FetchRangeResponse2\x96\x02\n" +
+	"\x05Admin\x12I\n" +
+	"\fListSubjects\x12\x1b.broker.ListSubjectsRequest\x1a\x1c.broker.ListSubjectsResponse\x12<\n" +
+	"\n" +
+	"GetSubject\x12\x19.broker.GetSubjectRequest\x1a\x13.broker.SubjectInfo\x12@\n" +
+	"\fPurgeSubject\x12\x1b.broker.PurgeSubjectRequest\x1a\x13.broker.SubjectInfo\x12B\n" +
+	"\rDeleteSubject\x12\x1c.broker.DeleteSubjectRequest\x1a\x13.broker.SubjectInfob\x06proto3"
 
 var (
 	file_broker_proto_rawDescOnce sync.Once
@@ -1175,7 +1752,7 @@ func file_broker_proto_rawDescGZIP() []byte {
 }
 
 var file_broker_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_broker_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_broker_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_broker_proto_goTypes = []any{
 	(SubscribeRequest_SlowPolicy)(0), // 0: broker.SubscribeRequest.SlowPolicy
 	(*PublishRequest)(nil),           // 1: broker.PublishRequest
@@ -1191,45 +1768,71 @@ var file_broker_proto_goTypes = []any{
 	(*PublishStreamRequest)(nil),     // 11: broker.PublishStreamRequest
 	(*PublishStreamResponse)(nil),    // 12: broker.PublishStreamResponse
 	(*Ack)(nil),                      // 13: broker.Ack
-	nil,                              // 14: broker.PublishRequest.HeadersEntry
-	nil,                              // 15: broker.MessageResponse.HeadersEntry
-	nil,                              // 16: broker.Failure.MetadataEntry
-	(*timestamppb.Timestamp)(nil),    // 17: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 18: google.protobuf.Duration
+	(*MessageBatch)(nil),             // 14: broker.MessageBatch
+	(*FetchRangeRequest)(nil),        // 15: broker.FetchRangeRequest
+	(*FetchRangeResponse)(nil),       // 16: broker.FetchRangeResponse
+	(*ListSubjectsRequest)(nil),      // 17: broker.ListSubjectsRequest
+	(*ListSubjectsResponse)(nil),     // 18: broker.ListSubjectsResponse
+	(*SubjectInfo)(nil),              // 19: broker.SubjectInfo
+	(*GetSubjectRequest)(nil),        // 20: broker.GetSubjectRequest
+	(*PurgeSubjectRequest)(nil),      // 21: broker.PurgeSubjectRequest
+	(*DeleteSubjectRequest)(nil),     // 22: broker.DeleteSubjectRequest
+	nil,                              // 23: broker.PublishRequest.HeadersEntry
+	nil,                              // 24: broker.MessageResponse.HeadersEntry
+	nil,                              // 25: broker.Failure.MetadataEntry
+	(*timestamppb.Timestamp)(nil),    // 26: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 27: google.protobuf.Duration
 }
 var file_broker_proto_depIdxs = []int32{
-	14, // 0: broker.PublishRequest.headers:type_name -> broker.PublishRequest.HeadersEntry
-	17, // 1: broker.PublishResponse.published_at:type_name -> google.protobuf.Timestamp
-	17, // 2: broker.SubscribeRequest.at:type_name -> google.protobuf.Timestamp
+	23, // 0: broker.PublishRequest.headers:type_name -> broker.PublishRequest.HeadersEntry
+	26, // 1: broker.PublishResponse.published_at:type_name -> google.protobuf.Timestamp
+	26, // 2: broker.SubscribeRequest.at:type_name -> google.protobuf.Timestamp
 	0,  // 3: broker.SubscribeRequest.slow:type_name -> broker.SubscribeRequest.SlowPolicy
-	17, // 4: broker.MessageResponse.published_at:type_name -> google.protobuf.Timestamp
-	15, // 5: broker.MessageResponse.headers:type_name -> broker.MessageResponse.HeadersEntry
+	26, // 4: broker.MessageResponse.published_at:type_name -> google.protobuf.Timestamp
+	24, // 5: broker.MessageResponse.headers:type_name -> broker.MessageResponse.HeadersEntry
 	6,  // 6: broker.MessageResponse.gap:type_name -> broker.Gap
 	1,  // 7: broker.PublishBatchRequest.messages:type_name -> broker.PublishRequest
 	9,  // 8: broker.PublishBatchResponse.results:type_name -> broker.PublishResult
 	2,  // 9: broker.PublishResult.published:type_name -> broker.PublishResponse
 	10, // 10: broker.PublishResult.failed:type_name -> broker.Failure
-	16, // 11: broker.Failure.metadata:type_name -> broker.Failure.MetadataEntry
-	18, // 12: broker.Failure.retry_delay:type_name -> google.protobuf.Duration
+	25, // 11: broker.Failure.metadata:type_name -> broker.Failure.MetadataEntry
+	27, // 12: broker.Failure.retry_delay:type_name -> google.protobuf.Duration
 	1,  // 13: broker.PublishStreamRequest.messages:type_name -> broker.PublishRequest
 	13, // 14: broker.PublishStreamResponse.acks:type_name -> broker.Ack
-	17, // 15: broker.Ack.published_at:type_name -> google.protobuf.Timestamp
+	26, // 15: broker.Ack.published_at:type_name -> google.protobuf.Timestamp
 	10, // 16: broker.Ack.failed:type_name -> broker.Failure
-	1,  // 17: broker.Broker.Publish:input_type -> broker.PublishRequest
-	3,  // 18: broker.Broker.Subscribe:input_type -> broker.SubscribeRequest
-	4,  // 19: broker.Broker.Fetch:input_type -> broker.FetchRequest
-	7,  // 20: broker.Broker.PublishBatch:input_type -> broker.PublishBatchRequest
-	11, // 21: broker.Broker.PublishStream:input_type -> broker.PublishStreamRequest
-	2,  // 22: broker.Broker.Publish:output_type -> broker.PublishResponse
-	5,  // 23: broker.Broker.Subscribe:output_type -> broker.MessageResponse
-	5,  // 24: broker.Broker.Fetch:output_type -> broker.MessageResponse
-	8,  // 25: broker.Broker.PublishBatch:output_type -> broker.PublishBatchResponse
-	12, // 26: broker.Broker.PublishStream:output_type -> broker.PublishStreamResponse
-	22, // [22:27] is the sub-list for method output_type
-	17, // [17:22] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	5,  // 17: broker.MessageBatch.messages:type_name -> broker.MessageResponse
+	5,  // 18: broker.FetchRangeResponse.messages:type_name -> broker.MessageResponse
+	19, // 19: broker.ListSubjectsResponse.subjects:type_name -> broker.SubjectInfo
+	26, // 20: broker.SubjectInfo.first_published_at:type_name -> google.protobuf.Timestamp
+	26, // 21: broker.SubjectInfo.last_published_at:type_name -> google.protobuf.Timestamp
+	1,  // 22: broker.Broker.Publish:input_type -> broker.PublishRequest
+	3,  // 23: broker.Broker.Subscribe:input_type -> broker.SubscribeRequest
+	4,  // 24: broker.Broker.Fetch:input_type -> broker.FetchRequest
+	7,  // 25: broker.Broker.PublishBatch:input_type -> broker.PublishBatchRequest
+	11, // 26: broker.Broker.PublishStream:input_type -> broker.PublishStreamRequest
+	3,  // 27: broker.Broker.SubscribeBatch:input_type -> broker.SubscribeRequest
+	15, // 28: broker.Broker.FetchRange:input_type -> broker.FetchRangeRequest
+	17, // 29: broker.Admin.ListSubjects:input_type -> broker.ListSubjectsRequest
+	20, // 30: broker.Admin.GetSubject:input_type -> broker.GetSubjectRequest
+	21, // 31: broker.Admin.PurgeSubject:input_type -> broker.PurgeSubjectRequest
+	22, // 32: broker.Admin.DeleteSubject:input_type -> broker.DeleteSubjectRequest
+	2,  // 33: broker.Broker.Publish:output_type -> broker.PublishResponse
+	5,  // 34: broker.Broker.Subscribe:output_type -> broker.MessageResponse
+	5,  // 35: broker.Broker.Fetch:output_type -> broker.MessageResponse
+	8,  // 36: broker.Broker.PublishBatch:output_type -> broker.PublishBatchResponse
+	12, // 37: broker.Broker.PublishStream:output_type -> broker.PublishStreamResponse
+	14, // 38: broker.Broker.SubscribeBatch:output_type -> broker.MessageBatch
+	16, // 39: broker.Broker.FetchRange:output_type -> broker.FetchRangeResponse
+	18, // 40: broker.Admin.ListSubjects:output_type -> broker.ListSubjectsResponse
+	19, // 41: broker.Admin.GetSubject:output_type -> broker.SubjectInfo
+	19, // 42: broker.Admin.PurgeSubject:output_type -> broker.SubjectInfo
+	19, // 43: broker.Admin.DeleteSubject:output_type -> broker.SubjectInfo
+	33, // [33:44] is the sub-list for method output_type
+	22, // [22:33] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_broker_proto_init() }
@@ -1250,15 +1853,16 @@ func file_broker_proto_init() {
 		(*PublishResult_Published)(nil),
 		(*PublishResult_Failed)(nil),
 	}
+	file_broker_proto_msgTypes[21].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_broker_proto_rawDesc), len(file_broker_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   25,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_broker_proto_goTypes,
 		DependencyIndexes: file_broker_proto_depIdxs,

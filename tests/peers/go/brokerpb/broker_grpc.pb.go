@@ -23,11 +23,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Broker_Publish_FullMethodName       = "/broker.Broker/Publish"
-	Broker_Subscribe_FullMethodName     = "/broker.Broker/Subscribe"
-	Broker_Fetch_FullMethodName         = "/broker.Broker/Fetch"
-	Broker_PublishBatch_FullMethodName  = "/broker.Broker/PublishBatch"
-	Broker_PublishStream_FullMethodName = "/broker.Broker/PublishStream"
+	Broker_Publish_FullMethodName        = "/broker.Broker/Publish"
+	Broker_Subscribe_FullMethodName      = "/broker.Broker/Subscribe"
+	Broker_Fetch_FullMethodName          = "/broker.Broker/Fetch"
+	Broker_PublishBatch_FullMethodName   = "/broker.Broker/PublishBatch"
+	Broker_PublishStream_FullMethodName  = "/broker.Broker/PublishStream"
+	Broker_SubscribeBatch_FullMethodName = "/broker.Broker/SubscribeBatch"
+	Broker_FetchRange_FullMethodName     = "/broker.Broker/FetchRange"
 )
 
 // BrokerClient is the client API for Broker service.
@@ -47,6 +49,10 @@ type BrokerClient interface {
 	// Appends messages for as long as the client sends, many on their way at once. Each is acknowledged in the order in
 	// which they were sent; one that is refused does not end the stream. The stream's window is what holds a client back.
 	PublishStream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PublishStreamRequest, PublishStreamResponse], error)
+	// As Subscribe, many messages to a response, for whoever reads much at a time.
+	SubscribeBatch(ctx context.Context, in *SubscribeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[MessageBatch], error)
+	// Returns what is kept of a part of a subject's log, a page at a time.
+	FetchRange(ctx context.Context, in *FetchRangeRequest, opts ...grpc.CallOption) (*FetchRangeResponse, error)
 }
 
 type brokerClient struct {
@@ -119,6 +125,35 @@ func (c *brokerClient) PublishStream(ctx context.Context, opts ...grpc.CallOptio
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Broker_PublishStreamClient = grpc.BidiStreamingClient[PublishStreamRequest, PublishStreamResponse]
 
+func (c *brokerClient) SubscribeBatch(ctx context.Context, in *SubscribeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[MessageBatch], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Broker_ServiceDesc.Streams[2], Broker_SubscribeBatch_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[SubscribeRequest, MessageBatch]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Broker_SubscribeBatchClient = grpc.ServerStreamingClient[MessageBatch]
+
+func (c *brokerClient) FetchRange(ctx context.Context, in *FetchRangeRequest, opts ...grpc.CallOption) (*FetchRangeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FetchRangeResponse)
+	err := c.cc.Invoke(ctx, Broker_FetchRange_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // BrokerServer is the server API for Broker service.
 // All implementations must embed UnimplementedBrokerServer
 // for forward compatibility.
@@ -136,6 +171,10 @@ type BrokerServer interface {
 	// Appends messages for as long as the client sends, many on their way at once. Each is acknowledged in the order in
 	// which they were sent; one that is refused does not end the stream. The stream's window is what holds a client back.
 	PublishStream(grpc.BidiStreamingServer[PublishStreamRequest, PublishStreamResponse]) error
+	// As Subscribe, many messages to a response, for whoever reads much at a time.
+	SubscribeBatch(*SubscribeRequest, grpc.ServerStreamingServer[MessageBatch]) error
+	// Returns what is kept of a part of a subject's log, a page at a time.
+	FetchRange(context.Context, *FetchRangeRequest) (*FetchRangeResponse, error)
 	mustEmbedUnimplementedBrokerServer()
 }
 
@@ -160,6 +199,12 @@ func (UnimplementedBrokerServer) PublishBatch(context.Context, *PublishBatchRequ
 }
 func (UnimplementedBrokerServer) PublishStream(grpc.BidiStreamingServer[PublishStreamRequest, PublishStreamResponse]) error {
 	return status.Error(codes.Unimplemented, "method PublishStream not implemented")
+}
+func (UnimplementedBrokerServer) SubscribeBatch(*SubscribeRequest, grpc.ServerStreamingServer[MessageBatch]) error {
+	return status.Error(codes.Unimplemented, "method SubscribeBatch not implemented")
+}
+func (UnimplementedBrokerServer) FetchRange(context.Context, *FetchRangeRequest) (*FetchRangeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FetchRange not implemented")
 }
 func (UnimplementedBrokerServer) mustEmbedUnimplementedBrokerServer() {}
 func (UnimplementedBrokerServer) testEmbeddedByValue()                {}
@@ -254,6 +299,35 @@ func _Broker_PublishStream_Handler(srv interface{}, stream grpc.ServerStream) er
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Broker_PublishStreamServer = grpc.BidiStreamingServer[PublishStreamRequest, PublishStreamResponse]
 
+func _Broker_SubscribeBatch_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(SubscribeRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(BrokerServer).SubscribeBatch(m, &grpc.GenericServerStream[SubscribeRequest, MessageBatch]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Broker_SubscribeBatchServer = grpc.ServerStreamingServer[MessageBatch]
+
+func _Broker_FetchRange_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FetchRangeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BrokerServer).FetchRange(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Broker_FetchRange_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BrokerServer).FetchRange(ctx, req.(*FetchRangeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Broker_ServiceDesc is the grpc.ServiceDesc for Broker service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -273,6 +347,10 @@ var Broker_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "PublishBatch",
 			Handler:    _Broker_PublishBatch_Handler,
 		},
+		{
+			MethodName: "FetchRange",
+			Handler:    _Broker_FetchRange_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -286,6 +364,241 @@ var Broker_ServiceDesc = grpc.ServiceDesc{
 			ServerStreams: true,
 			ClientStreams: true,
 		},
+		{
+			StreamName:    "SubscribeBatch",
+			Handler:       _Broker_SubscribeBatch_Handler,
+			ServerStreams: true,
+		},
 	},
+	Metadata: "broker.proto",
+}
+
+const (
+	Admin_ListSubjects_FullMethodName  = "/broker.Admin/ListSubjects"
+	Admin_GetSubject_FullMethodName    = "/broker.Admin/GetSubject"
+	Admin_PurgeSubject_FullMethodName  = "/broker.Admin/PurgeSubject"
+	Admin_DeleteSubject_FullMethodName = "/broker.Admin/DeleteSubject"
+)
+
+// AdminClient is the client API for Admin service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// What operators ask and do about subjects.
+type AdminClient interface {
+	// Returns subjects in the order of their UTF-8 bytes, a page at a time.
+	ListSubjects(ctx context.Context, in *ListSubjectsRequest, opts ...grpc.CallOption) (*ListSubjectsResponse, error)
+	// Returns what is known of one subject, also of one that has no message yet.
+	GetSubject(ctx context.Context, in *GetSubjectRequest, opts ...grpc.CallOption) (*SubjectInfo, error)
+	// Drops messages of a subject. Their ids are never used again, and fetching one says EXPIRED_ID.
+	PurgeSubject(ctx context.Context, in *PurgeSubjectRequest, opts ...grpc.CallOption) (*SubjectInfo, error)
+	// Drops all messages of a subject, which is no longer listed until something is published to it. Its ids go on from
+	// its last one then.
+	DeleteSubject(ctx context.Context, in *DeleteSubjectRequest, opts ...grpc.CallOption) (*SubjectInfo, error)
+}
+
+type adminClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewAdminClient(cc grpc.ClientConnInterface) AdminClient {
+	return &adminClient{cc}
+}
+
+func (c *adminClient) ListSubjects(ctx context.Context, in *ListSubjectsRequest, opts ...grpc.CallOption) (*ListSubjectsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSubjectsResponse)
+	err := c.cc.Invoke(ctx, Admin_ListSubjects_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) GetSubject(ctx context.Context, in *GetSubjectRequest, opts ...grpc.CallOption) (*SubjectInfo, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SubjectInfo)
+	err := c.cc.Invoke(ctx, Admin_GetSubject_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) PurgeSubject(ctx context.Context, in *PurgeSubjectRequest, opts ...grpc.CallOption) (*SubjectInfo, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SubjectInfo)
+	err := c.cc.Invoke(ctx, Admin_PurgeSubject_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) DeleteSubject(ctx context.Context, in *DeleteSubjectRequest, opts ...grpc.CallOption) (*SubjectInfo, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SubjectInfo)
+	err := c.cc.Invoke(ctx, Admin_DeleteSubject_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// AdminServer is the server API for Admin service.
+// All implementations must embed UnimplementedAdminServer
+// for forward compatibility.
+//
+// What operators ask and do about subjects.
+type AdminServer interface {
+	// Returns subjects in the order of their UTF-8 bytes, a page at a time.
+	ListSubjects(context.Context, *ListSubjectsRequest) (*ListSubjectsResponse, error)
+	// Returns what is known of one subject, also of one that has no message yet.
+	GetSubject(context.Context, *GetSubjectRequest) (*SubjectInfo, error)
+	// Drops messages of a subject. Their ids are never used again, and fetching one says EXPIRED_ID.
+	PurgeSubject(context.Context, *PurgeSubjectRequest) (*SubjectInfo, error)
+	// Drops all messages of a subject, which is no longer listed until something is published to it. Its ids go on from
+	// its last one then.
+	DeleteSubject(context.Context, *DeleteSubjectRequest) (*SubjectInfo, error)
+	mustEmbedUnimplementedAdminServer()
+}
+
+// UnimplementedAdminServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedAdminServer struct{}
+
+func (UnimplementedAdminServer) ListSubjects(context.Context, *ListSubjectsRequest) (*ListSubjectsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSubjects not implemented")
+}
+func (UnimplementedAdminServer) GetSubject(context.Context, *GetSubjectRequest) (*SubjectInfo, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetSubject not implemented")
+}
+func (UnimplementedAdminServer) PurgeSubject(context.Context, *PurgeSubjectRequest) (*SubjectInfo, error) {
+	return nil, status.Error(codes.Unimplemented, "method PurgeSubject not implemented")
+}
+func (UnimplementedAdminServer) DeleteSubject(context.Context, *DeleteSubjectRequest) (*SubjectInfo, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteSubject not implemented")
+}
+func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
+func (UnimplementedAdminServer) testEmbeddedByValue()               {}
+
+// UnsafeAdminServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to AdminServer will
+// result in compilation errors.
+type UnsafeAdminServer interface {
+	mustEmbedUnimplementedAdminServer()
+}
+
+func RegisterAdminServer(s grpc.ServiceRegistrar, srv AdminServer) {
+	// If the following call panics, it indicates UnimplementedAdminServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Admin_ServiceDesc, srv)
+}
+
+func _Admin_ListSubjects_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSubjectsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ListSubjects(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ListSubjects_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ListSubjects(ctx, req.(*ListSubjectsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_GetSubject_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetSubjectRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).GetSubject(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_GetSubject_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).GetSubject(ctx, req.(*GetSubjectRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_PurgeSubject_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PurgeSubjectRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).PurgeSubject(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_PurgeSubject_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).PurgeSubject(ctx, req.(*PurgeSubjectRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_DeleteSubject_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteSubjectRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).DeleteSubject(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_DeleteSubject_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).DeleteSubject(ctx, req.(*DeleteSubjectRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Admin_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "broker.Admin",
+	HandlerType: (*AdminServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ListSubjects",
+			Handler:    _Admin_ListSubjects_Handler,
+		},
+		{
+			MethodName: "GetSubject",
+			Handler:    _Admin_GetSubject_Handler,
+		},
+		{
+			MethodName: "PurgeSubject",
+			Handler:    _Admin_PurgeSubject_Handler,
+		},
+		{
+			MethodName: "DeleteSubject",
+			Handler:    _Admin_DeleteSubject_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
 	Metadata: "broker.proto",
 }
