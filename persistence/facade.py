@@ -142,7 +142,7 @@ class Swept(NamedTuple):
     """What one step of sweeping did."""
 
     removed: int
-    """Expired messages dropped by this step."""
+    """Messages dropped by this step that had expired, or were purged."""
     more: bool
     """There is more to do now."""
 

@@ -6,17 +6,17 @@ Threads:   the trio thread only. Each method is one checkpoint, and then runs to
 """
 
 from bisect import bisect_left, bisect_right, insort
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from heapq import heappop, heappush
+from collections import deque
+from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Generic, NamedTuple, TypeVar
 
 import trio
 
 from persistence.facade import (
+    KEY_KEPT_MIN_S,
     NO_HEADERS,
     Appended,
+    Conflict,
     Duplicate,
     Durability,
     ExpiredId,
@@ -34,117 +34,15 @@ from persistence.facade import (
 )
 from persistence.guards import judge, key_kept_s, keys_of, out_of_range, sort_out
 from persistence.headers import headers_size_bytes
+from persistence.memory_log import Expiring, Log, Remembered, is_kept
 
 LIMITS = Limits(lanes=1, flush_messages_max=16_384, flush_bytes_max=64 * 1024 * 1024, expiration_max_s=2**31 - 1)
 SWEEP_MESSAGES_MAX = 2_000
 """Messages, and keys, that one step of `MemoryStore.sweep` drops at most: about a millisecond."""
 
 _GROUP = attrgetter("group")
-_SEGMENT_BITS = 8
 _ABSENT = Register(b"", 0)
-
-_Kept = tuple[int, bytes, Mapping[str, bytes], int, int | None]
-"""The fields of a `Record`, as a plain tuple: the garbage collector stops looking at those (a third of an append)."""
-
-E = TypeVar("E")
-
-
-class _Remembered(NamedTuple):
-    """What was appended with an idempotency key."""
-
-    message: Duplicate
-    expires_us: int | None
-
-
-class _Expiring(Generic[E]):
-    """What is to be dropped, by when."""
-
-    def __init__(self) -> None:
-        self._entries: defaultdict[int, list[E]] = defaultdict(list)
-        self._times: list[int] = []  # a heap of the keys of _entries
-
-    def add(self, expires_us: int, entry: E) -> None:
-        self.entries_at(expires_us).append(entry)
-
-    def entries_at(self, expires_us: int) -> list[E]:
-        """Return where entries for that time are put. At least one has to be, before others are taken."""
-        due = self._entries[expires_us]
-        if not due:
-            heappush(self._times, expires_us)
-        return due
-
-    def is_due(self, now_us: int) -> bool:
-        return bool(self._times) and self._times[0] <= now_us
-
-    def take_due(self, now_us: int, limit: int) -> list[E]:
-        """Return and forget up to ``limit`` entries that are due."""
-        taken: list[E] = []
-        while self.is_due(now_us) and len(taken) < limit:
-            due = self._entries[self._times[0]]
-            rest = max(0, len(due) - (limit - len(taken)))
-            taken += due[rest:]
-            del due[rest:]
-            if not due:
-                del self._entries[heappop(self._times)]
-        return taken
-
-
-class _Log:
-    """One subject's messages, in segments of 256 ids.
-
-    An emptied segment is dropped whole, which gives its memory back, and reading over a long hole costs nothing.
-    """
-
-    __slots__ = ("_numbers", "_segments", "keys", "last_id", "last_time_us")
-
-    def __init__(self) -> None:
-        self.last_id = 0
-        self.last_time_us = 0
-        self.keys: dict[str, _Remembered] = {}
-        self._segments: dict[int, dict[int, _Kept]] = {}
-        self._numbers: list[int] = []
-
-    def keep(self, id_: int, kept: _Kept) -> None:
-        """Add a message, whose id is above all before it."""
-        number = id_ >> _SEGMENT_BITS
-        segment = self._segments.get(number)
-        if segment is None:
-            segment = self._segments[number] = {}
-            self._numbers.append(number)
-        segment[id_] = kept
-
-    def drop(self, id_: int) -> None:
-        number = id_ >> _SEGMENT_BITS
-        segment = self._segments[number]
-        del segment[id_]
-        if not segment:
-            del self._segments[number]
-            del self._numbers[bisect_left(self._numbers, number)]
-
-    def get(self, id_: int) -> Record | None:
-        segment = self._segments.get(id_ >> _SEGMENT_BITS, {})
-        return Record(*segment[id_]) if id_ in segment else None
-
-    def after(self, after_id: int, limit: int) -> list[Record]:
-        """Return up to ``limit`` records with ids above ``after_id``, expired ones among them."""
-        found: list[_Kept] = []
-        for index in range(bisect_left(self._numbers, (after_id + 1) >> _SEGMENT_BITS), len(self._numbers)):
-            segment = self._segments[self._numbers[index]]
-            found.extend(kept for id_, kept in segment.items() if id_ > after_id)
-            if len(found) >= limit:
-                break
-        return [Record(*kept) for kept in found[:limit]]
-
-    def first_kept(self, now_us: int) -> int:
-        """Return the lowest id still kept; ``last_id + 1`` when none is."""
-        for number in self._numbers:
-            for id_, (*_, expires_us) in self._segments[number].items():
-                if _is_kept(expires_us, now_us):
-                    return id_
-        return self.last_id + 1
-
-
-_NO_LOG = _Log()
+_NO_LOG = Log()
 _NOTHING: list[tuple[str, int]] = []
 
 
@@ -153,10 +51,12 @@ class MemoryStore(Store):
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
-        self._logs: dict[str, _Log] = {}
+        self._logs: dict[str, Log] = {}
         self._subjects: list[str] = []  # sorted; the order of code points is that of their UTF-8 bytes
-        self._expiring: _Expiring[tuple[str, int]] = _Expiring()
-        self._expiring_keys: _Expiring[tuple[str, str]] = _Expiring()
+        self._expiring: Expiring[tuple[str, int]] = Expiring()
+        self._expiring_keys: Expiring[tuple[str, str]] = Expiring()
+        self._purged: deque[str] = deque()
+        self._purged_keys: deque[tuple[int, str, int]] = deque()  # when they may go, of which subject, up to which id
         self._registers: dict[str, Register] = {}
         self._last_version = 0
 
@@ -182,6 +82,8 @@ class MemoryStore(Store):
                     continue
             if subject != log_of:
                 log_of, log = subject, self._logs.get(subject) or self._new_log(subject)
+                if not log.listed:
+                    self._list(subject, log)
                 log.last_time_us = max(now_us, log.last_time_us)
             log.last_id = id_ = log.last_id + 1
             time_us = log.last_time_us
@@ -209,7 +111,7 @@ class MemoryStore(Store):
         records: list[Record] = []
         scanned_to, size = after_id, 0
         for record in candidates:
-            if _is_kept(record.expires_us, now_us):
+            if is_kept(record.expires_us, now_us):
                 size += len(record.body) + headers_size_bytes(record.headers)
                 if records and size > max_bytes:
                     return Page(records, scanned_to, log.last_id)
@@ -235,6 +137,42 @@ class MemoryStore(Store):
         await trio.lowlevel.checkpoint()
         start = bisect_right(self._subjects, after)
         return self._subjects[start : start + limit]
+
+    async def purge(self, subject: str, until_id: int) -> int:
+        await trio.lowlevel.checkpoint()
+        log = self._logs.get(subject, _NO_LOG)
+        self._purge(subject, log, min(until_id, log.last_id))
+        return log.last_id
+
+    async def delete_subject(self, subject: str, last_id: int) -> Conflict | None:
+        await trio.lowlevel.checkpoint()
+        log = self._logs.get(subject, _NO_LOG)
+        if log.last_id != last_id:
+            return Conflict(log.last_id)
+        self._purge(subject, log, last_id)
+        if log.listed and log is not _NO_LOG:
+            del self._subjects[bisect_left(self._subjects, subject)]
+            log.listed = False
+        return None
+
+    async def restore(self, subject: str, records: Sequence[Record], last_id: int) -> int:
+        await trio.lowlevel.checkpoint()
+        log = self._logs.get(subject)
+        before_id = log.last_id if log else 0
+        new = [record for record in records if record.id > before_id]
+        last_id = max([last_id, *(record.id for record in new)])
+        if last_id <= before_id:
+            return 0
+        log = log or self._new_log(subject)
+        if not log.listed:
+            self._list(subject, log)
+        for record in new:
+            log.keep(record.id, (record.id, record.body, dict(record.headers), record.time_us, record.expires_us))
+            log.last_time_us = max(log.last_time_us, record.time_us)
+            if record.expires_us is not None:
+                self._expiring.add(record.expires_us, (subject, record.id))
+        log.last_id = last_id
+        return len(new)
 
     async def load(self, name: str) -> Register | None:
         await trio.lowlevel.checkpoint()
@@ -264,13 +202,15 @@ class MemoryStore(Store):
         await trio.lowlevel.checkpoint()
         now_us = self._clock()
         due = self._expiring.take_due(now_us, SWEEP_MESSAGES_MAX)
-        for subject, id_ in due:
-            self._logs[subject].drop(id_)
+        removed = sum(self._logs[subject].drop(id_) for subject, id_ in due)
         for subject, key in self._expiring_keys.take_due(now_us, SWEEP_MESSAGES_MAX):
             keys = self._logs[subject].keys
-            if key in keys and not _is_kept(keys[key].expires_us, now_us):  # else it was used again
+            if key in keys and not is_kept(keys[key].expires_us, now_us):  # else it was used again
                 del keys[key]
-        return Swept(len(due), more=self._expiring.is_due(now_us) or self._expiring_keys.is_due(now_us))
+        dropped, more = self._sweep_purged(now_us)
+        return Swept(
+            removed + dropped, more=more or self._expiring.is_due(now_us) or self._expiring_keys.is_due(now_us)
+        )
 
     async def now(self) -> int:
         await trio.lowlevel.checkpoint()
@@ -287,10 +227,39 @@ class MemoryStore(Store):
             meaning="NOT DURABLE: acknowledged messages do not outlive the process",
         )
 
-    def _new_log(self, subject: str) -> _Log:
-        log = self._logs[subject] = _Log()
+    def _new_log(self, subject: str) -> Log:
+        log = self._logs[subject] = Log()
         insort(self._subjects, subject)
         return log
+
+    def _list(self, subject: str, log: Log) -> None:
+        """List a subject again that was deleted."""
+        insort(self._subjects, subject)
+        log.listed = True
+
+    def _purge(self, subject: str, log: Log, until_id: int) -> None:
+        if until_id <= log.floor:
+            return
+        log.floor = until_id
+        self._purged.append(subject)
+        forget_us = max(self._clock(), log.last_time_us) + KEY_KEPT_MIN_S * 1_000_000
+        self._purged_keys.append((forget_us, subject, until_id))
+
+    def _sweep_purged(self, now_us: int) -> tuple[int, bool]:
+        """Drop some of what was purged; return how many messages, and whether there is more to drop now."""
+        dropped = 0
+        if self._purged:
+            dropped = self._logs[self._purged[0]].drop_purged(SWEEP_MESSAGES_MAX)
+            if not dropped:
+                self._purged.popleft()
+        if self._keys_are_due(now_us):
+            _, subject, until_id = self._purged_keys[0]
+            if not self._logs[subject].forget_purged_keys(until_id, SWEEP_MESSAGES_MAX):
+                self._purged_keys.popleft()
+        return dropped, bool(self._purged) or self._keys_are_due(now_us)
+
+    def _keys_are_due(self, now_us: int) -> bool:
+        return bool(self._purged_keys) and self._purged_keys[0][0] <= now_us
 
     def _judge(self, message: NewMessage, now_us: int) -> Outcome:
         (outcome,) = self._judge_all([message], now_us)
@@ -304,7 +273,7 @@ class MemoryStore(Store):
         known = {
             key: remembered.message
             for key in keys_of(messages)
-            if (remembered := log.keys.get(key)) and _is_kept(remembered.expires_us, now_us)
+            if (remembered := log.keys.get(key)) and is_kept(remembered.expires_us, now_us)
         }
         return judge(messages, log.last_id, max(now_us, log.last_time_us), known)
 
@@ -321,7 +290,9 @@ class MemoryStore(Store):
         if kept_s is not None:
             expires_us = message.time_us + kept_s * 1_000_000
             self._expiring_keys.add(expires_us, (subject, key))
-        self._logs[subject].keys[key] = _Remembered(message, expires_us)
+        keys = self._logs[subject].keys
+        keys.pop(key, None)  # one that has expired: the new one is the last
+        keys[key] = Remembered(message, expires_us)
 
     def _get(self, subject: str, id_: int, now_us: int) -> Record | InvalidId | ExpiredId:
         log = self._logs.get(subject)
@@ -330,10 +301,6 @@ class MemoryStore(Store):
         if not 1 <= id_ <= log.last_id:
             return InvalidId(log.last_id)
         record = log.get(id_)
-        if record is None or not _is_kept(record.expires_us, now_us):
+        if record is None or not is_kept(record.expires_us, now_us):
             return ExpiredId(log.last_id)
         return record
-
-
-def _is_kept(expires_us: int | None, now_us: int) -> bool:
-    return expires_us is None or now_us < expires_us

@@ -201,7 +201,7 @@ async def test_no_schema_and_no_migration(postgres_url: str) -> None:
         pass
 
 
-async def test_a_schema_of_the_first_version_keeps_what_it_has_and_learns_keys(
+async def test_a_schema_of_the_first_version_keeps_what_it_has_and_learns_keys_and_purging(
     postgres_url: str, outside: Outside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patching:
@@ -213,7 +213,10 @@ async def test_a_schema_of_the_first_version_keeps_what_it_has_and_learns_keys(
     keyed = message()._replace(idempotency_key="k")
     async with open_store(postgres_url) as store:
         assert [outcome[0] for outcome in await store.append([keyed, keyed])] == [2, 2]
+        assert await store.subjects() == ["orders"]
         assert [record.body for record in await read_all(store)] == [b"first", b"x"]
+        assert await store.delete_subject("orders", 2) is None
+        assert await store.subjects() == []
 
 
 async def test_an_older_schema_is_brought_up_to_date(

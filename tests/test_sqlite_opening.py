@@ -197,7 +197,7 @@ async def test_an_old_sqlite_library_is_refused(path: Path, monkeypatch: pytest.
     assert "3.35 or later is needed" in await refusal(url_of(path))
 
 
-async def test_a_file_of_the_first_version_keeps_what_it_has_and_learns_keys(
+async def test_a_file_of_the_first_version_keeps_what_it_has_and_learns_keys_and_purging(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patching:
@@ -212,8 +212,11 @@ async def test_a_file_of_the_first_version_keeps_what_it_has_and_learns_keys(
     keyed = MESSAGE._replace(idempotency_key="k")
     async with open_store(url_of(path)) as store:
         assert [outcome[0] for outcome in await store.append([keyed, keyed])] == [2, 2]
+        assert await store.subjects() == ["orders"]
         page = await store.read("orders", 0, max_messages=10, max_bytes=10)
         assert [record.body for record in page.records] == [b"a", b"x"]
+        assert await store.delete_subject("orders", 2) is None
+        assert await store.subjects() == []
 
 
 async def test_an_old_file_is_upgraded_once_though_two_open_it_at_once(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from persistence import NewMessage, Store, open_store
-from persistence.sqlite import reading, sweeping, writing
+from persistence.sqlite import purging, reading, sweeping, writing
 
 MIB = 1024 * 1024
 
@@ -161,11 +161,15 @@ async def test_no_statement_walks_a_whole_table(path: Path) -> None:
         outside = sqlite3.connect(path)
         statements = {
             reading._SUBJECT: 1,
-            reading._FIRST_KEPT: 2,
+            reading._FIRST_KEPT: 3,
+            reading._SUBJECTS: 2,
             sweeping._DUE: 2,
             sweeping._DROP: 2,
             writing._NEXT_IDS: 3,
-            "SELECT name FROM subjects WHERE name > ? ORDER BY name LIMIT ?": 2,
+            purging._PURGED: 4,
+            purging._DROP: 3,
+            purging._KEYS_TO_DROP: 1,
+            purging._KEYS: 3,
         }
         plans = {sql: outside.execute(f"EXPLAIN QUERY PLAN {sql}", [1] * count) for sql, count in statements.items()}
         named = {"now_us": 1, "subject_id": 1, "after_id": 1, "max_messages": 1, "subject": "s", "id": 1}

@@ -16,6 +16,7 @@ import persistence
 from metrics import MessageMetrics, StoreMetrics
 from persistence import (
     Appended,
+    Conflict,
     Duplicate,
     Durability,
     ExpiredId,
@@ -104,6 +105,18 @@ class MeasuredStore(Store):
     async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
         with self.measuring("subjects"):
             return await self._store.subjects(after, limit=limit)
+
+    async def purge(self, subject: str, until_id: int) -> int:
+        with self.measuring("purge"):
+            return await self._store.purge(subject, until_id)
+
+    async def delete_subject(self, subject: str, last_id: int) -> Conflict | None:
+        with self.measuring("delete_subject"):
+            return await self._store.delete_subject(subject, last_id)
+
+    async def restore(self, subject: str, records: Sequence[Record], last_id: int) -> int:
+        with self.measuring("restore"):
+            return await self._store.restore(subject, records, last_id)
 
     async def load(self, name: str) -> Register | None:
         with self.measuring("load"):

@@ -37,7 +37,8 @@ WITH fence AS MATERIALIZED (
     SELECT new.name, new.count, clock_timestamp()
     FROM fence, unnest($4::text[], $5::int[]) WITH ORDINALITY AS new (name, count, place) ORDER BY new.place
     ON CONFLICT (name) DO UPDATE
-    SET last_id = subject.last_id + excluded.last_id, last_at = greatest(subject.last_at, clock_timestamp())
+    SET last_id = subject.last_id + excluded.last_id, last_at = greatest(subject.last_at, clock_timestamp()),
+        listed = true
     RETURNING id, name, last_id, last_at
 ), flushed AS MATERIALIZED (
     SELECT array_agg(id) AS subject_ids, array_agg(last_id) AS last_ids, array_agg(last_at) AS times

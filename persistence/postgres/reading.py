@@ -25,7 +25,7 @@ _PAGE = """
             SELECT id, CASE WHEN expires_at <= clock.now THEN NULL ELSE body END AS body,
                    headers, published_at, expires_at
             FROM trio_broker.messages, clock
-            WHERE subject_id = subject.id AND id > %(after_id)s::bigint
+            WHERE subject_id = subject.id AND id > greatest(%(after_id)s::bigint, subject.floor)
             ORDER BY id LIMIT %(max_messages)s::bigint
         ) AS found
     ) AS page ON coalesce(page.before, 0) <= %(max_bytes)s::bigint
@@ -38,18 +38,20 @@ _MESSAGES = """
            message.headers, message.published_at, message.expires_at
     FROM clock CROSS JOIN unnest(%s::text[], %s::bigint[]) WITH ORDINALITY AS key (subject, id, place)
     LEFT JOIN trio_broker.subjects AS subject ON subject.name = key.subject
-    LEFT JOIN trio_broker.messages AS message ON message.subject_id = subject.id AND message.id = key.id
+    LEFT JOIN trio_broker.messages AS message
+        ON message.subject_id = subject.id AND message.id = key.id AND message.id > subject.floor
     ORDER BY key.place
 """
 _HEAD = """
     SELECT last_id, (
         SELECT id FROM trio_broker.messages
-        WHERE subject_id = subject.id AND (expires_at IS NULL OR expires_at > (SELECT clock_timestamp()))
+        WHERE subject_id = subject.id AND id > subject.floor
+            AND (expires_at IS NULL OR expires_at > (SELECT clock_timestamp()))
         ORDER BY id LIMIT 1
     )
     FROM trio_broker.subjects AS subject WHERE name = %s
 """
-_SUBJECTS = "SELECT name FROM trio_broker.subjects WHERE name > %s ORDER BY name LIMIT %s"
+_SUBJECTS = "SELECT name FROM trio_broker.subjects WHERE name > %s AND listed ORDER BY name LIMIT %s"
 
 
 def read_page(connection: Connection, subject: str, after_id: int, max_messages: int, max_bytes: int) -> Page:

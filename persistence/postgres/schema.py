@@ -74,7 +74,26 @@ CREATE TABLE trio_broker.keys (
 CREATE INDEX keys_expiry ON trio_broker.keys (expires_at) WHERE expires_at IS NOT NULL;
 """
 
-STEPS = (_FIRST, _KEYS)
+_FLOORS = """
+-- Messages up to its floor are no longer kept; a subject that was deleted is not listed.
+ALTER TABLE trio_broker.subjects
+    ADD COLUMN floor bigint NOT NULL DEFAULT 0, ADD COLUMN listed boolean NOT NULL DEFAULT true;
+
+-- A row for each purge until nothing is left of what it purged: the messages above `dropped_id` and, from `forget_at`
+-- on, the keys above `dropped_key`.
+CREATE TABLE trio_broker.purges (
+    subject_id bigint NOT NULL,
+    until_id bigint NOT NULL,
+    dropped_id bigint NOT NULL,
+    forget_at timestamptz NOT NULL,
+    dropped_key bytea NOT NULL,
+    PRIMARY KEY (subject_id, until_id)
+);
+CREATE INDEX purges_messages ON trio_broker.purges (subject_id, until_id) WHERE dropped_id < until_id;
+CREATE INDEX purges_keys ON trio_broker.purges (forget_at);
+"""
+
+STEPS = (_FIRST, _KEYS, _FLOORS)
 """Step n makes a database of version n from one of version n - 1. A released step never changes."""
 
 _MAKE_SCHEMA = """

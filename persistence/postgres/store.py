@@ -14,6 +14,7 @@ import trio
 from persistence import threads
 from persistence.errors import OutcomeUnknown, StoreUnavailable
 from persistence.facade import (
+    Conflict,
     Durability,
     ExpiredId,
     Head,
@@ -30,7 +31,7 @@ from persistence.facade import (
     Swept,
     Wakeups,
 )
-from persistence.postgres import reading, registers
+from persistence.postgres import purging, reading, registers
 from persistence.postgres.flush import EXPIRATION_MAX_S
 from persistence.postgres.opening import Database, open_database
 from persistence.postgres.pool import Pool
@@ -91,6 +92,15 @@ class PostgresStore(Store):
 
     async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
         return await self._pool.read(reading.list_subjects, after, limit)
+
+    async def purge(self, subject: str, until_id: int) -> int:
+        return await self._pool.change(purging.purge, subject, until_id)
+
+    async def delete_subject(self, subject: str, last_id: int) -> Conflict | None:
+        return await self._pool.change(purging.delete_subject, subject, last_id)
+
+    async def restore(self, subject: str, records: Sequence[Record], last_id: int) -> int:
+        return await self._pool.change(purging.restore, subject, records, last_id)
 
     async def load(self, name: str) -> Register | None:
         return await self._pool.read(registers.load_register, name)

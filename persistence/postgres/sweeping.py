@@ -1,4 +1,4 @@
-"""Drop messages and keys that have expired, a few milliseconds at a time; and the rows of writers that are gone.
+"""Drop messages and keys that have expired or were purged, a few milliseconds at a time; and rows of writers now gone.
 
 Owns:      how much one step does, and from where on it looks.
 Not here:  when to sweep, and how often (the broker); giving space back, which is autovacuum's.
@@ -13,6 +13,7 @@ import psycopg
 
 from persistence.facade import Swept
 from persistence.postgres.connection import Connection
+from persistence.postgres.purging import drop_purged
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +71,13 @@ class Sweeper:
 
     def sweep(self, connection: Connection) -> Swept:
         """Do one step."""
-        swept = self._messages.sweep(connection)
-        return swept if swept.more else Swept(swept.removed, self._keys.sweep(connection).more)
+        removed, more = self._messages.sweep(connection)
+        if not more:
+            more = self._keys.sweep(connection).more
+        if not more:
+            purged, more = drop_purged(connection, SWEEPING, MESSAGES_MAX, BYTES_MAX)
+            removed += purged
+        return Swept(removed, more)
 
 
 class _Table:

@@ -15,7 +15,7 @@ from persistence.headers import decode_headers, headers_size_bytes
 
 Clock = Callable[[], int]
 
-_SUBJECT = "SELECT id, last_id FROM subjects WHERE name = ?"
+_SUBJECT = "SELECT id, last_id, floor FROM subjects WHERE name = ?"
 # NULL for a body that has expired: it is not read from the disk
 _PAGE = """
     SELECT id, CASE WHEN expires_us <= :now_us THEN NULL ELSE body END, headers, time_us, expires_us
@@ -23,12 +23,15 @@ _PAGE = """
 """
 _MESSAGE = """
     SELECT last_id, CASE WHEN expires_us <= :now_us THEN NULL ELSE body END, headers, time_us, expires_us
-    FROM subjects LEFT JOIN messages ON messages.subject_id = subjects.id AND messages.id = :id
+    FROM subjects LEFT JOIN messages
+        ON messages.subject_id = subjects.id AND messages.id = :id AND messages.id > subjects.floor
     WHERE subjects.name = :subject
 """
 _FIRST_KEPT = """
-    SELECT id FROM messages WHERE subject_id = ? AND (expires_us IS NULL OR expires_us > ?) ORDER BY id LIMIT 1
+    SELECT id FROM messages
+    WHERE subject_id = ? AND id > ? AND (expires_us IS NULL OR expires_us > ?) ORDER BY id LIMIT 1
 """
+_SUBJECTS = "SELECT name FROM subjects WHERE name > ? AND listed ORDER BY name LIMIT ?"
 
 
 def read_page(
@@ -38,10 +41,10 @@ def read_page(
         found = connection.execute(_SUBJECT, (subject,)).fetchone()
         if found is None:
             return Page([], after_id, 0)
-        subject_id, last_id = found
+        subject_id, last_id, floor = found
         parameters = {
             "subject_id": subject_id,
-            "after_id": after_id,
+            "after_id": max(after_id, floor),
             "max_messages": max_messages,
             "now_us": clock(),
         }
@@ -88,13 +91,13 @@ def read_head(connection: sqlite3.Connection, clock: Clock, subject: str) -> Hea
         found = connection.execute(_SUBJECT, (subject,)).fetchone()
         if found is None:
             return Head(1, 0)
-        subject_id, last_id = found
-        first = connection.execute(_FIRST_KEPT, (subject_id, clock())).fetchone()
+        subject_id, last_id, floor = found
+        first = connection.execute(_FIRST_KEPT, (subject_id, floor, clock())).fetchone()
         return Head(first[0] if first else last_id + 1, last_id)
 
 
 def list_subjects(connection: sqlite3.Connection, after: str, limit: int) -> list[str]:
-    rows = connection.execute("SELECT name FROM subjects WHERE name > ? ORDER BY name LIMIT ?", (after, limit))
+    rows = connection.execute(_SUBJECTS, (after, limit))
     return [name for (name,) in rows]
 
 

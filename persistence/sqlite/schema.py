@@ -62,7 +62,27 @@ _KEYS = (
     "CREATE INDEX keys_expiry ON keys (expires_us) WHERE expires_us IS NOT NULL",
 )
 
-STEPS = (_FIRST, _KEYS)
+_FLOORS = (
+    # Messages up to its floor are no longer kept; a subject that was deleted is not listed.
+    "ALTER TABLE subjects ADD COLUMN floor INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE subjects ADD COLUMN listed INTEGER NOT NULL DEFAULT 1",
+    # A row for each purge until nothing is left of what it purged: the messages above `dropped_id` and, from
+    # `forget_us` on, the keys above `dropped_key`.
+    """
+    CREATE TABLE purges (
+        subject_id INTEGER NOT NULL REFERENCES subjects (id),
+        until_id INTEGER NOT NULL,
+        dropped_id INTEGER NOT NULL,
+        forget_us INTEGER NOT NULL,
+        dropped_key TEXT NOT NULL,
+        PRIMARY KEY (subject_id, until_id)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX purges_messages ON purges (subject_id, until_id) WHERE dropped_id < until_id",
+    "CREATE INDEX purges_keys ON purges (forget_us)",
+)
+
+STEPS = (_FIRST, _KEYS, _FLOORS)
 """Step n makes a file of version n from one of version n - 1. A released step never changes."""
 
 

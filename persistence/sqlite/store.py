@@ -12,6 +12,7 @@ from functools import partial
 
 from persistence import threads
 from persistence.facade import (
+    Conflict,
     Durability,
     ExpiredId,
     Head,
@@ -27,7 +28,7 @@ from persistence.facade import (
     Store,
     Swept,
 )
-from persistence.sqlite import reading
+from persistence.sqlite import purging, reading
 from persistence.sqlite.opening import Database, open_database
 from persistence.sqlite.pool import ReaderPool
 from persistence.sqlite.sweeping import sweep
@@ -92,6 +93,15 @@ class SQLiteStore(Store):
 
     async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
         return await self._reading.run(reading.list_subjects, after, limit)
+
+    async def purge(self, subject: str, until_id: int) -> int:
+        return await self._writing.run(purging.purge, self._writer, self._clock, subject, until_id)
+
+    async def delete_subject(self, subject: str, last_id: int) -> Conflict | None:
+        return await self._writing.run(purging.delete_subject, self._writer, self._clock, subject, last_id)
+
+    async def restore(self, subject: str, records: Sequence[Record], last_id: int) -> int:
+        return await self._writing.run(purging.restore, self._writer, subject, records, last_id)
 
     async def load(self, name: str) -> Register | None:
         return await self._reading.run(reading.load_register, name)

@@ -1,4 +1,4 @@
-"""Drop what has expired and give its space back, a few milliseconds at a time.
+"""Drop what has expired or was purged and give its space back, a few milliseconds at a time.
 
 Owns:      how much one step does, and how much free space a file keeps for what comes next.
 Not here:  when to sweep, and how often (the broker).
@@ -9,6 +9,7 @@ import sqlite3
 from pathlib import Path
 
 from persistence.facade import Swept
+from persistence.sqlite import purging
 from persistence.sqlite.connection import WAL_KEPT_BYTES, Locked
 from persistence.sqlite.writing import Writer
 
@@ -45,6 +46,10 @@ def sweep(writer: Writer, path: Path, now_us: int) -> Swept:
             if due or keys_due:
                 removed = _drop(writer, now_us, due, keys_due)
                 more = more or keys_due == KEYS_MAX
+            if not more:
+                purged = purging.drop_messages(writer, MESSAGES_MAX, BYTES_MAX)
+                more = purged.more or purging.drop_keys(writer, now_us, KEYS_MAX)
+                removed += purged.removed
             with writer.connection() as connection:
                 if not more:
                     more = _give_back(connection)

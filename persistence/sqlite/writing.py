@@ -24,7 +24,7 @@ EXPIRATION_MAX_S = 2**31 - 1
 _NEXT_IDS = """
     INSERT INTO subjects (name, last_id, last_time_us) VALUES (?, ?, ?)
     ON CONFLICT (name) DO UPDATE
-    SET last_id = last_id + excluded.last_id, last_time_us = max(last_time_us, excluded.last_time_us)
+    SET last_id = last_id + excluded.last_id, last_time_us = max(last_time_us, excluded.last_time_us), listed = 1
     RETURNING id, last_id, last_time_us
 """
 _MESSAGES = "INSERT INTO messages (subject_id, id, time_us, expires_us, headers, body) VALUES "
@@ -84,7 +84,7 @@ class Writer:
                         rows += (subject_id, id_, time_us, expires_us, encode_headers(headers), body)
                     if key:
                         keys += (subject_id, key, id_, time_us, _after(time_us, key_kept_s(expiration_s)))
-            _insert(connection, _MESSAGES, 6, rows)
+            insert_messages(connection, rows)
             _insert(connection, _KEYS, 5, keys)
         return outcomes
 
@@ -188,6 +188,11 @@ def _known(connection: sqlite3.Connection, subject_id: int, keys: Sequence[str],
 
 def _after(time_us: int, seconds: int | None) -> int | None:
     return None if seconds is None else time_us + seconds * 1_000_000
+
+
+def insert_messages(connection: sqlite3.Connection, values: Sequence[_Value]) -> None:
+    """Insert messages: the subject's row, id, time, expiry, encoded headers and body of each, one after another."""
+    _insert(connection, _MESSAGES, 6, values)
 
 
 def _insert(connection: sqlite3.Connection, statement: str, columns: int, values: Sequence[_Value]) -> None:

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 from contract_kit import Clock, ids, message, read_all
 
-from persistence import Appended, Key, Store
+from persistence import Appended, Key, Record, Store
 
 
 async def test_many_tasks_get_unique_contiguous_ids_in_order(store: Store) -> None:
@@ -73,6 +73,9 @@ CALLS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "get": lambda store: store.get([Key("orders", 1)]),
     "head": lambda store: store.head("orders"),
     "subjects": lambda store: store.subjects(),
+    "purge": lambda store: store.purge("orders", 1),
+    "delete_subject": lambda store: store.delete_subject("orders", 0),
+    "restore": lambda store: store.restore("orders", [Record(1, b"x", {}, 1, None)], 1),
     "load": lambda store: store.load("a"),
     "list": lambda store: store.list(""),
     "compare_and_set": lambda store: store.compare_and_set("a", b"1", version=0),

@@ -64,6 +64,8 @@ class Slot(NamedTuple):
 class Model:
     clock: Clock
     logs: dict[str, list[Slot]] = field(default_factory=dict)
+    floors: dict[str, int] = field(default_factory=dict)
+    deleted: set[str] = field(default_factory=set)
     registers: dict[str, Register] = field(default_factory=dict)
     versions_used: set[int] = field(default_factory=lambda: {0})
 
@@ -83,6 +85,7 @@ class Model:
         record = Record(len(log) + 1, message.body, message.headers, time_us, expires_us)
         slot = Slot(record, message.expiration_s != 0, message.idempotency_key, key_expires_us)
         self.logs.setdefault(message.subject, []).append(slot)
+        self.deleted.discard(message.subject)
         return Appended(record.id, time_us)
 
     def kept(self, subject: str) -> Mapping[int, Record]:
@@ -90,7 +93,20 @@ class Model:
             record.id: record
             for record, kept, *_ in self.logs.get(subject, [])
             if kept and (record.expires_us is None or self.clock.now_us < record.expires_us)
+            if record.id > self.floors.get(subject, 0)
         }
+
+    def purge(self, subject: str, until_id: int) -> int:
+        last_id = self.last_id(subject)
+        self.floors[subject] = max(self.floors.get(subject, 0), min(until_id, last_id))
+        return last_id
+
+    def delete_subject(self, subject: str, last_id: int) -> Conflict | None:
+        if last_id != self.last_id(subject):
+            return Conflict(self.last_id(subject))
+        self.purge(subject, last_id)
+        self.deleted.add(subject)
+        return None
 
     def last_id(self, subject: str) -> int:
         return len(self.logs.get(subject, []))
@@ -171,6 +187,24 @@ class StoreAgainstModel(RuleBasedStateMachine):
     def get(self, keys: list[Key]) -> None:
         assert self.portal.call(self.store.get, keys) == [self.model.get(*key) for key in keys]
 
+    @rule(subject=st.sampled_from([*SUBJECTS, "unheard"]), until_id=st.integers(0, 40))
+    def purge(self, subject: str, until_id: int) -> None:
+        until_id = min(until_id, self.before_the_first_key_for_ever(subject))
+        assert self.portal.call(self.store.purge, subject, until_id) == self.model.purge(subject, until_id)
+
+    @rule(subject=st.sampled_from([*SUBJECTS, "unheard"]), stale=st.booleans())
+    def delete_subject(self, subject: str, stale: bool) -> None:
+        last_id = self.model.last_id(subject)
+        if self.before_the_first_key_for_ever(subject) < last_id:
+            return
+        answer = self.portal.call(self.store.delete_subject, subject, last_id + stale)
+        assert answer == self.model.delete_subject(subject, last_id + stale)
+
+    def before_the_first_key_for_ever(self, subject: str) -> int:
+        """What may be purged: of keys that are remembered for ever it is not told when they are forgotten then."""
+        log = self.model.logs.get(subject, [])
+        return next((slot.record.id - 1 for slot in log if slot.key and slot.key_expires_us is None), len(log))
+
     @invariant()
     def heads_are_right(self) -> None:
         for subject in SUBJECTS:
@@ -181,7 +215,8 @@ class StoreAgainstModel(RuleBasedStateMachine):
     @rule(after=st.sampled_from(["", *SUBJECTS]), limit=st.integers(1, 5))
     def subjects(self, after: str, limit: int) -> None:
         names = self.portal.call(lambda: self.store.subjects(after, limit=limit))
-        assert names == sorted((name for name in self.model.logs if name > after), key=str.encode)[:limit]
+        listed = self.model.logs.keys() - self.model.deleted
+        assert names == sorted((name for name in listed if name > after), key=str.encode)[:limit]
 
     @rule(name=st.sampled_from(REGISTERS), value=st.binary(max_size=3), stale=st.booleans())
     def compare_and_set(self, name: str, value: bytes, stale: bool) -> None:
