@@ -198,7 +198,7 @@ def test_a_last_id_alone_is_not_raised_over_another_log(
             "line 2: id 2 comes after 2",
         ),
         (
-            '{"subject": "a", "id": 2, "body": "", "published_at": "2026-01-01T00:00Z"}\n{"subject": "a", "last_id": 1}',
+            '{"subject": "a", "id": 2, "body": "", "published_at": "2026-01-01T00Z"}\n{"subject": "a", "last_id": 1}',
             "line 2: last_id 1 is below",
         ),
     ],

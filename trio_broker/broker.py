@@ -27,6 +27,7 @@ require_own("persistence")  # before the imports below, which a user's own persi
 
 import persistence  # noqa: E402
 from persistence import NO_HEADERS, Key, NewMessage, Record, Store, open_store  # noqa: E402
+from trio_broker.administration import Administration  # noqa: E402
 from trio_broker.commit import Committer, Flushing  # noqa: E402
 from trio_broker.config import Config  # noqa: E402
 from trio_broker.errors import (  # noqa: E402
@@ -136,6 +137,8 @@ class Broker:
         """For its counters."""
         self.hearing = Hearing()
         """Whether wake-ups are heard."""
+        self.administration = Administration(store, self.fanout, self._reading, self.refusal)
+        """What operators ask and do about subjects."""
         self.on_stopping: dict[Callable[[BrokerError], None], None] = {}
         """Each is told why, when no more publishes are taken. (A dict for a set that keeps its order.)"""
         self._refusal: Callable[[], BrokerError] | None = None

@@ -45,6 +45,8 @@ from trio_broker.rpc.reflection import reflection_services
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import OK
 from trio_broker.rpc.tls import server_context
+from trio_broker.service.admin import NAME as ADMIN
+from trio_broker.service.admin import AdminService
 from trio_broker.service.servicer import NAME, BrokerService, refuse
 from trio_broker.service.statuses import BrokerRefusals
 from trio_broker.tasktree import describe_process
@@ -277,7 +279,11 @@ class _Process:
         self._service = BrokerService(broker, shares.fetches // message_max_bytes, self._tracing)
         server.add_service(self._service.service)
         server.add_service(self._health.service)
-        for service in reflection_services(POOL, [NAME, "grpc.health.v1.Health"]):
+        names = [NAME, "grpc.health.v1.Health"]
+        if not config.no_admin:
+            server.add_service(AdminService(broker.administration).service)
+            names.append(ADMIN)
+        for service in reflection_services(POOL, names):
             server.add_service(service)
         return server
 

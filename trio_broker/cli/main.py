@@ -17,7 +17,20 @@ import click
 from trio_broker._version import __version__
 from trio_broker.cli.running import ERROR, INTERRUPTED, USAGE, Failure, leave, say
 
-_COMMANDS = ("serve", "pub", "sub", "get", "top", "health", "migrate", "backup", "export", "import", "version")
+_COMMANDS = (
+    "serve",
+    "pub",
+    "sub",
+    "get",
+    "subject",
+    "top",
+    "health",
+    "migrate",
+    "backup",
+    "export",
+    "import",
+    "version",
+)
 
 
 class _Commands(click.Group):
