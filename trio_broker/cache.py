@@ -35,6 +35,9 @@ KEEPING_BYTES = 512
 EXPIRY_MARGIN_US = 2_000_000
 """A message that expires within this is not shown: stores may count in whole seconds, and clocks drift."""
 
+PURGED_MAX = 1000
+"""Subjects of which it is remembered that a flush under way may bring what was purged meanwhile."""
+
 
 class Recent(NamedTuple):
     """Batches that hold all of a subject's log after some id, in order and without a hole."""
@@ -91,6 +94,7 @@ class Cache:
         """Pages that were read here."""
         self._latest_us = latest_us
         self._runs: dict[str, _Run] = {}
+        self._purged: dict[str, int] = {}  # what comes up to there was purged before it came
         self._oldest: OrderedDict[_Kept, _Run] = OrderedDict()  # all that is kept; what is dropped leaves the middle
 
     @property
@@ -104,6 +108,9 @@ class Cache:
         ``lifetimes``: see `NewMessage.expiration_s`, for each of its messages. ``heard``: somebody listens.
         """
         if not self.max_bytes:
+            return
+        if self._purged and self._was_purged(batch):
+            self.forget(batch.subject)
             return
         run = self._runs.get(batch.subject)
         if run is not None and run.last_id != batch.after_id:
@@ -157,8 +164,12 @@ class Cache:
         return found
 
     def drop(self, subject: str, until_id: int) -> None:
-        """Keep no message of a subject up to ``until_id`` any more."""
+        """Keep no message of a subject up to ``until_id``, which is not above its last id."""
         run = self._runs.get(subject)
+        if until_id > (run.last_id if run is not None else 0):
+            self._purged[subject] = until_id
+            if len(self._purged) > PURGED_MAX:
+                del self._purged[next(iter(self._purged))]
         if run is None:
             return
         dropped = 0
@@ -187,6 +198,13 @@ class Cache:
             self._let_go(kept)
             if not run.kept or run.after_id > run.heard_id:  # nobody has come back in time
                 self.forget(kept.batch.subject)
+
+    def _was_purged(self, batch: Batch) -> bool:
+        """Say whether what comes only now was purged, some of it at least."""
+        purged_id = self._purged.get(batch.subject, 0)
+        if batch.last_id >= purged_id:
+            self._purged.pop(batch.subject, None)
+        return batch.after_id < purged_id
 
     def _let_go(self, kept: _Kept) -> None:
         del self._oldest[kept]
