@@ -1,4 +1,4 @@
-"""What is kept of the messages that were delivered last: what is shown of it, what goes first, and how it is counted."""
+"""What is kept of the messages that were delivered last: what is shown of it, what goes first, how it is counted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
