@@ -26,8 +26,6 @@ class CachedTrial(Trial):
         super().__init__(span, slow, log)
         self.cache = Cache(CACHE_BYTES, int)
         self.lifetimes: deque[list[int | None]] = deque()
-        self.known_id = self.log.last_id
-        """The last id that this broker knows of."""
 
     def append(self, kept: list[bool]) -> None:
         self.log.append(kept)
@@ -39,9 +37,7 @@ class CachedTrial(Trial):
 
     def hear(self) -> None:
         if self.log.unheard:
-            batch = self.log.unheard[0]
-            self.known_id = batch.last_id
-            self.cache.keep(batch, self.lifetimes.popleft(), heard=True)
+            self.cache.keep(self.log.unheard[0], self.lifetimes.popleft(), heard=True)
         super().hear()
 
     def begin_read(self) -> None:
@@ -58,6 +54,17 @@ class CachedTrial(Trial):
         if self.log.kept:
             self.cache.drop("a", min(self.log.kept))
         super().expire()
+
+    def come_back(self, start_id: int) -> int:
+        """Leave, and subscribe again somewhere in the log as it is now, whoever appended to it; return where."""
+        self.subscription.close()
+        self.wanting.clear()
+        self.read_after = self.page = None
+        self.got = []
+        start_id = min(start_id, self.log.last_id)
+        self.cache.drop("a", min(self.log.kept, default=self.log.last_id + 1) - 1)
+        self.subscription = self.fanout.subscribe("a", Span(start_id, None, self.log.last_id), report_gaps=True)
+        return start_id
 
     def shrink(self) -> None:
         self.cache.shrink(self.cache.bytes // 2)
@@ -100,6 +107,23 @@ def test_what_is_in_memory_and_what_is_in_the_log_join_without_gap_or_duplicate(
     assert trial.subscription.position.state is State.LIVE
 
 
+@given(steps, st.integers(0, 40), steps)
+@settings(max_examples=1000, deadline=None)
+def test_who_comes_back_goes_on_where_it_was_and_gets_all_that_was_there(
+    before: Plan, start_id: int, plan: Plan
+) -> None:
+    trial = CachedTrial()
+    run(trial, before)
+    start_id = trial.come_back(start_id)
+    there_id = trial.log.last_id
+    run(trial, plan)
+    trial.settle()
+    assert trial.subscription.position.taken_id >= there_id
+    trial.append([True])
+    trial.settle()
+    trial.check(start_id, trial.log.last_id)
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(0, 12), st.integers(0, 16), steps)
 @settings(max_examples=500, deadline=None)
 def test_an_end_is_kept_to(before: list[bool], start_id: int, until_id: int, plan: Plan) -> None:
@@ -121,13 +145,15 @@ def test_memory_alone_has_the_same_messages_and_gaps_as_the_log(commits: list[li
         for kept in commits:
             (trial.append if isinstance(trial, CachedTrial) else trial.log.append)(kept)
             trial.hear()
-        last_id = trial.log.last_id
-        trial.subscription.close()
-        trial.subscription = trial.fanout.subscribe("a", Span(min(start_id, last_id), None, last_id), report_gaps=True)
-        trial.got = []
+    start_id = by_memory.come_back(start_id)
+    by_log.subscription.close()
+    by_log.wanting.clear()
+    by_log.got = []
+    by_log.subscription = by_log.fanout.subscribe("a", Span(start_id, None, by_log.log.last_id), report_gaps=True)
+    for trial in (by_memory, by_log):
         trial.settle()
-        trial.check(min(start_id, last_id), last_id)
-    if by_memory.cache.end_after("a", min(start_id, by_memory.log.last_id)) is not None:
+        trial.check(start_id, trial.log.last_id)
+    if by_memory.cache.end_after("a", start_id) is not None:
         assert by_memory.cache.hits > 0
         assert by_memory.read_after is None, "no page was read"
     assert by_memory.got == by_log.got
