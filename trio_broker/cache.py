@@ -116,7 +116,7 @@ class Cache:
         if run is not None and run.last_id != batch.after_id:
             self.forget(batch.subject)
             run = None
-        kept = _kept(batch, lifetimes)
+        kept = _keepable(batch, lifetimes)
         if kept.size_bytes > self.max_bytes:
             self.forget(batch.subject)
             return
@@ -132,7 +132,8 @@ class Cache:
         run.kept.append(kept)
         self._oldest[kept] = run
         self.bytes += kept.size_bytes
-        self.shrink(self.max_bytes)
+        if self.bytes > self.max_bytes:
+            self.shrink(self.max_bytes)
 
     def end_after(self, subject: str, after_id: int) -> int | None:
         """Return the last id of a subject's run if all that follows ``after_id`` is in it, or nothing does."""
@@ -179,7 +180,9 @@ class Cache:
             if kept.batch.messages and kept.batch.messages[0].id <= until_id:
                 dropped = place
         for _ in range(dropped):
-            self._let_go(run.kept.popleft())
+            kept = run.kept.popleft()
+            del self._oldest[kept]
+            self._let_go(kept)
         if not run.kept:
             del self._runs[subject]
 
@@ -188,12 +191,13 @@ class Cache:
         run = self._runs.pop(subject, None)
         if run is not None:
             for kept in run.kept:
+                del self._oldest[kept]
                 self._let_go(kept)
 
     def shrink(self, max_bytes: int) -> None:
         """Let the oldest go until no more than ``max_bytes`` are kept."""
         while self.bytes > max_bytes:
-            kept, run = next(iter(self._oldest.items()))
+            kept, run = self._oldest.popitem(last=False)
             run.kept.popleft()
             self._let_go(kept)
             if not run.kept or run.after_id > run.heard_id:  # nobody has come back in time
@@ -207,19 +211,20 @@ class Cache:
         return batch.after_id < purged_id
 
     def _let_go(self, kept: _Kept) -> None:
-        del self._oldest[kept]
         self.bytes -= kept.size_bytes
         kept.batch.return_to_backlog()
 
 
-def _kept(batch: Batch, lifetimes: Sequence[int | None]) -> _Kept:
-    distinct = set(lifetimes)
-    if 0 in distinct:  # the log does not have all of it, and neither does this
+def _keepable(batch: Batch, lifetimes: Sequence[int | None]) -> _Kept:
+    shortest = lifetimes[0]
+    if lifetimes.count(shortest) == len(lifetimes) and shortest != 0:  # as nearly always
+        return _Kept(batch, lifetimes, _expires_us(batch.messages[0].published_us, shortest))
+    if 0 in lifetimes:  # the log does not have all of it, and neither does this
         pairs = [pair for pair in zip(batch.messages, lifetimes, strict=True) if pair[1] != 0]
         messages = [message for message, _ in pairs]
         logged = Batch.replayed(batch.subject, batch.after_id, messages, (), batch.last_id)
         return _Kept(logged, [lifetime for _, lifetime in pairs], 0)
-    shortest = min((lifetime for lifetime in distinct if lifetime is not None), default=None)
+    shortest = min(lifetime for lifetime in lifetimes if lifetime is not None)
     # the first is the oldest: none of them can expire before
     return _Kept(batch, lifetimes, _expires_us(batch.messages[0].published_us, shortest))
 
