@@ -43,12 +43,22 @@ class Administration:
         fanout: Fanout,
         reading: Callable[[], AbstractContextManager[None]],
         refusal: Callable[[], BrokerError | None],
+        dropped: Callable[[str, int], None],
     ) -> None:
-        """``reading`` is entered around what the store is asked, ``refusal`` says why nothing is changed any more."""
+        """Look at and change ``store``.
+
+        Args:
+            store: where the subjects are.
+            fanout: knows who listens.
+            reading: is entered around what the store is asked.
+            refusal: says why nothing is changed any more.
+            dropped: is told of a subject of which nothing is kept any more up to an id.
+        """
         self._store = store
         self._fanout = fanout
         self._reading = reading
         self._refusal = refusal
+        self._dropped = dropped
         self._looks = trio.CapacityLimiter(LOOKS)
 
     async def list(self, prefix: str = "", *, size: int = 0, after: str = "") -> SubjectPage:
@@ -100,6 +110,7 @@ class Administration:
                 raise InvalidId(text, last_id=last_id)
             until_id = until_id or last_id
             await self._store.purge(subject, until_id)
+            self._dropped(subject, until_id)
             log.info("subject_purged", subject=subject, until_id=until_id)
             return await self._look_at(subject)
 
@@ -112,6 +123,7 @@ class Administration:
         self._check_changing(subject)
         with self._reading():
             last_id = await self._delete(subject, expected_last_id)
+            self._dropped(subject, last_id)
             log.info("subject_deleted", subject=subject, last_id=last_id)
             return await self._look_at(subject)
 

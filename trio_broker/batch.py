@@ -111,6 +111,16 @@ class Batch:
         self._backlog = backlog
         backlog.bytes += self.memory_bytes
 
+    def leave_backlog(self) -> None:
+        """Count no longer as waiting, since it is kept and counted elsewhere."""
+        if self._backlog is not None:
+            self._backlog.bytes -= self.memory_bytes
+
+    def return_to_backlog(self) -> None:
+        """Count as waiting again, for those who still hold it."""
+        if self._backlog is not None:
+            self._backlog.bytes += self.memory_bytes
+
     def __del__(self) -> None:
         # All subscribers share it, and the last reference is what keeps its memory: Python counts them already.
         if self._backlog is not None:

@@ -91,6 +91,9 @@ class Config(BaseModel):
     flush_bytes: Size = Field(4 * 1024 * 1024, description="bytes that go to the store at once")
     subscriber_messages: Count = Field(1024, description="messages that may wait for one subscriber")
     subscriber_bytes: Size = Field(4 * 1024 * 1024, description="bytes that may wait for one subscriber")
+    cache_bytes: Annotated[int, BeforeValidator(size), Field(ge=0)] = Field(
+        32 * 1024 * 1024, description="bytes of recent messages kept for subscribers that lag or come back; 0: none"
+    )
     streams_per_connection: Count = Field(1000, description="calls that may be open on one connection")
     body_max_bytes: Size = Field(BODY_MAX_BYTES, description="largest body that is accepted")
 

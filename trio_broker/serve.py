@@ -241,8 +241,9 @@ class _Process:
             self._server.accepts = pressure < Pressure.FULL
 
     def _relieve(self) -> None:
-        """Let half of what waits for subscribers go: of those who are farthest behind."""
+        """Let half of the cache go, and of what waits for subscribers: of those who are farthest behind."""
         if self._broker is not None:
+            self._broker.cache.shrink(self._broker.cache.bytes // 2)
             self._broker.fanout.cut_farthest_behind(self._broker.fanout.backlog.bytes // 2)
 
     def _held_bytes(self) -> int:
@@ -254,7 +255,8 @@ class _Process:
             return self._guard.used_bytes
         waiting = sum(budget.held_bytes for budget in server.budgets)
         clients = server.connections * CONNECTION_BYTES + sum(server.calls_in_flight().values()) * CALL_BYTES
-        return waiting + broker.committer.queued_bytes + broker.fanout.backlog.bytes + clients
+        kept = broker.fanout.backlog.bytes + broker.cache.bytes
+        return waiting + broker.committer.queued_bytes + kept + clients
 
     def _make_server(self, broker: Broker) -> Server:
         config, shares = self._config, self._shares

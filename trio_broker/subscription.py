@@ -16,6 +16,7 @@ import trio
 
 from persistence import Page
 from trio_broker.batch import OVERHEAD_BYTES, Batch
+from trio_broker.cache import Recent
 from trio_broker.errors import BrokerError, SlowConsumer
 from trio_broker.message import DROPPED_OLDEST, Gap, Message
 from trio_broker.position import Position
@@ -123,12 +124,13 @@ class Subscription:
             self._pulled = True
             self._fanout.want_page(self)
 
-    def page(self, page: Page) -> None:
-        """Take the page that `pull` asked for."""
+    def page(self, page: Page | Recent) -> None:
+        """Take the page that `pull` asked for, of the log or of what is kept in memory."""
         self._pulled = False
         if not self.live:
             return
-        replayed, joined, gaps = self.position.read(page)
+        position = self.position
+        replayed, joined, gaps = position.recall(page) if isinstance(page, Recent) else position.read(page)
         self._fanout.count_gaps(gaps)
         batches = [*replayed, *joined]
         for batch in batches:
