@@ -16,7 +16,8 @@ from trio_broker.rpc import handlers
 from trio_broker.rpc.health import Health
 from trio_broker.rpc.reflection import reflection_services
 from trio_broker.service.encoding import batch_wire
-from trio_broker.service.servicer import SubscriptionSource, refuse
+from trio_broker.service.servicer import refuse
+from trio_broker.service.subscribing import SINGLY, SubscriptionSource
 
 
 class Stream:
@@ -40,7 +41,7 @@ class Scene:
         self.hub = Fanout(Config())
         self.subscription = self.hub.subscribe("a")
         self.other = self.hub.subscribe("a")
-        self.source = SubscriptionSource(self.subscription, batch_wire)
+        self.source = SubscriptionSource(self.subscription, SINGLY)
         self.stream = Stream()
 
     def publish(self, id_: int, size: int) -> Batch:

@@ -34,7 +34,7 @@ from trio_broker.errors import (
     StorageFull,
     StorageUnavailable,
 )
-from trio_broker.message import Draft, Gap, Message
+from trio_broker.message import Draft, Gap, Message, MessagePage
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ __all__ = [
     "Last",
     "Malformed",
     "Message",
+    "MessagePage",
     "MessageTooLarge",
     "New",
     "NotApplied",

@@ -5,15 +5,70 @@ Not here:  who gets it (trio_broker/fanout.py); its encoding (trio_broker/servic
 Threads:   the trio thread only.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import merge
-from typing import Self
+from operator import attrgetter, itemgetter
+from typing import Self, overload
 
+from persistence import Record
 from persistence.headers import headers_size_bytes
 from trio_broker.message import Gap, Message
 
 OVERHEAD_BYTES = 512
 """What a message that waits takes besides its body and headers, twice: as objects and encoded."""
+
+
+Fields = tuple[int, bytes, Mapping[str, bytes], int]
+"""The id, the body, the headers and the time of a message."""
+
+_BODY = attrgetter("body")
+_HEADERS = attrgetter("headers")
+_OF_RECORD = itemgetter(slice(0, 4))
+_OF_MESSAGE = itemgetter(slice(1, 5))
+
+
+class Records(Sequence[Message]):
+    """Messages of one subject that were read from the log. Each is made when it is asked for: few ever are."""
+
+    __slots__ = ("_subject", "records")
+
+    def __init__(self, subject: str, records: Sequence[Record]) -> None:
+        self.records = records
+        self._subject = subject
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Message]:
+        return map(self._message, self.records)
+
+    @overload
+    def __getitem__(self, place: int) -> Message: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "Records": ...
+
+    def __getitem__(self, place: int | slice) -> "Message | Records":
+        if isinstance(place, slice):
+            return Records(self._subject, self.records[place])
+        return self._message(self.records[place])
+
+    def size_bytes(self) -> int:
+        """Return what their bodies and headers have."""
+        size = sum(map(len, map(_BODY, self.records)))
+        if any(map(_HEADERS, self.records)):
+            size += sum(headers_size_bytes(record.headers) for record in self.records if record.headers)
+        return size
+
+    def _message(self, record: Record) -> Message:
+        return Message(self._subject, record.id, record.body, record.headers, record.time_us)
+
+
+def fields_of(messages: Sequence[Message]) -> Iterable[Fields]:
+    """Return what is in messages of one subject, besides that, without making those that are records."""
+    if isinstance(messages, Records):
+        return map(_OF_RECORD, messages.records)
+    return map(_OF_MESSAGE, messages)
 
 
 class Backlog:
@@ -45,6 +100,7 @@ class Batch:
         "size_bytes",
         "subject",
         "takers",
+        "together_wire",
         "wire",
     )
 
@@ -78,14 +134,16 @@ class Batch:
         self.gaps = gaps
         self.count = len(messages) + len(gaps)
         """What it counts as where messages wait."""
-        self.size_bytes = sum(_size_bytes(message) for message in messages)
+        self.size_bytes = messages.size_bytes() if isinstance(messages, Records) else _size_bytes(messages)
         """Bodies and headers."""
         self.takers = 0
         """How many subscribers have taken it since `Deliveries.settle`."""
         self.wire: bytes | None = None
         """The service's encoding, which it makes for the first subscriber and shares with the others."""
+        self.together_wire: bytes | None = None
+        """The same for those who get many messages in a response."""
         self.memory_bytes = 2 * self.size_bytes + OVERHEAD_BYTES * self.count
-        """What it takes with its encoding."""
+        """What it takes with its encoding, or with both."""
         self._backlog: Backlog | None = None
 
     def items(self) -> Iterable[Message | Gap]:
@@ -111,6 +169,12 @@ class Batch:
         self._backlog = backlog
         backlog.bytes += self.memory_bytes
 
+    def grow(self, more_bytes: int) -> None:
+        """Count so much more for it: a second encoding."""
+        self.memory_bytes += more_bytes
+        if self._backlog is not None:
+            self._backlog.bytes += more_bytes
+
     def __del__(self) -> None:
         # All subscribers share it, and the last reference is what keeps its memory: Python counts them already.
         if self._backlog is not None:
@@ -124,8 +188,10 @@ def _first_id(item: Message | Gap) -> int:
     return item.first_id if isinstance(item, Gap) else item.id
 
 
-def _size_bytes(message: Message) -> int:
-    size = len(message.body)
-    if message.headers:
-        size += headers_size_bytes(message.headers)
+def _size_bytes(messages: Sequence[Message]) -> int:
+    size = 0
+    for message in messages:
+        size += len(message.body)
+        if message.headers:
+            size += headers_size_bytes(message.headers)
     return size

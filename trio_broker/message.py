@@ -1,6 +1,6 @@
 """A published message, as subscribers and `Broker.fetch` get it, and what stands for messages that are missing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -26,6 +26,16 @@ class Message(NamedTuple):
     def published_at(self) -> datetime:
         """When it was appended, by the store's clock, in UTC."""
         return EPOCH + timedelta(microseconds=self.published_us)
+
+
+class MessagePage(NamedTuple):
+    """What is kept of a part of a subject's log, as far as one answer goes; from one snapshot."""
+
+    messages: Sequence[Message]
+    scanned_to: int
+    """Every message that is kept up to this id is in this page or before it: the next page begins after it."""
+    last_id: int
+    """The subject's last id: the end was reached when ``scanned_to`` is not below it."""
 
 
 class Draft(NamedTuple):
