@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from persistence import Record
 from trio_broker._proto import broker_pb2 as pb
-from trio_broker.batch import Batch, Records
+from trio_broker.batch import Batch, Replayed
 from trio_broker.message import Gap, Message
 from trio_broker.service.encoding import (
     ack,
@@ -57,7 +57,7 @@ def test_a_batch_is_encoded_once_as_framed_messages() -> None:
 
 def test_gaps_are_sent_in_their_place() -> None:
     gaps = [Gap("orders", 7, 8, "unavailable"), Gap("orders", 10, 12, "live_buffer")]
-    batch = Batch.replayed("orders", 6, Records("orders", [Record(9, b"a", {}, 1, None)]), gaps, 12)
+    batch = Batch.replayed("orders", 6, Replayed("orders", [Record(9, b"a", {}, 1, None)]), gaps, 12)
     wire, read = batch_wire(batch), []
     while wire:
         size = int.from_bytes(wire[1:5], "big")

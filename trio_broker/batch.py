@@ -7,68 +7,66 @@ Threads:   the trio thread only.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import merge
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Self, overload
 
-from persistence import Record
 from persistence.headers import headers_size_bytes
-from trio_broker.message import Gap, Message
+from persistence.rows import Row
+from trio_broker.message import NO_HEADERS, Gap, Message
 
 OVERHEAD_BYTES = 512
 """What a message that waits takes besides its body and headers, twice: as objects and encoded."""
 
 
-Fields = tuple[int, bytes, Mapping[str, bytes], int]
-"""The id, the body, the headers and the time of a message."""
+Fields = tuple[int, bytes, Mapping[str, bytes] | None, int, object]
+"""The id, the body, the headers and the time of a message, and something that does not matter."""
 
-_BODY = attrgetter("body")
-_HEADERS = attrgetter("headers")
-_OF_RECORD = itemgetter(slice(0, 4))
-_OF_MESSAGE = itemgetter(slice(1, 5))
+_BODY = itemgetter(1)
+_HEADERS = itemgetter(2)
+_FIELDS_OF_MESSAGE = itemgetter(1, 2, 3, 4, 0)
 
 
-class Records(Sequence[Message]):
+class Replayed(Sequence[Message]):
     """Messages of one subject that were read from the log. Each is made when it is asked for: few ever are."""
 
-    __slots__ = ("_subject", "records")
+    __slots__ = ("_subject", "rows")
 
-    def __init__(self, subject: str, records: Sequence[Record]) -> None:
-        self.records = records
+    def __init__(self, subject: str, rows: Sequence[Row]) -> None:
+        self.rows = rows
         self._subject = subject
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.rows)
 
     def __iter__(self) -> Iterator[Message]:
-        return map(self._message, self.records)
+        return map(self._message, self.rows)
 
     @overload
     def __getitem__(self, place: int) -> Message: ...
 
     @overload
-    def __getitem__(self, place: slice) -> "Records": ...
+    def __getitem__(self, place: slice) -> "Replayed": ...
 
-    def __getitem__(self, place: int | slice) -> "Message | Records":
+    def __getitem__(self, place: int | slice) -> "Message | Replayed":
         if isinstance(place, slice):
-            return Records(self._subject, self.records[place])
-        return self._message(self.records[place])
+            return Replayed(self._subject, self.rows[place])
+        return self._message(self.rows[place])
 
     def size_bytes(self) -> int:
         """Return what their bodies and headers have."""
-        size = sum(map(len, map(_BODY, self.records)))
-        if any(map(_HEADERS, self.records)):
-            size += sum(headers_size_bytes(record.headers) for record in self.records if record.headers)
+        size = sum(map(len, map(_BODY, self.rows)))
+        if any(map(_HEADERS, self.rows)):
+            size += sum(headers_size_bytes(headers) for _, _, headers, *_ in self.rows if headers)
         return size
 
-    def _message(self, record: Record) -> Message:
-        return Message(self._subject, record.id, record.body, record.headers, record.time_us)
+    def _message(self, row: Row) -> Message:
+        id_, body, headers, time_us, _ = row
+        return Message(self._subject, id_, body, headers or NO_HEADERS, time_us)
 
 
 def fields_of(messages: Sequence[Message]) -> Iterable[Fields]:
-    """Return what is in messages of one subject, besides that, without making those that are records."""
-    if isinstance(messages, Records):
-        return map(_OF_RECORD, messages.records)
-    return map(_OF_MESSAGE, messages)
+    """Return what is in messages of one subject, besides that, without making those that were read from the log."""
+    return messages.rows if isinstance(messages, Replayed) else map(_FIELDS_OF_MESSAGE, messages)
 
 
 class Backlog:
@@ -134,7 +132,7 @@ class Batch:
         self.gaps = gaps
         self.count = len(messages) + len(gaps)
         """What it counts as where messages wait."""
-        self.size_bytes = messages.size_bytes() if isinstance(messages, Records) else _size_bytes(messages)
+        self.size_bytes = messages.size_bytes() if isinstance(messages, Replayed) else _size_bytes(messages)
         """Bodies and headers."""
         self.takers = 0
         """How many subscribers have taken it since `Deliveries.settle`."""

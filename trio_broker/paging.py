@@ -5,12 +5,12 @@ Not here:  reading it (trio_broker/broker.py), bytes on the wire (trio_broker/se
 Threads:   any: pure functions.
 """
 
-from collections.abc import Mapping
 from itertools import takewhile
 
 from persistence import Page
 from persistence.headers import headers_size_bytes
-from trio_broker.batch import Records
+from persistence.rows import rows_of
+from trio_broker.batch import Replayed
 from trio_broker.errors import InvalidId
 from trio_broker.message import MessagePage
 
@@ -25,21 +25,19 @@ _HEADER_BYTES = 16
 
 def cut_page(subject: str, page: Page, after_id: int, until_id: int, max_bytes: int) -> MessagePage:
     """Return what of a page of the store goes up to ``until_id``, and stays below ``max_bytes`` on the wire."""
-    records = list(takewhile(lambda record: record.id <= until_id, page.records))
+    rows = list(takewhile(lambda row: row[0] <= until_id, rows_of(page.records)))
     scanned_to = max(after_id, min(page.scanned_to, until_id))
     each_bytes = len(subject.encode()) + _FIELDS_BYTES
     size = 0
-    for place, record in enumerate(records):
-        size += each_bytes + len(record.body) + _headers_bytes(record.headers)
+    for place, (_, body, headers, *_) in enumerate(rows):
+        size += each_bytes + len(body)
+        if headers:
+            size += headers_size_bytes(headers) + _HEADER_BYTES * len(headers)
         if size > max_bytes and place:
-            return MessagePage(Records(subject, records[:place]), records[place - 1].id, page.last_id)
-    return MessagePage(Records(subject, records), scanned_to, page.last_id)
+            return MessagePage(Replayed(subject, rows[:place]), rows[place - 1][0], page.last_id)
+    return MessagePage(Replayed(subject, rows), scanned_to, page.last_id)
 
 
 def never_assigned(subject: str, id_: int, last_id: int) -> InvalidId:
     """Return the error for an id that a subject has not given out."""
     return InvalidId(f"id {id_} was never assigned in {subject!r}; its last id is {last_id}", last_id=last_id)
-
-
-def _headers_bytes(headers: Mapping[str, bytes]) -> int:
-    return headers_size_bytes(headers) + _HEADER_BYTES * len(headers) if headers else 0

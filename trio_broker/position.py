@@ -21,8 +21,9 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from persistence import Page, Record
-from trio_broker.batch import Batch, Records
+from persistence import Page
+from persistence.rows import Row, rows_of
+from trio_broker.batch import Batch, Replayed
 from trio_broker.message import LIVE_BUFFER, UNAVAILABLE, Gap
 
 ASIDE = -1
@@ -184,14 +185,14 @@ class Position:
         after_id = self._taken_id
         assert after_id is not None
         upto_id = self._usable(page, after_id)
-        records = page.records
-        if records and records[-1].id > upto_id:
-            records = [record for record in records if record.id <= upto_id]
-        gaps = list(self._missing(after_id, records, upto_id))
+        rows = rows_of(page.records)
+        if rows and rows[-1][0] > upto_id:
+            rows = [row for row in rows if row[0] <= upto_id]
+        gaps = list(self._missing(after_id, rows, upto_id))
         told = gaps if self._report_gaps else []
         replayed = []
-        if records or told:
-            replayed.append(Batch.replayed(self.subject, after_id, Records(self.subject, records), told, upto_id))
+        if rows or told:
+            replayed.append(Batch.replayed(self.subject, after_id, Replayed(self.subject, rows), told, upto_id))
         else:
             self.floor_id = upto_id
         self._taken_id = upto_id
@@ -221,9 +222,9 @@ class Position:
         usable_id = max(after_id, min(upto_id, self._settled_id))
         if usable_id == upto_id:
             return usable_id
-        for record in page.records:
-            if record.id == usable_id + 1 <= upto_id:
-                usable_id = record.id
+        for id_, *_ in rows_of(page.records):
+            if id_ == usable_id + 1 <= upto_id:
+                usable_id = id_
         return usable_id
 
     def _join(self) -> Iterator[Batch]:
@@ -238,14 +239,14 @@ class Position:
                 self._taken_id = piece.last_id
                 yield piece
 
-    def _missing(self, after_id: int, records: Sequence[Record], upto_id: int) -> Iterator[Gap]:
-        """Return the ids between the records as gaps, in order."""
-        if len(records) == upto_id - after_id:
+    def _missing(self, after_id: int, rows: Sequence[Row], upto_id: int) -> Iterator[Gap]:
+        """Return the ids between the rows as gaps, in order."""
+        if len(rows) == upto_id - after_id:
             return
-        for record in records:
-            if record.id > after_id + 1:
-                yield from self._gap(after_id + 1, record.id - 1)
-            after_id = record.id
+        for id_, *_ in rows:
+            if id_ > after_id + 1:
+                yield from self._gap(after_id + 1, id_ - 1)
+            after_id = id_
         if upto_id > after_id:
             yield from self._gap(after_id + 1, upto_id)
 

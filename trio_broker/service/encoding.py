@@ -128,7 +128,7 @@ def _encoded_alike(subject: str, messages: Iterable[Fields], prefix: Callable[[i
     high = at_us = -1
     tail = b""
     heads: dict[int, bytes] = {}  # by the size of the body, as long as tails have one size
-    for id_, body, headers, us in messages:
+    for id_, body, headers, us, _ in messages:
         if headers or id_ >> _LOW_BITS == 0:
             response = _response(subject, id_, body, headers, us)
             parts += (prefix(len(response)), response)
@@ -162,7 +162,7 @@ def _element_prefix(size: int) -> bytes:
     return _MESSAGE + varint(size)
 
 
-def _response(subject: str, id_: int, body: bytes, headers: Mapping[str, bytes], us: int) -> bytes:
+def _response(subject: str, id_: int, body: bytes, headers: Mapping[str, bytes] | None, us: int) -> bytes:
     encoded = b"".join(
         (_BODY, varint(len(body)), body, _ID, varint(id_), _subject(subject), _PUBLISHED_AT, _timestamp(us))
     )

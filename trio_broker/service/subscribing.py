@@ -130,9 +130,10 @@ class SubscriptionSource:
         """Return what was taken; nothing is left: the log has more, or this is the end."""
         subscription = self._subscription
         if subscription.live:
-            if subscription.sending is None and len(wire) < credit:  # otherwise this is asked again once it has left
+            sent_now = subscription.sending is None and len(wire) < credit
+            if sent_now or len(wire) <= min(call.send_window, call.connection.send_window):  # it leaves meanwhile
                 subscription.pull()
-            return wire
+            return wire  # otherwise this is asked again once it has left
         if wire:
             call.send(wire)
         call.finish(OK if subscription.error is None else status_of(subscription.error))
