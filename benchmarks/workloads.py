@@ -11,6 +11,7 @@ from benchmarks import cassandra, postgres
 from benchmarks.h2load import AtOnce, H2Load, LoneBesideFlood
 from benchmarks.loads import BrokerLoad, Kept, Load, Measured
 from benchmarks.pgbench import COUNTED, PLAIN, Pgbench, Script
+from benchmarks.reads import PlainReads
 from benchmarks.servers import (
     Command,
     DatabaseKind,
@@ -117,6 +118,21 @@ def stream_on(name: str, store: str, command: Command, database: DatabaseKind | 
     return Workload(name=name, what=what, sides=(ours, alone), measures=(RATE, CPU, P50, P99))
 
 
+def replay_on(name: str, store: str, command: Command, database: DatabaseKind | None = None) -> Workload:
+    """A log that is replayed by SubscribeBatch, and its rows read by the plain driver."""
+    ours = Side(
+        name=f"trio-broker on {store}", command=command, load=BrokerLoad("replay", **REPLAYED), database=database
+    )
+    plain = Side(
+        name="the plain driver",
+        command=None if database else command,
+        load=PlainReads(**REPLAYED),
+        database=database,
+    )
+    what = "a replay of 200,000 messages of 150 bytes by SubscribeBatch; a call is a message"
+    return Workload(name=name, what=what, sides=(ours, plain), measures=(RATE, CPU))
+
+
 def on_sqlite(name: str, what: str, load: Load, other: Side, measures: tuple[Measure, ...] = CALLS) -> Workload:
     """The broker on SQLite, and something to hold it against."""
     ours = Side(name="trio-broker on SQLite", command=SQLITE, load=load)
@@ -204,6 +220,7 @@ LATENCY = BrokerLoad("latency", rate=200)
 IDLE = BrokerLoad("idle", subscribers=5000, connections=10)
 LONE = BrokerLoad("publish", connections=1, callers=1)
 STREAM = BrokerLoad("stream", window=8)
+REPLAYED = {"messages": 200_000, "body": 150}
 FLUSH_MESSAGES = 1024  # as the broker's by default
 HEALTHY = {"subscribers": 64, "rate": 500}
 STALLED = Side(name="beside 64 stalled ones", command=MEMORY, load=BrokerLoad("stalled", stalled=64, **HEALTHY))
@@ -238,6 +255,8 @@ WORKLOADS = (
     on_sqlite("flood", "one caller beside 4 x 1,000", FLOODED, ALONE, (P50, P99)),
     stream_on("sqlite-stream", "SQLite", SQLITE),
     stream_on("postgres-stream", "PostgreSQL", ON_DATABASE, POSTGRES),
+    replay_on("sqlite-replay", "SQLite", SQLITE),
+    replay_on("postgres-replay", "PostgreSQL", ON_DATABASE, POSTGRES),
     on_postgres("postgres-4x25", "unary Publish, h2load, 4 x 25", FOUR_BY_25),
     on_postgres("postgres-8x100", "unary Publish, h2load, 8 x 100", EIGHT_BY_100),
     lone_on_postgres("postgres-lone", "one caller"),

@@ -16,6 +16,7 @@ import trio
 
 from trio_broker._proto.broker_pb2 import (
     FetchRequest,
+    MessageBatch,
     MessageResponse,
     PublishRequest,
     PublishResponse,
@@ -104,6 +105,9 @@ class GrpcioBroker:
                 fail(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOW_CONSUMER", "too slow", last_delivered_id="1")
             yield response
 
+    def subscribe_batch(self, request: SubscribeRequest, context: grpc.ServicerContext) -> Iterator[MessageBatch]:
+        return (MessageBatch(messages=[response]) for response in self.subscribe(request, context))
+
     def _misbehave(self, subject: str, context: grpc.ServicerContext) -> None:
         if subject == "hang":
             cancelled = threading.Event()
@@ -138,6 +142,9 @@ def serving(broker: GrpcioBroker | None = None, **options: int) -> Generator[Grp
         ),
         "Fetch": grpc.unary_unary_rpc_method_handler(
             broker.fetch, FetchRequest.FromString, MessageResponse.SerializeToString
+        ),
+        "SubscribeBatch": grpc.unary_stream_rpc_method_handler(
+            broker.subscribe_batch, SubscribeRequest.FromString, MessageBatch.SerializeToString
         ),
         "Subscribe": grpc.unary_stream_rpc_method_handler(
             broker.subscribe, SubscribeRequest.FromString, MessageResponse.SerializeToString

@@ -148,9 +148,9 @@ async def test_what_follows_a_page_is_not_sent(store: PostgresStore, monkeypatch
     sizes: list[int] = []
     ask = Connection.ask
 
-    def weigh(connection: Connection, *statement: Any) -> list[TupleRow]:
-        rows = ask(connection, *statement)
-        sizes.append(sum(len(body) for _, _, body, *_ in rows))
+    def weigh(connection: Connection, *statement: Any, **how: bool) -> list[TupleRow]:
+        rows = ask(connection, *statement, **how)
+        sizes.append(sum(len(body) for _, body, *_ in rows))
         return rows
 
     await store.append([message("large", b"x" * 1_000_000)] * 10)

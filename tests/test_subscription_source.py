@@ -5,18 +5,21 @@ from types import SimpleNamespace
 import pytest
 from purerpc import Service, Status
 
-from persistence import NO_HEADERS, Appended, NewMessage
+from persistence import NO_HEADERS, Appended, NewMessage, Page
+from persistence.rows import Rows
+from trio_broker._proto import broker_pb2 as pb
 from trio_broker._proto.pool import POOL
 from trio_broker.batch import Batch
 from trio_broker.config import Config
 from trio_broker.errors import Draining
-from trio_broker.fanout import Fanout
+from trio_broker.fanout import Fanout, Span
 from trio_broker.memory import Pressure
 from trio_broker.rpc import handlers
 from trio_broker.rpc.health import Health
 from trio_broker.rpc.reflection import reflection_services
-from trio_broker.service.encoding import batch_wire
-from trio_broker.service.servicer import SubscriptionSource, refuse
+from trio_broker.service.encoding import batch_wire, together_wire
+from trio_broker.service.servicer import refuse
+from trio_broker.service.subscribing import SINGLY, TOGETHER, Encoding, SubscriptionSource
 
 
 class Stream:
@@ -25,6 +28,8 @@ class Stream:
     def __init__(self) -> None:
         self.queue: list[bytes] = []
         self.status: Status | None = None
+        self.send_window = 0
+        self.connection = SimpleNamespace(send_window=2**20)
 
     def send(self, data: bytes) -> None:
         self.queue.append(data)
@@ -36,11 +41,11 @@ class Stream:
 class Scene:
     """Two subscribers of a subject, of which one is looked at."""
 
-    def __init__(self) -> None:
+    def __init__(self, encoding: Encoding = SINGLY) -> None:
         self.hub = Fanout(Config())
         self.subscription = self.hub.subscribe("a")
         self.other = self.hub.subscribe("a")
-        self.source = SubscriptionSource(self.subscription, batch_wire)
+        self.source = SubscriptionSource(self.subscription, encoding)
         self.stream = Stream()
 
     def publish(self, id_: int, size: int) -> Batch:
@@ -49,6 +54,65 @@ class Scene:
 
     def take(self, credit: int) -> bytes:
         return self.source.take(self.stream, credit)  # type: ignore[arg-type]
+
+
+def test_many_messages_to_a_response_leave_by_the_same_rules() -> None:
+    scene = Scene(TOGETHER)
+    small = [scene.publish(id_, 10) for id_ in (1, 2)]
+    (one_response,) = unframed(scene.take(credit=1000))
+    assert [message.id for message in pb.MessageBatch.FromString(one_response).messages] == [1, 2]
+    large = scene.publish(3, 1_000_000)
+    assert scene.take(credit=100) == together_wire(large)
+    assert scene.take(credit=100) == b""
+    assert scene.stream.queue == []
+    assert scene.subscription.sending is None
+    delivered: list[tuple[object, int]] = []
+    scene.hub.deliveries.on_delivered = lambda batch, takers, _lag_s: delivered.append((batch, takers))
+    scene.hub.deliveries.settle()
+    assert delivered == [(batch, 2) for batch in (*small, large)]
+
+
+def unframed(wire: bytes) -> list[bytes]:
+    found = []
+    while wire:
+        size = int.from_bytes(wire[1:5])
+        found.append(wire[5 : 5 + size])
+        wire = wire[5 + size :]
+    return found
+
+
+class Behind:
+    """A subscriber that is sent a page of the log."""
+
+    def __init__(self, window: int) -> None:
+        self.wanted: list[object] = []
+        self.hub = Fanout(Config(), want_page=self.wanted.append)
+        self.subscription = self.hub.subscribe("a", Span(0, None, 3000))
+        self.source = SubscriptionSource(self.subscription, SINGLY)
+        self.stream = Stream()
+        self.stream.send_window = window
+        self.subscription.pull()
+        self.subscription.position.begin_read()
+        rows = [(id_, bytes(100), None, 1, None) for id_ in range(1, 1001)]
+        self.subscription.page(Page(Rows(rows), 1000, 3000))
+
+    def take(self) -> bytes:
+        return self.source.take(self.stream, 16_384)  # type: ignore[arg-type]
+
+
+def test_the_next_page_is_asked_for_while_one_leaves_that_has_room_in_the_windows() -> None:
+    behind = Behind(window=1_000_000)
+    assert len(behind.wanted) == 1
+    assert len(behind.take()) > 100_000
+    assert len(behind.wanted) == 2
+
+
+def test_a_page_that_has_to_wait_for_the_windows_brings_no_other() -> None:
+    behind = Behind(window=65_535)
+    assert len(behind.take()) > 100_000
+    assert len(behind.wanted) == 1
+    assert behind.take() == b"", "it has left"
+    assert len(behind.wanted) == 2
 
 
 @pytest.mark.parametrize("ended", [False, True])

@@ -35,7 +35,7 @@ from trio_broker.errors import (
     StorageFull,
     StorageUnavailable,
 )
-from trio_broker.message import Draft, Gap, Message, SubjectInfo, SubjectPage
+from trio_broker.message import Draft, Gap, Message, MessagePage, SubjectInfo, SubjectPage
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ __all__ = [
     "Last",
     "Malformed",
     "Message",
+    "MessagePage",
     "MessageTooLarge",
     "New",
     "NotApplied",

@@ -5,15 +5,68 @@ Not here:  who gets it (trio_broker/fanout.py); its encoding (trio_broker/servic
 Threads:   the trio thread only.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import merge
-from typing import Self
+from operator import itemgetter
+from typing import Self, overload
 
 from persistence.headers import headers_size_bytes
-from trio_broker.message import Gap, Message
+from persistence.rows import Row
+from trio_broker.message import NO_HEADERS, Gap, Message
 
 OVERHEAD_BYTES = 512
 """What a message that waits takes besides its body and headers, twice: as objects and encoded."""
+
+
+Fields = tuple[int, bytes, Mapping[str, bytes] | None, int, object]
+"""The id, the body, the headers and the time of a message, and something that does not matter."""
+
+_BODY = itemgetter(1)
+_HEADERS = itemgetter(2)
+_FIELDS_OF_MESSAGE = itemgetter(1, 2, 3, 4, 0)
+
+
+class Replayed(Sequence[Message]):
+    """Messages of one subject that were read from the log. Each is made when it is asked for: few ever are."""
+
+    __slots__ = ("_subject", "rows")
+
+    def __init__(self, subject: str, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self._subject = subject
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Message]:
+        return map(self._message, self.rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Message: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "Replayed": ...
+
+    def __getitem__(self, place: int | slice) -> "Message | Replayed":
+        if isinstance(place, slice):
+            return Replayed(self._subject, self.rows[place])
+        return self._message(self.rows[place])
+
+    def size_bytes(self) -> int:
+        """Return what their bodies and headers have."""
+        size = sum(map(len, map(_BODY, self.rows)))
+        if any(map(_HEADERS, self.rows)):
+            size += sum(headers_size_bytes(headers) for _, _, headers, *_ in self.rows if headers)
+        return size
+
+    def _message(self, row: Row) -> Message:
+        id_, body, headers, time_us, _ = row
+        return Message(self._subject, id_, body, headers or NO_HEADERS, time_us)
+
+
+def fields_of(messages: Sequence[Message]) -> Iterable[Fields]:
+    """Return what is in messages of one subject, besides that, without making those that were read from the log."""
+    return messages.rows if isinstance(messages, Replayed) else map(_FIELDS_OF_MESSAGE, messages)
 
 
 class Backlog:
@@ -33,6 +86,7 @@ class Batch:
     """
 
     __slots__ = (
+        "_account",
         "_backlog",
         "after_id",
         "committed_s",
@@ -45,6 +99,7 @@ class Batch:
         "size_bytes",
         "subject",
         "takers",
+        "together_wire",
         "wire",
     )
 
@@ -78,15 +133,18 @@ class Batch:
         self.gaps = gaps
         self.count = len(messages) + len(gaps)
         """What it counts as where messages wait."""
-        self.size_bytes = sum(_size_bytes(message) for message in messages)
+        self.size_bytes = messages.size_bytes() if isinstance(messages, Replayed) else _size_bytes(messages)
         """Bodies and headers."""
         self.takers = 0
         """How many subscribers have taken it since `Deliveries.settle`."""
         self.wire: bytes | None = None
         """The service's encoding, which it makes for the first subscriber and shares with the others."""
+        self.together_wire: bytes | None = None
+        """The same for those who get many messages in a response."""
         self.memory_bytes = 2 * self.size_bytes + OVERHEAD_BYTES * self.count
-        """What it takes with its encoding."""
+        """What it takes with its encoding, or with both."""
         self._backlog: Backlog | None = None
+        self._account: Backlog | None = None  # where it counts now
 
     def items(self) -> Iterable[Message | Gap]:
         """Return messages and gaps in the order of their ids."""
@@ -108,23 +166,27 @@ class Batch:
 
     def enter(self, backlog: Backlog) -> None:
         """Count what it takes in ``backlog``, until nobody holds it any more."""
-        self._backlog = backlog
+        self._backlog = self._account = backlog
         backlog.bytes += self.memory_bytes
 
-    def leave_backlog(self) -> None:
-        """Count no longer as waiting, since it is kept and counted elsewhere."""
-        if self._backlog is not None:
-            self._backlog.bytes -= self.memory_bytes
+    def count_in(self, account: Backlog | None) -> None:
+        """Count what it takes elsewhere from now on; None: among what waits again, if it was counted there."""
+        if self._account is not None:
+            self._account.bytes -= self.memory_bytes
+        self._account = account or self._backlog
+        if self._account is not None:
+            self._account.bytes += self.memory_bytes
 
-    def return_to_backlog(self) -> None:
-        """Count as waiting again, for those who still hold it."""
-        if self._backlog is not None:
-            self._backlog.bytes += self.memory_bytes
+    def grow(self, more_bytes: int) -> None:
+        """Count so much more for it: a second encoding."""
+        self.memory_bytes += more_bytes
+        if self._account is not None:
+            self._account.bytes += more_bytes
 
     def __del__(self) -> None:
         # All subscribers share it, and the last reference is what keeps its memory: Python counts them already.
-        if self._backlog is not None:
-            self._backlog.bytes -= self.memory_bytes
+        if self._account is not None:
+            self._account.bytes -= self.memory_bytes
 
     def __repr__(self) -> str:
         return f"<Batch {self.subject!r} {self.first_id}..{self.last_id} of {self.size_bytes} bytes>"
@@ -134,8 +196,10 @@ def _first_id(item: Message | Gap) -> int:
     return item.first_id if isinstance(item, Gap) else item.id
 
 
-def _size_bytes(message: Message) -> int:
-    size = len(message.body)
-    if message.headers:
-        size += headers_size_bytes(message.headers)
+def _size_bytes(messages: Sequence[Message]) -> int:
+    size = 0
+    for message in messages:
+        size += len(message.body)
+        if message.headers:
+            size += headers_size_bytes(message.headers)
     return size

@@ -43,7 +43,8 @@ from trio_broker.errors import (  # noqa: E402
     StorageUnavailable,
 )
 from trio_broker.fanout import NEW, Fanout, Span  # noqa: E402
-from trio_broker.message import EPOCH, Draft, Gap, Message  # noqa: E402
+from trio_broker.message import EPOCH, Draft, Gap, Message, MessagePage  # noqa: E402
+from trio_broker.paging import PAGE_MAX_BYTES, PAGE_MAX_MESSAGES, cut_page, never_assigned  # noqa: E402
 from trio_broker.publishing import Publishing, abort_others, check_count  # noqa: E402
 from trio_broker.replay import Replay  # noqa: E402
 from trio_broker.runs import Answer, Group  # noqa: E402
@@ -51,7 +52,7 @@ from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy,
 from trio_broker.storage import Availability, Hearing, StoreClock, keep_probing, keep_sweeping  # noqa: E402
 from trio_broker.subject import check_subject  # noqa: E402
 from trio_broker.subscription import Messages, Subscription  # noqa: E402
-from trio_broker.validation import ID_MAX, check_expiration, check_key, check_span, frozen_headers  # noqa: E402
+from trio_broker.validation import ID_MAX, check_expiration, check_key, check_range, check_span, frozen_headers  # noqa: E402
 
 
 @asynccontextmanager
@@ -248,6 +249,41 @@ class Broker:
             found = iter(await self._store.get(asked))
         return [fault or _answer(key, next(found)) for key, fault in zip(keys, faults, strict=True)]
 
+    async def fetch_range(
+        self,
+        subject: str,
+        after_id: int = 0,
+        until_id: int = 0,
+        max_messages: int = 0,
+        *,
+        max_bytes: int = PAGE_MAX_BYTES,
+    ) -> MessagePage:
+        """Return a page of what is kept of a part of a subject's log, in id order.
+
+        Args:
+            subject: one subject.
+            after_id: begin after this id; 0: at the first that is kept.
+            until_id: end with this id; 0: with the last there is.
+            max_messages: at most so many; 0: as many as a page holds. Fewer may come all the same: the next page
+                begins after ``scanned_to``.
+            max_bytes: how large the page may be as a response on gRPC, or it is one message.
+
+        Raises:
+            InvalidId: ``after_id`` was never assigned.
+            InvalidSubject, InvalidPosition, StorageUnavailable, BrokerClosed.
+        """
+        if self._stopped:
+            raise _closed()
+        check_subject(subject)
+        check_range(after_id, until_id, max_messages)
+        until_id = until_id or ID_MAX
+        most = min(max_messages or PAGE_MAX_MESSAGES, PAGE_MAX_MESSAGES, max(1, until_id - after_id))
+        with self._reading():
+            page = await self._store.read(subject, after_id, max_messages=most, max_bytes=max_bytes)
+        if after_id > page.last_id:
+            raise never_assigned(subject, after_id, page.last_id)
+        return cut_page(subject, page, after_id, until_id, max_bytes)
+
     @overload
     def subscribe(
         self, subject: str, *, start: Start = ..., until: Until | None = ..., slow: SlowPolicy = ...
@@ -390,9 +426,7 @@ class Broker:
                 after_id = max(first_id - 1, last_id - count)
             case After(after_id):
                 if after_id > last_id:
-                    raise InvalidId(
-                        f"id {after_id} was never assigned in {subject!r}; its last id is {last_id}", last_id=last_id
-                    )
+                    raise never_assigned(subject, after_id, last_id)
             case At():
                 pass
             case _:
@@ -511,8 +545,7 @@ def _answer(key: Key, found: Record | persistence.InvalidId | persistence.Expire
         case Record():
             return Message(key.subject, found.id, found.body, found.headers, found.time_us)
         case persistence.InvalidId(last_id):
-            text = f"id {key.id} was never assigned in {key.subject!r}; its last id is {last_id}"
-            return InvalidId(text, last_id=last_id)
+            return never_assigned(key.subject, key.id, last_id)
         case persistence.ExpiredId(last_id):
             text = f"id {key.id} of {key.subject!r} is no longer kept (or never was: expiration 0)"
             return ExpiredId(text, last_id=last_id)

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from persistence import Page, Record
 from persistence.headers import headers_size_bytes
-from trio_broker.batch import Batch
+from trio_broker.batch import Backlog, Batch
 
 KEEPING_BYTES = 512
 """What it takes to keep a batch besides the batch."""
@@ -51,7 +51,7 @@ class Recent(NamedTuple):
 class _Kept:
     """A batch that is kept."""
 
-    __slots__ = ("batch", "lifetimes", "shown_until_us", "size_bytes")
+    __slots__ = ("batch", "lifetimes", "shown_until_us")
 
     def __init__(self, batch: Batch, lifetimes: Sequence[int | None], shown_until_us: int) -> None:
         self.batch = batch
@@ -59,7 +59,6 @@ class _Kept:
         """By message: how many seconds it is kept; None: until it is deleted."""
         self.shown_until_us = shown_until_us
         """As long as it is not so late, all of it is in the log. 0: some of it never was."""
-        self.size_bytes = batch.memory_bytes + KEEPING_BYTES
 
 
 class _Run:
@@ -88,8 +87,7 @@ class Cache:
         ``latest_us`` says how late it may be by the store's clock.
         """
         self.max_bytes = max_bytes
-        self.bytes = 0
-        """What is kept."""
+        self._held = Backlog(max_bytes)
         self.hits = 0
         """Pages that were read here."""
         self._latest_us = latest_us
@@ -101,6 +99,11 @@ class Cache:
     def subjects(self) -> Mapping[str, object]:
         """Of these something is kept: what is committed next is kept too, whoever listens."""
         return self._runs
+
+    @property
+    def bytes(self) -> int:
+        """What is kept."""
+        return self._held.bytes + KEEPING_BYTES * len(self._oldest)
 
     def keep(self, batch: Batch, lifetimes: Sequence[int | None], *, heard: bool) -> None:
         """Keep what was committed, once it counts in the backlog.
@@ -117,7 +120,7 @@ class Cache:
             self.forget(batch.subject)
             run = None
         kept = _keepable(batch, lifetimes)
-        if kept.size_bytes > self.max_bytes:
+        if kept.batch.memory_bytes + KEEPING_BYTES > self.max_bytes:
             self.forget(batch.subject)
             return
         if run is None:
@@ -128,10 +131,9 @@ class Cache:
         if not kept.batch.messages and run.kept and not run.kept[-1].batch.messages:
             run.kept[-1].batch.last_id = batch.last_id  # holes in a row are one
             return
-        kept.batch.leave_backlog()
+        kept.batch.count_in(self._held)
         run.kept.append(kept)
         self._oldest[kept] = run
-        self.bytes += kept.size_bytes
         if self.bytes > self.max_bytes:
             self.shrink(self.max_bytes)
 
@@ -211,8 +213,7 @@ class Cache:
         return batch.after_id < purged_id
 
     def _let_go(self, kept: _Kept) -> None:
-        self.bytes -= kept.size_bytes
-        kept.batch.return_to_backlog()
+        kept.batch.count_in(None)
 
 
 def _keepable(batch: Batch, lifetimes: Sequence[int | None]) -> _Kept:

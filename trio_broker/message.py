@@ -33,6 +33,16 @@ class Message(NamedTuple):
         return time_of(self.published_us)
 
 
+class MessagePage(NamedTuple):
+    """What is kept of a part of a subject's log, as far as one answer goes; from one snapshot."""
+
+    messages: Sequence[Message]
+    scanned_to: int
+    """Every message that is kept up to this id is in this page or before it: the next page begins after it."""
+    last_id: int
+    """The subject's last id: the end was reached when ``scanned_to`` is not below it."""
+
+
 class Draft(NamedTuple):
     """A message that is to be published."""
 

@@ -35,8 +35,8 @@ from trio_broker.rpc.call import Call
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import CODE_NAMES, OK
 
-UNARY: Final = ("Publish", "PublishBatch", "Fetch", "Check", "List")
-STREAMS: Final = ("PublishStream", "Subscribe", "Watch", "ServerReflectionInfo")
+UNARY: Final = ("Publish", "PublishBatch", "Fetch", "FetchRange", "Check", "List")
+STREAMS: Final = ("PublishStream", "Subscribe", "SubscribeBatch", "Watch", "ServerReflectionInfo")
 """The calls that have a label of their own."""
 _NO_CALLS: Final = dict.fromkeys((*UNARY, *STREAMS), 0)
 _NO_GAPS: Final = dict.fromkeys(GAP_REASONS, 0)

@@ -17,14 +17,15 @@ first id that it lacks. The stream is live again when all that was offered was t
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
 from persistence import Page
-from trio_broker.batch import Batch
+from persistence.rows import Row, rows_of
+from trio_broker.batch import Batch, Replayed
 from trio_broker.cache import Recent
-from trio_broker.message import LIVE_BUFFER, UNAVAILABLE, Gap, Message
+from trio_broker.message import LIVE_BUFFER, UNAVAILABLE, Gap
 
 ASIDE = -1
 """`Position.follows` while no live batch can be taken without a closer look."""
@@ -190,16 +191,14 @@ class Position:
         after_id = self._taken_id
         assert after_id is not None
         upto_id = self._usable(page, after_id)
-        messages = [
-            Message(self.subject, record.id, record.body, record.headers, record.time_us)
-            for record in page.records
-            if record.id <= upto_id
-        ]
-        gaps = list(self._missing(after_id, messages, upto_id))
+        rows = rows_of(page.records)
+        if rows and rows[-1][0] > upto_id:
+            rows = [row for row in rows if row[0] <= upto_id]
+        gaps = list(self._missing(after_id, rows, upto_id))
         told = gaps if self._report_gaps else []
         replayed = []
-        if messages or told:
-            replayed.append(Batch.replayed(self.subject, after_id, messages, told, upto_id))
+        if rows or told:
+            replayed.append(Batch.replayed(self.subject, after_id, Replayed(self.subject, rows), told, upto_id))
         else:
             self.floor_id = upto_id
         self._taken_id = upto_id
@@ -244,9 +243,11 @@ class Position:
         if self._collected:
             upto_id = min(upto_id, self._collected[0].after_id)  # those have also what is not in the log
         usable_id = max(after_id, min(upto_id, self._settled_id))
-        for record in page.records:
-            if record.id == usable_id + 1 <= upto_id:
-                usable_id = record.id
+        if usable_id == upto_id:
+            return usable_id
+        for id_, *_ in rows_of(page.records):
+            if id_ == usable_id + 1 <= upto_id:
+                usable_id = id_
         return usable_id
 
     def _join(self) -> Iterator[Batch]:
@@ -261,12 +262,14 @@ class Position:
                 self._taken_id = piece.last_id
                 yield piece
 
-    def _missing(self, after_id: int, messages: Iterable[Message], upto_id: int) -> Iterator[Gap]:
-        """Return the ids between the messages as gaps, in order."""
-        for message in messages:
-            if message.id > after_id + 1:
-                yield from self._gap(after_id + 1, message.id - 1)
-            after_id = message.id
+    def _missing(self, after_id: int, rows: Sequence[Row], upto_id: int) -> Iterator[Gap]:
+        """Return the ids between the rows as gaps, in order."""
+        if len(rows) == upto_id - after_id:
+            return
+        for id_, *_ in rows:
+            if id_ > after_id + 1:
+                yield from self._gap(after_id + 1, id_ - 1)
+            after_id = id_
         if upto_id > after_id:
             yield from self._gap(after_id + 1, upto_id)
 

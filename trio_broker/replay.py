@@ -25,9 +25,9 @@ from trio_broker.subscription import Subscription
 
 READERS = 4
 """Pages that are read at once."""
-PAGE_MESSAGES = 1024
-PAGE_BYTES = 256 * 1024
-"""What a page holds at most, or one message; no more than what may wait for one subscriber."""
+PAGE_MESSAGES = 2048
+PAGE_BYTES = 512 * 1024
+"""What a page holds at most, or one message; no more than what may wait for one subscriber, live and collected."""
 RETRY_S = 0.5
 """A reader rests so long when the store did not answer."""
 
@@ -42,7 +42,7 @@ class Replay:
         self._store = store
         self._cache = cache
         self._availability = availability
-        self._max_messages = min(PAGE_MESSAGES, config.subscriber_messages)
+        self._max_messages = min(PAGE_MESSAGES, 2 * config.subscriber_messages)
         self._max_bytes = min(PAGE_BYTES, int(config.subscriber_bytes))
         self.store_pages = 0
         """Pages for which the store was asked, one that does not answer each time."""

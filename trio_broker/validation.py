@@ -16,6 +16,7 @@ HEADERS_MAX = 64
 HEADERS_MAX_BYTES = 16 * 1024
 KEY_MAX_BYTES = 255
 ID_MAX = 2**63 - 1
+MESSAGES_MAX = 2**31 - 1
 
 
 def check_expiration(expiration: int, longest_s: int) -> None:
@@ -70,6 +71,19 @@ def frozen_headers(headers: Mapping[str, bytes]) -> Mapping[str, bytes]:
             limit=HEADERS_MAX_BYTES,
         )
     return MappingProxyType(dict(headers))
+
+
+def check_range(after_id: int, until_id: int, max_messages: int) -> None:
+    """Refuse a part of a log that there cannot be."""
+    for name, number, most in (
+        ("after_id", after_id, ID_MAX),
+        ("until_id", until_id, ID_MAX),
+        ("max_messages", max_messages, MESSAGES_MAX),
+    ):
+        if not isinstance(number, int):
+            raise TypeError(f"{name} is an int, not {type(number).__name__}")
+        if not 0 <= number <= most:
+            raise InvalidPosition(f"{name} is {number}; it can be from 0 to {most}")
 
 
 def check_span(start: Start, until: Until | None) -> None:

@@ -5,6 +5,7 @@
 //	brokerload stream  -address HOST:PORT [-connections 4] [-window 8] [-batch 100]       a stream of them on each connection
 //	brokerload fetch   -address HOST:PORT [-connections 4] [-callers 25]                  the same, fetching random ids
 //	brokerload fanout  -address HOST:PORT [-subscribers 100] [-connections 4] [-window 256]   one subject, many subscribers
+//	brokerload replay  -address HOST:PORT [-messages 200000] [-singly]                    reading a log from its beginning
 //	brokerload latency -address HOST:PORT [-rate 200]                                     publishes at a fixed rate
 //	brokerload stalled -address HOST:PORT [-subscribers 64] [-stalled 64] [-rate 500]     the same beside some that read nothing
 //	brokerload idle    -address HOST:PORT -pid PID [-subscribers 5000]                    memory per open subscription
@@ -31,6 +32,8 @@ type options struct {
 	stalled     int
 	window      int
 	batch       int
+	messages    int
+	singly      bool
 	rate        int
 	bodyBytes   int
 	expiration  int
@@ -53,10 +56,10 @@ type result struct {
 func main() {
 	modes := map[string]func(options) (result, error){
 		"publish": publish, "fetch": fetch, "fanout": fanOut, "latency": latency, "idle": idle,
-		"batch": publishBatches, "stream": publishStreams, "stalled": stalled,
+		"batch": publishBatches, "stream": publishStreams, "stalled": stalled, "replay": replay,
 	}
 	if len(os.Args) < 2 || modes[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: brokerload publish|batch|stream|fetch|fanout|latency|stalled|idle -address HOST:PORT [flags]; -h lists the flags")
+		fmt.Fprintln(os.Stderr, "usage: brokerload publish|batch|stream|fetch|fanout|replay|latency|stalled|idle -address HOST:PORT [flags]; -h lists the flags")
 		os.Exit(2)
 	}
 	result, err := modes[os.Args[1]](parse(os.Args[1], os.Args[2:]))
@@ -81,6 +84,8 @@ func parse(mode string, arguments []string) options {
 	flags.IntVar(&o.window, "window", 256, "publishes in flight (fanout), requests in flight on each stream (stream)")
 	flags.IntVar(&o.batch, "batch", 100, "messages of a request (batch, stream)")
 	flags.IntVar(&o.rate, "rate", 200, "calls per second (latency, stalled)")
+	flags.IntVar(&o.messages, "messages", 200_000, "messages to read (replay)")
+	flags.BoolVar(&o.singly, "singly", false, "by Subscribe, not by SubscribeBatch (replay)")
 	flags.IntVar(&o.bodyBytes, "body", 100, "bytes of a body, at least 8")
 	flags.IntVar(&o.expiration, "expiration", 3600, "seconds to keep messages")
 	flags.DurationVar(&o.deadline, "deadline", 0, "deadline of each call; 0: none")

@@ -14,7 +14,7 @@ import re
 import select
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import psycopg
 import trio
@@ -50,13 +50,13 @@ _OF_THE_SERVER = ("08", "25", "40", "53", "55", "57", "58")
 _REASON_MAX = 500
 """Characters: a trigger may quote what it refuses, and texts travel in headers."""
 _PREAMBLE = re.compile(r"^connection (failed|is bad): (connection to server .*? failed: )?(FATAL: +)?")
-_EPOCH_US = 946_684_800_000_000
+EPOCH_US = 946_684_800_000_000
 """PostgreSQL counts from 2000-01-01 UTC."""
 
 
 def unix_us(timestamp: int) -> int:
     """Return a timestamp of PostgreSQL as microseconds since 1970-01-01 UTC."""
-    return timestamp + _EPOCH_US
+    return timestamp + EPOCH_US
 
 
 class _TimestampLoader(Loader):
@@ -66,6 +66,7 @@ class _TimestampLoader(Loader):
         return unix_us(int.from_bytes(data, signed=True))
 
 
+_NUMBER_LOADER = cast("type[Loader]", psycopg.adapters.get_loader(psycopg.adapters.types["int8"].oid, pq.Format.BINARY))
 ADAPTERS = AdaptersMap(psycopg.adapters)
 ADAPTERS.register_loader("timestamptz", _TimestampLoader)  # exact, also beyond the year 9999, and quicker
 
@@ -161,18 +162,25 @@ class Connection(psycopg.Connection[TupleRow]):
         poll.register(self.fileno(), select.POLLIN)
         return not poll.poll(0)
 
-    def ask(self, statement: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[TupleRow]:
+    def ask(
+        self, statement: str, parameters: Sequence[Any] | Mapping[str, Any] = (), *, raw_times: bool = False
+    ) -> list[TupleRow]:
         """Return the rows of a statement that changes nothing: one round trip.
 
         The server ends it when our patience does, if that is sooner than usual: we may be gone by then.
+
+        ``raw_times``: timestamps are as PostgreSQL has them, for `unix_us`. Of many rows that is quicker.
         """
+        cursor = self.cursor(binary=True)
+        if raw_times:
+            cursor.adapters.register_loader("timestamptz", _NUMBER_LOADER)
         timeout_ms = max(1, math.ceil(self.patience.left_s() * 1000))
         if timeout_ms >= self.statement_timeout_ms:
-            return self.execute(statement, parameters, binary=True).fetchall()
+            return cursor.execute(statement, parameters).fetchall()
         with self.pipeline():
             self.execute("BEGIN")
             self.execute(f"SET LOCAL statement_timeout = {timeout_ms}")
-            cursor = self.execute(statement, parameters, binary=True)
+            cursor.execute(statement, parameters)
             self.execute("COMMIT")
         return cursor.fetchall()
 

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 
 from persistence.facade import ExpiredId, Head, InvalidId, Key, Page, Record
 from persistence.headers import decode_headers, headers_size_bytes
-from persistence.postgres.connection import Connection
+from persistence.postgres.connection import EPOCH_US, Connection
+from persistence.rows import Row, Rows
 
 # A body that has expired is NULL, and is not read from the disk. What comes after too many bytes is not sent: `before`
-# counts no more than Python does, as the encoding of a header is at most 9 times its size. `scanned`: rows found.
+# counts no more than Python does, as the encoding of a header is at most 9 times its size.
 _PAGE = """
     WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now)
-    SELECT subject.last_id, page.id, page.body, page.headers, page.published_at, page.expires_at, page.scanned
+    SELECT page.id, page.body, page.headers, page.published_at, page.expires_at, subject.last_id
     FROM trio_broker.subjects AS subject LEFT JOIN LATERAL (
-        SELECT *, count(*) OVER () AS scanned, sum(octet_length(body) + coalesce(octet_length(headers), 0) / 9)
+        SELECT *, sum(octet_length(body) + coalesce(octet_length(headers), 0) / 9)
             OVER (ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
         FROM (
             SELECT id, CASE WHEN expires_at <= clock.now THEN NULL ELSE body END AS body,
@@ -56,25 +57,29 @@ _SUBJECTS = "SELECT name FROM trio_broker.subjects WHERE name > %s AND listed OR
 
 def read_page(connection: Connection, subject: str, after_id: int, max_messages: int, max_bytes: int) -> Page:
     rows = connection.ask(
-        _PAGE, {"subject": subject, "after_id": after_id, "max_messages": max_messages, "max_bytes": max_bytes}
+        _PAGE,
+        {"subject": subject, "after_id": after_id, "max_messages": max_messages, "max_bytes": max_bytes},
+        raw_times=True,
     )
-    last_id, first_id = rows[0][:2] if rows else (0, None)
+    first_id, last_id = (rows[0][0], rows[0][-1]) if rows else (None, 0)
     if first_id is None:
         return Page([], max(after_id, last_id), last_id)
-    records: list[Record] = []
+    kept: list[Row] = []
     scanned_to, size = after_id, 0
-    for _, id_, body, headers, time_us, expires_us, _ in rows:
+    for id_, body, encoded, time, expires, _ in rows:
         if body is not None:
-            record = Record(id_, body, decode_headers(headers), time_us, expires_us)
-            size += len(body) + headers_size_bytes(record.headers)
-            if records and size > max_bytes:
-                return Page(records, scanned_to, last_id)
-            records.append(record)
+            size += len(body)
+            headers = None
+            if encoded is not None:
+                headers = decode_headers(encoded)
+                size += headers_size_bytes(headers)
+            if size > max_bytes and kept:
+                return Page(Rows(kept), scanned_to, last_id)
+            kept.append((id_, body, headers, time + EPOCH_US, None if expires is None else expires + EPOCH_US))
         scanned_to = id_
-    scanned = rows[0][-1]
-    if len(rows) == scanned < max_messages:
+    if size <= max_bytes and len(rows) < max_messages:  # else the server may have left out what comes after them
         scanned_to = max(after_id, last_id)
-    return Page(records, scanned_to, last_id)
+    return Page(Rows(kept), scanned_to, last_id)
 
 
 def get_messages(connection: Connection, keys: Sequence[Key]) -> list[Record | InvalidId | ExpiredId]:

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 
 from persistence.facade import ExpiredId, Head, InvalidId, Key, Page, Record, Register
 from persistence.headers import decode_headers, headers_size_bytes
+from persistence.rows import Row, Rows
 
 Clock = Callable[[], int]
 
@@ -48,21 +49,29 @@ def read_page(
             "max_messages": max_messages,
             "now_us": clock(),
         }
-        records: list[Record] = []
-        scanned_to, scanned, size = after_id, 0, 0
+        kept: list[Row] = []
+        scanned_to, expired, size = after_id, 0, 0
         with closing(connection.execute(_PAGE, parameters)) as rows:
-            for id_, body, headers, time_us, expires_us in rows:
-                if body is not None:
-                    record = Record(id_, body, decode_headers(headers), time_us, expires_us)
-                    size += len(body) + headers_size_bytes(record.headers)
-                    if records and size > max_bytes:
-                        return Page(records, scanned_to, last_id)
-                    records.append(record)
-                scanned_to = id_
-                scanned += 1
-        if scanned < max_messages:
+            for row in rows:
+                body = row[1]
+                if body is None:
+                    expired += 1
+                    scanned_to = row[0]
+                    continue
+                size += len(body)
+                if row[2] is not None:
+                    id_, _, encoded, *times = row
+                    headers = decode_headers(encoded)
+                    size += headers_size_bytes(headers)
+                    row = (id_, body, headers, *times)  # noqa: PLW2901
+                if size > max_bytes and kept:
+                    return Page(Rows(kept), max(scanned_to, kept[-1][0]), last_id)
+                kept.append(row)
+        if len(kept) + expired < max_messages:
             scanned_to = max(after_id, last_id)
-        return Page(records, scanned_to, last_id)
+        elif kept:
+            scanned_to = max(scanned_to, kept[-1][0])
+        return Page(Rows(kept), scanned_to, last_id)
 
 
 def get_messages(

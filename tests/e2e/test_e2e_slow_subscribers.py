@@ -13,7 +13,7 @@ from e2e_served import served
 from e2e_wire import Exchange, Wire
 
 from trio_broker._proto import broker_pb2 as pb
-from trio_broker.service import servicer
+from trio_broker.service import subscribing
 
 BUFFER_MESSAGES = 1024
 BUFFER_BYTES = 4 * 1024 * 1024
@@ -192,7 +192,7 @@ def test_who_never_reads_costs_no_memory(broker: BrokerProcess, publisher: Publi
 
 async def test_who_still_reads_nothing_is_told_without_a_window(monkeypatch: pytest.MonkeyPatch, subject: str) -> None:
     """What waited is dropped after a while, and the status says what was really delivered."""
-    monkeypatch.setattr(servicer, "LAST_WORDS_S", 0.05)
+    monkeypatch.setattr(subscribing, "LAST_WORDS_S", 0.05)
     async with served("memory:") as (broker, address):
 
         def stall() -> None:

@@ -6,7 +6,7 @@ Threads:   the trio thread only.
 """
 
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Any, Generic, Literal, Self, TypeVar, assert_never, cast, overload
@@ -16,10 +16,13 @@ from google.protobuf.message import Message as ProtobufMessage
 
 from trio_broker._proto.broker_pb2 import (
     DeleteSubjectRequest,
+    FetchRangeRequest,
+    FetchRangeResponse,
     FetchRequest,
     GetSubjectRequest,
     ListSubjectsRequest,
     ListSubjectsResponse,
+    MessageBatch,
     MessageResponse,
     PublishBatchRequest,
     PublishResponse,
@@ -31,7 +34,17 @@ from trio_broker._proto.google.protobuf.timestamp_pb2 import Timestamp
 from trio_broker.client.channel import Call, Channel, open_channel
 from trio_broker.client.publishing import PublishStream, batch_results, publish_request
 from trio_broker.errors import BrokerError, InvalidPosition
-from trio_broker.message import EPOCH, NO_HEADERS, Draft, Gap, Message, SubjectInfo, SubjectPage, time_of
+from trio_broker.message import (
+    EPOCH,
+    NO_HEADERS,
+    Draft,
+    Gap,
+    Message,
+    MessagePage,
+    SubjectInfo,
+    SubjectPage,
+    time_of,
+)
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until
 
 
@@ -167,6 +180,34 @@ class Client:
         finally:
             call.close()
 
+    async def fetch_range(
+        self, subject: str, after_id: int = 0, until_id: int = 0, max_messages: int = 0
+    ) -> MessagePage:
+        """Return a page of what is kept of a part of a subject's log, in id order. A checkpoint.
+
+        Args:
+            subject: one subject.
+            after_id: begin after this id; 0: at the first that is kept.
+            until_id: end with this id; 0: with the last there is.
+            max_messages: at most so many; 0: as many as a page holds. Fewer may come all the same: the next page
+                begins after `MessagePage.scanned_to`.
+
+        Raises:
+            InvalidId: ``after_id`` was never assigned.
+        """
+        try:
+            request = FetchRangeRequest(
+                subject=subject, after_id=after_id, until_id=until_id, max_messages=max_messages
+            )
+        except ValueError as error:  # beyond what the wire can say
+            raise InvalidPosition(f"not a part of a log: {error}") from error
+        call = await self._start_unary("FetchRange", request.SerializeToString())
+        try:
+            response = FetchRangeResponse.FromString(await call.receive_one())
+        finally:
+            call.close()
+        return MessagePage([_message(each) for each in response.messages], response.scanned_to, response.last_id)
+
     @overload
     def subscribe(
         self, subject: str, *, start: Start = ..., until: Until | None = ..., slow: SlowPolicy = ...
@@ -207,10 +248,12 @@ class Client:
             report_gaps: iterate over each `Gap` too, in its place.
         """
         request = _subscribe_request(subject, start, until, slow, report_gaps=report_gaps)
-        call = await self._channel.start("/broker.Broker/Subscribe", request.SerializeToString())
+        # who reads the log gets much at a time: so it takes two thirds of the time
+        method, items = ("Subscribe", _one_item) if isinstance(start, New) else ("SubscribeBatch", _items)
+        call = await self._channel.start(f"/broker.Broker/{method}", request.SerializeToString())
         try:
             await call.wait_started()
-            yield Subscription(call)
+            yield Subscription(call, items)
         finally:
             call.close()
 
@@ -303,8 +346,10 @@ class Subscription(Generic[Item]):
     It ends with the error that ended it, such as `SlowConsumer`, `Draining` or `ConnectionLost`.
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, items: Callable[[bytes], Iterable[Message | Gap]]) -> None:
+        """``items`` reads a response."""
         self._call = call
+        self._items = items
         self._received: deque[Item] = deque()
 
     def __aiter__(self) -> Self:
@@ -326,7 +371,7 @@ class Subscription(Generic[Item]):
             received = list(self._received)
             self._received.clear()
             return received
-        return [cast("Item", _item(data)) for data in await self._call.receive_some()]
+        return [cast("Item", item) for data in await self._call.receive_some() for item in self._items(data)]
 
 
 def _subscribe_request(
@@ -364,8 +409,15 @@ def _subscribe_request(
     return request
 
 
-def _item(data: bytes) -> Message | Gap:
-    response = MessageResponse.FromString(data)
+def _one_item(data: bytes) -> tuple[Message | Gap]:
+    return (_item(MessageResponse.FromString(data)),)
+
+
+def _items(data: bytes) -> Iterator[Message | Gap]:
+    return map(_item, MessageBatch.FromString(data).messages)
+
+
+def _item(response: MessageResponse) -> Message | Gap:
     if response.HasField("gap"):
         gap = response.gap
         return Gap(response.subject, getattr(gap, "from"), gap.to, gap.reason)

@@ -47,6 +47,11 @@ def framed(message: bytes) -> bytes:
     return _prefix.pack(0, len(message)) + message
 
 
+def frame_prefix(size: int) -> bytes:
+    """Return the prefix of a message of so many bytes."""
+    return _prefix.pack(0, size)
+
+
 def _inbox_bytes(message: bytes) -> int:
     return len(message) + _OBJECT_BYTES
 

@@ -4,16 +4,13 @@ Owns:      what a request is to the broker, and what its answer is on the wire.
 Not here:  the rules (trio_broker/broker.py), statuses (statuses.py), bytes (encoding.py).
 Threads:   the trio thread.
 
-Publish and Fetch are grouped: all calls of one read of a socket go to the broker at once. Subscribe is drained:
-the connection asks the subscription's channel for batches as far as the client's windows go. PublishBatch is grouped,
-PublishStream is fed (trio_broker/service/publishing.py).
+Publish and Fetch are grouped: all calls of one read of a socket go to the broker at once; so are PublishBatch and
+FetchRange. PublishStream is fed (trio_broker/service/publishing.py), Subscribe and SubscribeBatch are drained
+(trio_broker/service/subscribing.py).
 """
 
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -24,27 +21,27 @@ from trio_broker import errors
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker._proto.broker_grpc import BrokerServicer
 from trio_broker.broker import Broker
+from trio_broker.config import MESSAGE_OVERHEAD_BYTES
 from trio_broker.errors import BrokerError
 from trio_broker.memory import Pressure
-from trio_broker.message import EPOCH
-from trio_broker.position import ASIDE
+from trio_broker.paging import PAGE_MAX_BYTES
 from trio_broker.rpc.call import Call, Feed, Source
 from trio_broker.rpc.handlers import Context, drained, fed, grouped
-from trio_broker.rpc.status import OK
 from trio_broker.runs import Pending
-from trio_broker.service.encoding import batch_wire, duplicate_response, message_response, publish_response
+from trio_broker.service.encoding import (
+    duplicate_response,
+    message_response,
+    page_response,
+    publish_response,
+)
 from trio_broker.service.publishing import PublishFeed, batch_abandoned, begin_batch, check_all, stream_abandoned
 from trio_broker.service.statuses import status_of
-from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until
-from trio_broker.subscription import Subscription
+from trio_broker.service.subscribing import SINGLY, TOGETHER, subscribe, subscribe_abandoned
 
 if TYPE_CHECKING:
-    from trio_broker.batch import Batch
     from trio_broker.tracing import Tracing
 
 NAME = "broker.Broker"
-LAST_WORDS_S = 10.0
-"""How long a client may take to read what a subscription still has after it was cut."""
 FETCHED_AT_ONCE = 32
 """Messages in one trip to the store: at 4 MiB each, they are in memory together."""
 
@@ -63,33 +60,14 @@ def _publish_abandoned(call: Call) -> Status | None:
     )
 
 
-def _subscribe_abandoned(call: Call) -> Status | None:
-    """Say why a subscription ended, to a client that does not read what it still has: that is dropped."""
-    subscription: Subscription | None = call.work
-    if subscription is None or subscription.error is None:
-        return None
-    if not isinstance(subscription.error, errors.SlowConsumer):
-        return status_of(subscription.error)
-    last_id = subscription.last_delivered_id
-    text = f"the subscriber of {subscription.subject!r} does not read; the last one delivered is {last_id}"
-    return status_of(errors.SlowConsumer(text, last_delivered_id=last_id))
-
-
 def refuse(pressure: Pressure, call: Call) -> Status | None:
     """Say how a call is refused by its headers while memory is short; None: it is served."""
     if call.method is None:
         return None
     if call.method.service != NAME:  # health checks go on above all; what streams would stay
         return _MEMORY_SHORT if call.method.response_streams else None
-    refused_from = Pressure.FULL if call.method.name == "Fetch" else Pressure.HIGH
+    refused_from = Pressure.FULL if call.method.name in {"Fetch", "FetchRange"} else Pressure.HIGH
     return _MEMORY_SHORT if pressure >= refused_from else None
-
-
-def _drop(call: Call) -> None:
-    """Drop what is being sent for a subscription that was cut."""
-    subscription: Subscription = call.work
-    assert subscription.error is not None
-    call.shed(status_of(subscription.error))
 
 
 def _settle(pending: Pending) -> None:
@@ -223,33 +201,47 @@ class BrokerService(BrokerServicer):
             else:
                 call.reply(message_response(result))
 
-    @drained(_subscribe_abandoned)
+    @grouped()
+    async def FetchRange(self, calls: list[Call], request: None = None) -> None:  # noqa: ARG002
+        """Read one page after the other: each may take as much memory as the largest message."""
+        for call in calls:
+            if call.closed:  # before this task began, or while it did another page
+                continue
+            if self._tracing is not None:
+                self._tracing.begin(call)
+            largest = self._broker.body_max_bytes + MESSAGE_OVERHEAD_BYTES  # as those who count what may be fetched do
+            while not (count := self._fetches.begin(-(-PAGE_MAX_BYTES // largest))):
+                await self._fetches.some_ended()
+            try:
+                await self._fetch_range(call, min(PAGE_MAX_BYTES, count * largest))
+            finally:
+                self._fetches.end(count)
+
+    async def _fetch_range(self, call: Call, max_bytes: int) -> None:
+        asked: pb.FetchRangeRequest = call.message
+        try:
+            with nullcontext() if self._tracing is None else self._tracing.fetch([call]):
+                page = await self._broker.fetch_range(
+                    asked.subject, asked.after_id, asked.until_id, asked.max_messages, max_bytes=max_bytes
+                )
+        except BrokerError as error:
+            call.finish(status_of(error))
+        else:
+            call.reply(page_response(asked.subject, page))
+
+    @drained(subscribe_abandoned)
     async def Subscribe(  # type: ignore[override] # purerpc's generated signature lacks the context
         self, message: pb.SubscribeRequest, request: Context
     ) -> Source:
         """Register the subscription; its headers say that it stands."""
-        call = request.call
-        if self._tracing is not None:
-            self._tracing.begin(call)
-        await trio.lowlevel.checkpoint()
-        try:
-            span = await self._broker.locate(message.subject, _start(message), _until(message))
-            subscription = self._broker.open_subscription(
-                message.subject, span, _slow_policy(message), report_gaps=message.report_gaps
-            )
-        except BrokerError as error:
-            raise RpcFailedError(status_of(error)) from None
-        call.work = subscription
-        subscription.wake = partial(call.connection.mark, call)
-        subscription.dropped = partial(_drop, call)
-        subscription.ended = partial(call.hurry, LAST_WORDS_S)
-        wire = batch_wire if self._tracing is None else partial(_traced_wire, self._tracing, call)
-        return SubscriptionSource(subscription, wire)
+        return await subscribe(self._broker, message, request.call, SINGLY, self._tracing)
 
-
-def _traced_wire(tracing: "Tracing", call: Call, batch: "Batch") -> bytes:
-    tracing.delivered(call, batch)
-    return batch_wire(batch)
+    @drained(subscribe_abandoned)
+    async def SubscribeBatch(  # type: ignore[override] # as above
+        self, message: pb.SubscribeRequest, request: Context
+    ) -> Source:
+        """Do as Subscribe, with many messages to a response."""
+        return await subscribe(self._broker, message, request.call, TOGETHER, self._tracing)
 
 
 class Fetches:
@@ -273,95 +265,3 @@ class Fetches:
     async def some_ended(self) -> None:
         """Wait until others have ended. A checkpoint."""
         await self._waiting.park()
-
-
-class SubscriptionSource:
-    """Feeds a call from a subscription's channel."""
-
-    __slots__ = ("_subscription", "_wire")
-
-    def __init__(self, subscription: Subscription, wire: "Callable[[Batch], bytes]") -> None:
-        """Take from ``subscription``; ``wire`` makes bytes of each batch that is taken."""
-        self._subscription = subscription
-        self._wire = wire
-
-    def take(self, call: Call, credit: int) -> bytes:
-        """Return the batches that wait, up to the first that exceeds the credit; end the call after the last one."""
-        subscription = self._subscription
-        subscription.sending = None  # all that was returned before has left, or does now
-        if not subscription.buffered_messages:  # asked, not tried: an exception costs more than a delivery
-            return self._aside(call, b"", credit)
-        batch = subscription.receive_nowait()
-        wire = self._wire(batch)
-        if len(wire) > credit:
-            subscription.sending = batch
-        elif subscription.buffered_messages and len(wire) < credit:
-            wire = self._more(call, wire, credit)
-        if subscription.position.follows != ASIDE or subscription.buffered_messages:
-            return wire
-        return self._aside(call, wire, credit)
-
-    def _aside(self, call: Call, wire: bytes, credit: int) -> bytes:
-        """Return what was taken; nothing is left: the log has more, or this is the end."""
-        subscription = self._subscription
-        if subscription.live:
-            if subscription.sending is None and len(wire) < credit:  # otherwise this is asked again once it has left
-                subscription.pull()
-            return wire
-        if wire:
-            call.send(wire)
-        call.finish(OK if subscription.error is None else status_of(subscription.error))
-        return b""
-
-    def _more(self, call: Call, wire: bytes, credit: int) -> bytes:
-        """Return small batches joined. One that exceeds the credit is queued as it is: all subscribers share it."""
-        wires, size = [wire], len(wire)
-        while self._subscription.buffered_messages and size < credit:
-            batch = self._subscription.receive_nowait()
-            wire = self._wire(batch)
-            size += len(wire)
-            if size > credit:
-                self._subscription.sending = batch
-                call.send(b"".join(wires))
-                call.send(wire)
-                return b""
-            wires.append(wire)
-        return b"".join(wires)
-
-    def close(self) -> None:
-        """Listen no more."""
-        self._subscription.close()
-
-
-def _start(message: pb.SubscribeRequest) -> Start:
-    """Return where a subscription begins.
-
-    Raises:
-        InvalidPosition: a time that is none.
-    """
-    match message.WhichOneof("start"):
-        case "earliest" if message.earliest:
-            return Earliest()
-        case "after_id":
-            return After(message.after_id)
-        case "last":
-            return Last(message.last)
-        case "at":
-            try:
-                return At(EPOCH + timedelta(seconds=message.at.seconds, microseconds=message.at.nanos // 1000))
-            except OverflowError as error:
-                raise errors.InvalidPosition(f"{message.at.seconds} s after 1970 is no time") from error
-    return New()
-
-
-def _until(message: pb.SubscribeRequest) -> Until | None:
-    if message.WhichOneof("stop") == "until_id":
-        return message.until_id
-    return AtEnd() if message.at_end else None
-
-
-def _slow_policy(message: pb.SubscribeRequest) -> SlowPolicy:
-    try:
-        return SlowPolicy(message.slow)
-    except ValueError as error:
-        raise errors.InvalidPosition(f"{message.slow} is no policy for slow subscribers") from error

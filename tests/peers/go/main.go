@@ -44,6 +44,8 @@ var cases = []testCase{
 	{"batch_of_many", batchOfMany},
 	{"atomic_batch", atomicBatch},
 	{"stream_of_many", streamOfMany},
+	{"log_in_batches", logInBatches},
+	{"log_in_pages", logInPages},
 	{"health_and_reflection", healthAndReflection},
 }
 
