@@ -222,6 +222,9 @@ LONE = BrokerLoad("publish", connections=1, callers=1)
 STREAM = BrokerLoad("stream", window=8)
 REPLAYED = {"messages": 200_000, "body": 150}
 FLUSH_MESSAGES = 1024  # as the broker's by default
+HEALTHY = {"subscribers": 64, "rate": 500}
+STALLED = Side(name="beside 64 stalled ones", command=MEMORY, load=BrokerLoad("stalled", stalled=64, **HEALTHY))
+UNDISTURBED = Side(name="64 healthy ones alone", command=MEMORY, load=BrokerLoad("stalled", **HEALTHY))
 ONE_COMMIT = Side(name="one commit by the store", command=SQLITE, load=StoreAlone())
 ALONE = Side(name="without it", command=SQLITE, load=LONE)
 FLOODED = LoneBesideFlood(H2Load(connections=4, streams=1000))
@@ -238,6 +241,12 @@ WORKLOADS = (
     against_grpcio("fanout-100", "100 subscribers, 256 publishes in flight", BrokerLoad("fanout", subscribers=100)),
     against_grpcio("fanout-1000", "1,000 subscribers, 256 publishes in flight", BrokerLoad("fanout", subscribers=1000)),
     against_grpcio("fanout-waiting", "100 subscribers, one publish in flight", WAITING),
+    Workload(
+        name="stalled",
+        what="500 publishes a second to 64 subscribers; a call is a delivery, from when its publish was due",
+        sides=(STALLED, UNDISTURBED),
+        measures=(P50, P99, CPU),
+    ),
     against_grpcio("latency", "200 publishes a second, from when each was due", LATENCY, (CPU, P50, P99)),
     against_grpcio("idle", "5,000 idle subscriptions", IDLE, (BYTES,), restart=True),
     on_sqlite("sqlite-4x25", "unary Publish, h2load, 4 x 25", FOUR_BY_25, in_memory(FOUR_BY_25)),

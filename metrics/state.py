@@ -43,6 +43,10 @@ class State:
     lags: int = 0
     gaps: Mapping[str, int] = field(default_factory=dict)
     """By reason."""
+    cache_bytes: int = 0
+    cache_limit_bytes: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
     store_up: bool = False
     listen_connected: bool | None = None
     """None: there is nothing to be heard of, and no series."""
@@ -92,8 +96,10 @@ _GAUGES: Final = {
     ),
     "backlog_bytes": (
         "trio_broker_subscriber_backlog_bytes",
-        "The memory of all that waits for subscribers, what is half sent and what they share counted once.",
+        "The memory of what waits for subscribers and is in no cache; what is half sent, and shared, is counted once.",
     ),
+    "cache_bytes": ("trio_broker_cache_bytes", "The memory of the recent messages that are kept."),
+    "cache_limit_bytes": ("trio_broker_cache_limit_bytes", "How much memory recent messages may take."),
     "inbound_bytes": ("trio_broker_rpc_inbound_bytes", "The memory kept for requests that have not arrived in whole."),
     "outbound_bytes": ("trio_broker_rpc_outbound_bytes", "The memory of replies that clients have not read yet."),
     "memory_pressure": ("trio_broker_memory_pressure", "1 while new work is refused for want of memory."),
@@ -102,6 +108,8 @@ _COUNTERS: Final = {
     "connections_opened": ("trio_broker_connections_opened", "gRPC connections that were accepted."),
     "slow_consumers": ("trio_broker_slow_consumers", "Subscriptions that were cut because they read too slowly."),
     "lags": ("trio_broker_subscriber_lags", "Times that a subscription left the live stream to catch up later."),
+    "cache_hits": ("trio_broker_cache_hits", "Pages of the log for subscribers that were read from memory."),
+    "cache_misses": ("trio_broker_cache_misses", "Pages of the log for subscribers that the store was asked for."),
     "wakeups": ("trio_broker_wakeups", "Hints that were heard of what this broker or another has appended."),
 }
 

@@ -287,6 +287,7 @@ class Store(ABC):
     async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
         """Return up to ``limit`` names of subjects above ``after``, ordered by their UTF-8 bytes."""
 
+    @abstractmethod
     async def purge(self, subject: str, until_id: int) -> int:
         """Keep no message of a subject up to ``until_id`` any more; return its last id.
 
@@ -294,15 +295,15 @@ class Store(ABC):
         them. Their space is given back by `sweep`. Appends go on meanwhile. What is above the last id is left alone.
         Idempotency keys of what was purged are forgotten 120 s after they were used, or later.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def delete_subject(self, subject: str, last_id: int) -> Conflict | None:
         """Purge a subject, and list it no longer, if ``last_id`` is its last id; say which it is otherwise.
 
         The last id outlives that: when something is appended again, ids go on from it, and the subject is listed.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def restore(self, subject: str, records: Sequence[Record], last_id: int) -> int:
         """Append records as they are, with their ids, times and ends; return how many. For moving a log here.
 
@@ -311,7 +312,6 @@ class Store(ABC):
         return; raises as `append` does. Small enough for one flush (`Limits`), and not beside other appends to
         the same subject: whoever moves a log is alone with it.
         """
-        raise NotImplementedError
 
     @abstractmethod
     async def load(self, name: str) -> Register | None:

@@ -5,11 +5,11 @@ Not here:  anything of the store; TTLs: nothing expires here.
 Threads:   any, one at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from persistence.cassandra import buckets, keys, reading, writing
+from persistence.cassandra import buckets, keys, purging, reading, writing
 from persistence.cassandra.steps import AtOnce, Batch, Bound, OutOfPatience, Pause, Request, Rows, Steps, Unclear
 from persistence.errors import StoreError, StoreUnavailable
 
@@ -21,9 +21,9 @@ class Nodes:
     """The tables of a keyspace, and statements on them."""
 
     def __init__(self, *, check_conditions: bool = True) -> None:
-        self.subjects: set[tuple[int, str]] = set()
+        self._listed: dict[str, tuple[int, bool]] = {}  # when, and whether
         self.buckets: dict[Partition, int] = {}
-        self.states: dict[Partition, tuple[Any, ...]] = {}
+        self.states: dict[Partition, dict[str, Any]] = {}
         self.rows: dict[Partition, dict[int, dict[str, Any]]] = {}
         self.claims: dict[tuple[str, str], dict[object, dict[str, Any]]] = {}
         self._check_conditions = check_conditions
@@ -32,7 +32,7 @@ class Nodes:
             buckets._HOLDING: lambda subject, id_: self._bases(subject, lambda base_id: base_id < id_)[-1:],
             buckets._FROM: lambda subject, first: self._bases(subject, lambda base_id: base_id >= first)[:1],
             buckets._ADD: lambda subject, base_id, began_at, ttl: self.buckets.update({(subject, base_id): began_at}),
-            buckets._ADD_SUBJECT: lambda shard, subject: self.subjects.add((shard, subject)),
+            buckets._ADD_SUBJECT: lambda shard, subject, at: self._list(subject, at, listed=True),
             buckets._STATE: lambda *key: self._select(key[:2], lambda id_: id_ == key[2]),
             reading._CHUNKS: lambda *key: self._select(key[:2], lambda id_: id_ >= key[2])[: key[3]],
             keys._CLAIMS: lambda *key: [{"key": key[1], **row} for row in self.claims.get(key, {}).values()],
@@ -40,9 +40,26 @@ class Nodes:
             keys._ATTEMPT: lambda *key: self._select(key[:2], lambda id_: id_ == key[2]),
             writing._PUT_CHUNK: lambda *values: self._put(*values[:3], chunk=values[3]),
             writing._PUT_ATTEMPT: lambda *values: self._put(*values[:3], attempt=values[3]),
-            writing._PUT_END: lambda *values: self._put(*values),
-            writing._MOVE_HEAD: lambda *values: self.states.update({values[5:7]: values[:5]}),
+            writing.PUT_END: lambda *values: self._put(*values),
+            purging._BELOW: lambda subject, after, base_id, limit: self._bases(
+                subject, lambda each: after < each < base_id
+            )[:limit],
+            purging._DROP_UNTIL: lambda subject, last: [
+                self.buckets.pop((subject, row["base_id"])) for row in self._bases(subject, lambda each: each <= last)
+            ],
+            purging._DROP_CHUNKS: lambda subject, base_id, last: self._drop((subject, base_id), last),
+            purging._UNLIST: lambda at, shard, subject: self._list(subject, at, listed=False),
         }
+        self._conditional: dict[object, tuple[Sequence[str], Sequence[str]]] = {
+            writing._MOVE_HEAD: (buckets.MOVED, (*buckets.MOVED, "gone_at")),
+            purging._MARK: (("gone_at", "floor"), (*buckets.MOVED, "gone_at")),
+            purging._RAISE: (("floor",), ("floor",)),
+            purging._CLOSE: (("floor",), ("sealed",)),
+        }
+
+    @property
+    def subjects(self) -> list[str]:
+        return sorted(subject for subject, (_, listed) in self._listed.items() if listed)
 
     def do(self, request: Bound | Batch | AtOnce) -> Rows | None:
         """Carry a request out; return the rows of the answer."""
@@ -50,15 +67,19 @@ class Nodes:
             return [row for part in request.parts for row in self.do(part) or ()]
         if isinstance(request, Bound):
             return self._statements[request.statement](*request.values)
-        moves = [part for part in request.parts if part.statement is writing._MOVE_HEAD]
-        for move in moves:
-            partition, expected = (move.values[5], move.values[6]), tuple(move.values[7:])
-            if self._check_conditions and self.states.get(partition, (None,) * 5) != expected:
-                state = dict(zip(buckets.STATE, self.states.get(partition, ()), strict=False))
-                return [{"[applied]": False, **state}]
+        changes = [part for part in request.parts if part.statement in self._conditional]
+        for part in changes:
+            row = self._obstacle(part)
+            if self._check_conditions and row is not None:
+                return [{"[applied]": False, **row}]
         for part in request.parts:
-            self._statements[part.statement](*part.values)
-        return [{"[applied]": True}] if moves else None
+            if part.statement in self._conditional:
+                written, _ = self._conditional[part.statement]
+                partition = (part.values[len(written)], part.values[len(written) + 1])
+                self.states.setdefault(partition, {}).update(zip(written, part.values, strict=False))
+            else:
+                self._statements[part.statement](*part.values)
+        return [{"[applied]": True}] if changes else None
 
     def take(self, steps: Steps[R]) -> R:
         """Take steps to their end while nothing goes wrong."""
@@ -70,17 +91,37 @@ class Nodes:
                 return end.value
             answer = None if isinstance(request, Pause) else self.do(request)
 
+    def _obstacle(self, part: Bound) -> dict[str, Any] | None:
+        """The columns of a condition that does not hold; without any in a partition that has none."""
+        written, compared = self._conditional[part.statement]
+        state = self.states.get((part.values[len(written)], part.values[len(written) + 1]), {})
+        expected = part.values[len(written) + 2 :] or (True,)  # of a sealed bucket
+        found = {name: state.get(name) for name in compared}
+        if tuple(found.values()) == tuple(expected):
+            return None
+        return found if state else {}
+
     def _bases(self, subject: str, wanted: Callable[[int], bool]) -> Rows:
         found = sorted(base_id for name, base_id in self.buckets if name == subject and wanted(base_id))
         return [{"base_id": base_id, "began_at": self.buckets[subject, base_id]} for base_id in found]
 
     def _select(self, partition: Partition, wanted: Callable[[int], bool]) -> Rows:
-        statics = dict(zip(buckets.STATE, self.states.get(partition, (None,) * 5), strict=True))
+        statics = {**dict.fromkeys((*buckets.MOVED, "gone_at", "floor")), **self.states.get(partition, {})}
         rows = self.rows.get(partition, {})
         return [{"chunk": None, **statics, "id": id_, **rows[id_]} for id_ in sorted(rows) if wanted(id_)]
 
     def _put(self, subject: str, base_id: int, id_: int, **columns: object) -> None:
         self.rows.setdefault((subject, base_id), {})[id_] = columns
+
+    def _drop(self, partition: Partition, last_id: int) -> None:
+        rows = self.rows.get(partition, {})
+        self.rows[partition] = {id_: row for id_, row in rows.items() if not 0 < id_ <= last_id}
+
+    def _list(self, subject: str, at: int, *, listed: bool) -> None:
+        """The later one counts, and of two at the same time the one that deletes."""
+        self._listed[subject] = max(
+            self._listed.get(subject, (0, False)), (at, listed), key=lambda it: (it[0], not it[1])
+        )
 
     def _claim(self, key: tuple[str, str], attempt: object, *values: object) -> None:
         columns = ("base_id", "first_id", "id", "appended_at", "expires_at")

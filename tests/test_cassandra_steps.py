@@ -12,7 +12,7 @@ from persistence.cassandra import keys, writing
 from persistence.cassandra.clock import Clock
 from persistence.cassandra.reading import read_page
 from persistence.cassandra.shares import Share
-from persistence.cassandra.steps import OutOfPatience, Pause, Unclear, surely
+from persistence.cassandra.steps import Batch, OutOfPatience, Pause, Unclear, surely
 from persistence.cassandra.writing import Writer
 
 COMMIT_TIMEOUT_S = 10.0
@@ -135,7 +135,7 @@ class Appending(Work[list[object]]):
 
     def up_to_the_batch(self, nodes: Nodes) -> "Appending":
         """Go on until the batch that appends has been asked for."""
-        while not (hasattr(self.asked, "parts") and self.asked.parts[0].statement is writing._MOVE_HEAD):
+        while not (isinstance(self.asked, Batch) and self.asked.parts[0].statement is writing._MOVE_HEAD):
             self.happen("answer", nodes)
         return self
 
@@ -235,7 +235,7 @@ def test_what_is_refused_for_its_content_is_found_by_halves() -> None:
     nodes = Nodes()
     append = Appending(new_writer(), b"1", b"2", b"bad", b"4", b"5")
     while not append.is_done:
-        if hasattr(append.asked, "parts") and any(b"bad" in str(part.values).encode() for part in append.asked.parts):
+        if isinstance(append.asked, Batch) and any(b"bad" in str(part.values).encode() for part in append.asked.parts):
             append._throw(BadContent("not this"))
         else:
             append.happen("answer", nodes)

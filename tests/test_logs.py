@@ -225,6 +225,7 @@ def test_programs_get_one_event_with_all_that_the_banner_says(log_stream: io.Str
         "flush_bytes": 4 << 20,
         "subscriber_messages": 1024,
         "subscriber_bytes": 4 << 20,
+        "cache_bytes": 32 << 20,
         "streams_per_connection": 1000,
         "body_max_bytes": BODY_MAX_BYTES,
         "memory_max_bytes": 2**28 + 1,

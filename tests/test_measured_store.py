@@ -59,6 +59,9 @@ async def test_every_operation_is_counted_once(measured: Measured) -> None:
     await store.head("a")
     await store.id_before("a", 0)
     await store.subjects()
+    await store.purge("a", 1)
+    await store.delete_subject("a", 1)
+    await store.restore("b", [], 1)
     version = await store.compare_and_set("r", b"", version=0)
     assert version is not None
     await store.load("r")

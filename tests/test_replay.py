@@ -257,6 +257,7 @@ async def test_memory_that_is_short_takes_a_buffer_and_not_the_subscription(stor
     async with broker_on(store) as broker, broker.subscribe("a") as messages:
         failing = broker.open_subscription("a", slow=SlowPolicy.FAIL)
         await fill(broker, 10)
+        broker.cache.shrink(0)
         broker.fanout.cut_farthest_behind(0)
         assert broker.fanout.backlog.bytes == 0
         assert isinstance(failing.error, SlowConsumer)

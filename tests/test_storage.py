@@ -12,6 +12,7 @@ from trio_broker.storage import (
     PROBE_TIMEOUT_S,
     SWEEP_PAUSE_S,
     Availability,
+    StoreClock,
     broker_error,
     keep_probing,
     keep_sweeping,
@@ -147,7 +148,7 @@ class ProbedStore(TrialStore):
 async def test_the_probe_finds_a_store_that_goes_and_comes_back(autojump_clock: MockClock) -> None:
     store, availability = ProbedStore(), Availability()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keep_probing, store, availability)
+        nursery.start_soon(keep_probing, store, availability, StoreClock())
         await trio.sleep(10.5)
         assert not availability.away
         store.mood = UNAVAILABLE
@@ -166,7 +167,7 @@ async def test_a_store_that_hangs_is_away(autojump_clock: MockClock, deaf: bool)
     store, availability = ProbedStore(), Availability()
     store.mood, store.deaf = 60.0, deaf
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keep_probing, store, availability)
+        nursery.start_soon(keep_probing, store, availability, StoreClock())
         await trio.sleep(PROBE_TIMEOUT_S - 0.1)
         assert not availability.away
         await trio.sleep(0.2)
@@ -182,7 +183,7 @@ async def test_a_bug_in_the_store_does_not_stop_the_probe(autojump_clock: MockCl
     store.mood = ZeroDivisionError("bug")
     with capture_logs() as logs:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(keep_probing, store, availability)
+            nursery.start_soon(keep_probing, store, availability, StoreClock())
             await trio.sleep(1.5 * PROBE_INTERVAL_S)
             nursery.cancel_scope.cancel()
     assert [entry["event"] for entry in logs] == ["probe_failed"] * 2

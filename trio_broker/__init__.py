@@ -22,6 +22,7 @@ from trio_broker.errors import (
     InvalidHeaders,
     InvalidId,
     InvalidKey,
+    InvalidPage,
     InvalidPosition,
     InvalidSubject,
     Malformed,
@@ -34,7 +35,7 @@ from trio_broker.errors import (
     StorageFull,
     StorageUnavailable,
 )
-from trio_broker.message import Draft, Gap, Message, MessagePage
+from trio_broker.message import Draft, Gap, Message, MessagePage, SubjectInfo, SubjectPage
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ __all__ = [
     "InvalidHeaders",
     "InvalidId",
     "InvalidKey",
+    "InvalidPage",
     "InvalidPosition",
     "InvalidSubject",
     "Last",
@@ -79,6 +81,8 @@ __all__ = [
     "SlowPolicy",
     "StorageFull",
     "StorageUnavailable",
+    "SubjectInfo",
+    "SubjectPage",
     "__version__",
     "connect",
     "open_broker",

@@ -8,7 +8,7 @@ Threads:   the trio thread only.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from operator import itemgetter
-from typing import Self, overload
+from typing import Protocol, Self, overload
 
 from persistence.headers import headers_size_bytes
 from persistence.rows import Row
@@ -69,6 +69,12 @@ def fields_of(messages: Sequence[Message]) -> Iterable[Fields]:
     return messages.rows if isinstance(messages, Replayed) else map(_FIELDS_OF_MESSAGE, messages)
 
 
+class Counter(Protocol):
+    """Where it is counted what batches take."""
+
+    bytes: int
+
+
 class Backlog:
     """What all batches that wait for subscribers take together."""
 
@@ -87,6 +93,7 @@ class Batch:
 
     __slots__ = (
         "_backlog",
+        "_counter",
         "after_id",
         "committed_s",
         "count",
@@ -143,6 +150,7 @@ class Batch:
         self.memory_bytes = 2 * self.size_bytes + OVERHEAD_BYTES * self.count
         """What it takes with its encoding, or with both."""
         self._backlog: Backlog | None = None
+        self._counter: Counter | None = None  # where it counts now
 
     def items(self) -> Iterable[Message | Gap]:
         """Return messages and gaps in the order of their ids."""
@@ -164,14 +172,26 @@ class Batch:
 
     def enter(self, backlog: Backlog) -> None:
         """Count what it takes in ``backlog``, until nobody holds it any more."""
-        self._backlog = backlog
+        self._backlog = self._counter = backlog
         backlog.bytes += self.memory_bytes
 
     def grow(self, more_bytes: int) -> None:
         """Count so much more for it: a second encoding."""
         self.memory_bytes += more_bytes
+        if self._counter is not None:
+            self._counter.bytes += more_bytes
+
+    def leave_backlog(self, counter: Counter) -> None:
+        """Count no longer as waiting, since it is kept and counted in ``counter``."""
         if self._backlog is not None:
-            self._backlog.bytes += more_bytes
+            self._backlog.bytes -= self.memory_bytes
+        self._counter = counter
+
+    def return_to_backlog(self) -> None:
+        """Count as waiting again, for those who still hold it."""
+        self._counter = self._backlog
+        if self._backlog is not None:
+            self._backlog.bytes += self.memory_bytes
 
     def __del__(self) -> None:
         # All subscribers share it, and the last reference is what keeps its memory: Python counts them already.

@@ -14,7 +14,7 @@ Threads:   the trio thread only.
 """
 
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn, assert_never, overload
@@ -27,6 +27,8 @@ require_own("persistence")  # before the imports below, which a user's own persi
 
 import persistence  # noqa: E402
 from persistence import NO_HEADERS, Key, NewMessage, Record, Store, open_store  # noqa: E402
+from trio_broker.administration import Administration  # noqa: E402
+from trio_broker.cache import Cache  # noqa: E402
 from trio_broker.commit import Committer, Flushing  # noqa: E402
 from trio_broker.config import Config  # noqa: E402
 from trio_broker.errors import (  # noqa: E402
@@ -47,7 +49,7 @@ from trio_broker.publishing import Publishing, abort_others, check_count  # noqa
 from trio_broker.replay import Replay  # noqa: E402
 from trio_broker.runs import Answer, Group  # noqa: E402
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until  # noqa: E402
-from trio_broker.storage import Availability, Hearing, keep_probing, keep_sweeping  # noqa: E402
+from trio_broker.storage import Availability, Hearing, StoreClock, keep_probing, keep_sweeping  # noqa: E402
 from trio_broker.subject import check_subject  # noqa: E402
 from trio_broker.subscription import Messages, Subscription  # noqa: E402
 from trio_broker.validation import ID_MAX, check_expiration, check_key, check_range, check_span, frozen_headers  # noqa: E402
@@ -130,13 +132,20 @@ class Broker:
         """The longest expiration."""
         self._sweep_interval_s = config.sweep_interval
         self._availability = Availability()
-        self._replay = Replay(store, config, self._availability)
-        self.fanout = Fanout(config, backlog_max_bytes, self._replay.want_page)
+        self._shared = limits.shared
+        self._store_clock = StoreClock()
+        self.cache = Cache(config.cache_bytes, self._store_clock.latest_us)
         """For its counters."""
-        self.committer = Committer(store, config, self.fanout.deliver, self._availability, flushing)
+        self.replay = Replay(store, config, self._availability, self.cache)
+        """For its counters."""
+        self.fanout = Fanout(config, backlog_max_bytes, self.replay.want_page, self.cache)
+        """For its counters."""
+        self.committer = Committer(store, config, self._deliver, self._availability, flushing, doubt=self._doubt)
         """For its counters."""
         self.hearing = Hearing()
         """Whether wake-ups are heard."""
+        self.administration = Administration(store, self.fanout, self._reading, self.refusal, self.cache.drop)
+        """What operators ask and do about subjects."""
         self.on_stopping: dict[Callable[[BrokerError], None], None] = {}
         """Each is told why, when no more publishes are taken. (A dict for a set that keeps its order.)"""
         self._refusal: Callable[[], BrokerError] | None = None
@@ -392,15 +401,22 @@ class Broker:
     async def locate(self, subject: str, start: Start, until: Until | None) -> Span:
         """Find the part of a subject's log that is asked for, as `open_subscription` needs it.
 
-        A checkpoint, except from `New` on without an end, which needs no look at the store.
+        A checkpoint, except from `New` on without an end, which needs no look at the store. Nor needs one who goes on
+        in what is kept in memory, where nobody else can have appended or purged anything.
         """
         if until is None and isinstance(start, New):
             return NEW
         self._check_subscribing(subject)
         check_span(start, until)
+        if isinstance(start, After) and not isinstance(until, AtEnd) and not self._shared:
+            await trio.lowlevel.checkpoint()
+            end_id = self.cache.end_after(subject, start.id)
+            if end_id is not None:
+                return Span(start.id, until, end_id)
         with self._reading():
             after_id = await self._store.id_before(subject, _time_us(start.time)) if isinstance(start, At) else 0
             first_id, last_id = await self._store.head(subject)
+        self.cache.drop(subject, first_id - 1)  # another broker may have purged it
         match start:
             case New():
                 after_id = last_id
@@ -449,16 +465,26 @@ class Broker:
         """Work until `_stop`, and then until what is in flight is settled."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(keep_probing, self._store, self._availability)
+                nursery.start_soon(keep_probing, self._store, self._availability, self._store_clock)
                 nursery.start_soon(keep_sweeping, self._store, self._availability, self._sweep_interval_s)
                 nursery.start_soon(self.hearing.keep_listening, self._store)
-                nursery.start_soon(self._replay.run)
+                nursery.start_soon(self.replay.run)
                 await self.committer.run()
                 nursery.cancel_scope.cancel()
         finally:
             self._stop()
             self.fanout.end_all(_closed())  # after the last flush, whose messages they get
             self._ended.set()
+
+    def _deliver(self, committed: Sequence[tuple[NewMessage, persistence.Appended]]) -> None:
+        if committed and self.cache.subjects:
+            self._store_clock.appended(committed[-1][1].time_us)
+        self.fanout.deliver(committed)
+
+    def _doubt(self, subjects: Iterable[str]) -> None:
+        """What is kept of them may not be all that there is."""
+        for subject in subjects:
+            self.cache.forget(subject)
 
     def _check_subscribing(self, subject: str) -> None:
         if self._refusal is not None:

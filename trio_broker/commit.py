@@ -12,7 +12,7 @@ store has not been given can be withdrawn; after that its outcome stands, whethe
 What is queued are runs of messages: cost is paid per run, and all bounds count messages.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import assert_never, cast
@@ -62,17 +62,20 @@ class Committer:
         deliver: Callable[[list[tuple[NewMessage, Appended]]], object],
         availability: Availability,
         flushing: Flushing = nullcontext,
+        doubt: Callable[[Iterable[str]], object] = set,
     ) -> None:
         """Prepare to commit to ``store``.
 
         ``deliver`` gets what each flush appended, in commit order and before its publishers wake; it neither waits
-        nor raises. ``availability`` hears how each flush went. ``flushing`` is entered around each.
+        nor raises. ``availability`` hears how each flush went. ``flushing`` is entered around each. ``doubt`` is told
+        of which subjects it is not known whether something was appended; it neither waits nor raises.
         """
         limits = store.limits()
         self._store = store
         self._deliver = deliver
         self._availability = availability
         self._flushing = flushing
+        self._doubt = doubt
         self._max_messages = config.queue_messages
         self._max_bytes = int(config.queue_bytes)
         self._flush_messages = min(config.flush_messages, limits.flush_messages_max)
@@ -266,6 +269,9 @@ class Committer:
         else:
             self._availability.failed(failures[0])
         self._deliver(appended)
+        self._doubt(
+            message.subject for message, outcome in pairs if isinstance(outcome, Failed) and _is_unknown(outcome.error)
+        )
         results = [_result(message, outcome) for message, outcome in pairs]
         guilty: list[Pending] = []
         stop = 0
@@ -283,6 +289,8 @@ class Committer:
 
     def _fail(self, part: list[Pending], error: Exception) -> None:
         self._availability.failed(error)
+        if _is_unknown(error):
+            self._doubt(message.subject for run in part for message in run.messages)
         _fail_open(part, lambda: broker_error(error))
 
     async def _watch(self) -> None:
@@ -375,6 +383,10 @@ def _complete_flown(run: Pending, outcomes: Sequence[Result]) -> None:
 def _complete_open(part: list[Pending], why: str) -> None:
     """Complete what is still open in ``part``; the store may or may not append it."""
     _fail_open(part, lambda: OutcomeUnknown(f"{why}; the message may or may not be appended"))
+
+
+def _is_unknown(error: Exception) -> bool:
+    return isinstance(broker_error(error), OutcomeUnknown)
 
 
 def _fail_open(part: list[Pending], error: Callable[[], BrokerError]) -> None:

@@ -70,6 +70,7 @@ class Config(BaseModel):
     tls_key: str = Field("", description="PEM file: the key of the certificate")
     tls_client_ca: str = Field("", description="PEM file: only clients with a certificate of this authority may call")
     no_migrate: bool = Field(default=False, description="do not create or upgrade the store's schema at start")
+    no_admin: bool = Field(default=False, description="do not serve broker.Admin: nobody can list or purge subjects")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
     slow_call: PositiveDuration = Field(1, description="log every call with one answer that takes at least so long")
@@ -90,6 +91,9 @@ class Config(BaseModel):
     flush_bytes: Size = Field(4 * 1024 * 1024, description="bytes that go to the store at once")
     subscriber_messages: Count = Field(1024, description="messages that may wait for one subscriber")
     subscriber_bytes: Size = Field(4 * 1024 * 1024, description="bytes that may wait for one subscriber")
+    cache_bytes: Annotated[int, BeforeValidator(size), Field(ge=0)] = Field(
+        32 * 1024 * 1024, description="bytes of recent messages kept for subscribers that lag or come back; 0: none"
+    )
     streams_per_connection: Count = Field(1000, description="calls that may be open on one connection")
     body_max_bytes: Size = Field(BODY_MAX_BYTES, description="largest body that is accepted")
 

@@ -148,6 +148,12 @@ class InvalidBatch(InvalidArgument):
     field = "messages"
 
 
+class InvalidPage(InvalidArgument):
+    """Not a page that can be asked for: a negative size, or a token that is none of this call's."""
+
+    reason = "INVALID_PAGE"
+
+
 class Malformed(InvalidArgument):
     """The request is not a message of its type."""
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from persistence import Appended, NewMessage
 from trio_broker.batch import Backlog, Batch
+from trio_broker.cache import Cache
 from trio_broker.config import Config
 from trio_broker.deliveries import Deliveries
 from trio_broker.errors import BrokerError, SlowConsumer
@@ -55,10 +56,12 @@ class Fanout:
         config: Config,
         backlog_max_bytes: int = sys.maxsize,
         want_page: Callable[[Subscription], None] | None = None,
+        cache: Cache | None = None,
     ) -> None:
         """``backlog_max_bytes`` bounds what waits for all subscribers; beyond, those farthest behind are cut.
 
         ``want_page`` is called for a subscription that has nothing more to give until it gets a page of the log.
+        ``cache`` gets what is delivered; None: nobody keeps it.
         """
         self.backlog = Backlog(backlog_max_bytes)
         self.count = 0
@@ -70,6 +73,7 @@ class Fanout:
         self.gaps = dict.fromkeys(GAP_REASONS, 0)
         """By reason."""
         self.want_page = want_page or _nobody_reads
+        self._cache = cache or Cache(0, int)
         self.deliveries = Deliveries()
         self._max_messages = config.subscriber_messages
         self._max_bytes = int(config.subscriber_bytes)
@@ -102,22 +106,33 @@ class Fanout:
         return subscription
 
     def deliver(self, committed: Iterable[tuple[NewMessage, Appended]]) -> None:
-        """Publish what one commit has appended, in commit order: one batch per subject that somebody listens to."""
-        if not self._by_subject:
+        """Publish what one commit has appended, in commit order: one batch per subject that somebody listens to.
+
+        Of a subject that the cache has something of it gets one, too.
+        """
+        listened, cached = self._by_subject, self._cache.subjects
+        if not listened and not cached:
             return
         committed_s = time.perf_counter()
-        by_subject: dict[str, list[Message]] = {}
-        for (subject, body, _, headers, *_), (id_, time_us) in committed:
-            if subject in self._by_subject:
-                by_subject.setdefault(subject, []).append(Message(subject, id_, body, headers, time_us))
-        for messages in by_subject.values():
+        by_subject: dict[str, tuple[list[Message], list[int | None]]] = {}
+        for (subject, body, expiration_s, headers, *_), (id_, time_us) in committed:
+            if subject in listened or subject in cached:
+                messages, lifetimes = by_subject.get(subject) or by_subject.setdefault(subject, ([], []))
+                messages.append(Message(subject, id_, body, headers, time_us))
+                lifetimes.append(expiration_s)
+        for subject, (messages, lifetimes) in by_subject.items():
             batch = Batch(messages, committed_s)
-            self.enter(batch)
+            batch.enter(self.backlog)
+            self._cache.keep(batch, lifetimes, heard=subject in listened)
+            self._make_room()
             self.publish(batch)
 
     def enter(self, batch: Batch) -> None:
         """Count a new batch as waiting; if that is too much, make room."""
         batch.enter(self.backlog)
+        self._make_room()
+
+    def _make_room(self) -> None:
         if self.backlog.bytes > self.backlog.max_bytes:
             self.cut_farthest_behind(self.backlog.max_bytes // 2)
 

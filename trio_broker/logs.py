@@ -27,7 +27,7 @@ _OURS = ("trio_broker", "persistence", "metrics")
 
 _LIMITS = {
     *("queue_messages", "queue_bytes", "flush_messages", "flush_bytes", "subscriber_messages", "subscriber_bytes"),
-    *("streams_per_connection", "body_max_bytes"),
+    *("cache_bytes", "streams_per_connection", "body_max_bytes"),
 }
 
 _PASSWORD_IN_AUTHORITY = re.compile(r"(\b[a-zA-Z][\w+.-]*://[^\s:/@]*):\S*@")
@@ -178,6 +178,7 @@ class Started(NamedTuple):
             f"metrics     http://{self.metrics}/metrics, /healthz, /readyz",
             f"publishes   {queue}, {flush}, each within {write_seconds(config.commit_timeout)}",
             f"subscribers {subscriber}, {config.streams_per_connection} calls a connection",
+            f"cache       {write_size(config.cache_bytes)} of recent messages",
             f"bodies      {write_size(config.body_max_bytes)} at most",
             f"memory      {write_size(self.memory_max_bytes >> 20 << 20)} at most, {self.connections_max} connections",
             f"stopping    after {write_seconds(config.drain_delay)}, within {write_seconds(config.grace)}",

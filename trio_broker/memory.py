@@ -96,23 +96,31 @@ class Shares(NamedTuple):
     """Messages on their way from the store."""
     replies: int
     """Messages that were fetched and wait for their clients."""
+    cache: int
+    """Messages that were delivered last, and their wire bytes; those that wait for subscribers too count only here."""
 
     @classmethod
     def of(cls, room_bytes: int, message_max_bytes: int) -> Self:
-        """Share a room; each kind gets at least what its largest message needs."""
-        eighth = int(room_bytes * BUFFERS) // 8
+        """Share a room; each kind gets at least what its largest message needs, but for the cache."""
+        ninth = int(room_bytes * BUFFERS) // 9
         one = message_max_bytes
         return cls(
-            queue=max(2 * eighth, one),
-            inbound=max(2 * eighth, 2 * one),  # no connection gets more than half
-            backlog=max(2 * eighth, 2 * one),  # a message and its wire bytes
-            fetches=max(eighth, one),
-            replies=max(eighth, 2 * one),
+            queue=max(2 * ninth, one),
+            inbound=max(2 * ninth, 2 * one),  # no connection gets more than half
+            backlog=max(2 * ninth, 2 * one),  # a message and its wire bytes
+            fetches=max(ninth, one),
+            replies=max(ninth, 2 * one),
+            cache=ninth,  # it can do without any
         )
 
     def fit(self, config: Config) -> Config:
-        """Return the settings with what they say of the queue made to fit."""
-        return config.model_copy(update={"queue_bytes": min(config.queue_bytes, self.queue)})
+        """Return the settings with what they say of the queue and the cache made to fit."""
+        return config.model_copy(
+            update={
+                "queue_bytes": min(config.queue_bytes, self.queue),
+                "cache_bytes": min(config.cache_bytes, self.cache),
+            }
+        )
 
 
 class Guard:

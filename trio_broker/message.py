@@ -8,6 +8,11 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NO_HEADERS: Mapping[str, bytes] = {}
 
 
+def time_of(time_us: int) -> datetime:
+    """Return a time that is given in microseconds since 1970-01-01 UTC."""
+    return EPOCH + timedelta(microseconds=time_us)
+
+
 class Message(NamedTuple):
     """One message of a subject's log. Immutable."""
 
@@ -25,7 +30,7 @@ class Message(NamedTuple):
     @property
     def published_at(self) -> datetime:
         """When it was appended, by the store's clock, in UTC."""
-        return EPOCH + timedelta(microseconds=self.published_us)
+        return time_of(self.published_us)
 
 
 class MessagePage(NamedTuple):
@@ -59,6 +64,29 @@ class Gap(NamedTuple):
     """Inclusive."""
     reason: str
     """One of `UNAVAILABLE`, `LIVE_BUFFER`, `DROPPED_OLDEST`."""
+
+
+class SubjectInfo(NamedTuple):
+    """What is known of a subject."""
+
+    subject: str
+    first_id: int
+    """The first id whose message is kept; ``last_id + 1``: none is."""
+    last_id: int
+    """The last id that was ever given to a message; 0: none was."""
+    first_published_at: datetime | None
+    """Of the message with the first id; None if it is not kept."""
+    last_published_at: datetime | None
+    subscribers: int
+    """Subscriptions at the broker that was asked."""
+
+
+class SubjectPage(NamedTuple):
+    """Some of the subjects, in the order of their UTF-8 bytes."""
+
+    subjects: Sequence[SubjectInfo]
+    next_token: str
+    """What to ask for the next page with; empty: there is none."""
 
 
 UNAVAILABLE = "unavailable"

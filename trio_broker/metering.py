@@ -110,6 +110,7 @@ class Metering:
             gaps=_NO_GAPS,
             queue_limit_messages=config.queue_messages,
             queue_limit_bytes=config.queue_bytes,
+            cache_limit_bytes=config.cache_bytes,
             subscribers_of=dict.fromkeys(config.metrics_subjects, 0),
         )
         if self._broker is None or self._server is None:
@@ -132,6 +133,9 @@ class Metering:
             slow_consumers=broker.fanout.slow_consumers,
             lags=broker.fanout.lags,
             gaps=broker.fanout.gaps,
+            cache_bytes=broker.cache.bytes,
+            cache_hits=broker.cache.hits,
+            cache_misses=broker.replay.store_pages,
             store_up=not broker.store_away_s(),
             listen_connected=broker.hearing.connected,
             wakeups=broker.hearing.hints,

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from persistence import Page
 from persistence.rows import Row, rows_of
 from trio_broker.batch import Batch, Replayed
+from trio_broker.cache import Recent
 from trio_broker.message import LIVE_BUFFER, UNAVAILABLE, Gap
 
 ASIDE = -1
@@ -115,6 +116,11 @@ class Position:
         return self.follows if self.follows != ASIDE else self._taken_id or 0
 
     @property
+    def settled_id(self) -> int:
+        """An id that the subject has: the last that was offered, or was there when this began."""
+        return self._settled_id
+
+    @property
     def behind(self) -> bool:
         """A page of the log is needed before anything else can be taken."""
         return self.state is not State.LIVE
@@ -197,14 +203,31 @@ class Position:
             self.floor_id = upto_id
         self._taken_id = upto_id
         joined = list(self._join())
+        self._look_ahead(used_up=upto_id < page.scanned_to or page.scanned_to >= page.last_id)
+        return Piece(replayed, joined, gaps)
+
+    def recall(self, recent: Recent) -> Piece:
+        """Take live batches from before, as they are, in place of a page; nothing has happened since `begin_read`."""
+        assert self._taken_id is not None
+        joined = []
+        for batch in recent.batches:
+            piece = batch.part(self._taken_id, self._until_id)
+            if piece is not None:
+                self._taken_id = piece.last_id
+                joined.append(piece)
+        joined += self._join()
+        self._look_ahead(used_up=self._taken_id >= recent.last_id)
+        return Piece([], joined, [])
+
+    def _look_ahead(self, *, used_up: bool) -> None:
+        """Decide what comes next, after a page of the log of which nothing is left, or something was not read yet."""
         if not self._collected:
-            used_up = upto_id < page.scanned_to or page.scanned_to >= page.last_id
+            assert self._taken_id is not None
             if used_up and self._taken_id >= min(self._settled_id, self._until_id):
                 self.state, self._behind_as = State.LIVE, State.LAGGING
             else:
                 self.state = self._behind()
         self._step_in()
-        return Piece(replayed, joined, gaps)
 
     def _behind(self) -> State:
         """Return what it is while it needs a page: near the end the live stream is collected."""

@@ -1,19 +1,24 @@
 """Read the log for subscriptions that are behind.
 
-Owns:      the queue of those that want a page, and the few tasks that read pages for all of them, in turns.
-Not here:  when one wants a page, and what becomes of it (trio_broker/subscription.py, trio_broker/position.py).
+Owns:      the queues of those that want a page, and the few tasks that read pages for all of them, in turns.
+Not here:  when one wants a page, and what becomes of it (trio_broker/subscription.py, trio_broker/position.py); what is
+           in memory (trio_broker/cache.py).
 Threads:   the trio thread only.
+
+Whom memory can serve has a queue of its own, and does not wait behind those for whom the store is read.
 
 A subscription asks for its next page when it has given the one before to its reader: how fast a client reads is how
 fast its log is read. No task exists for a subscription, however long it lives.
 """
 
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 import structlog
 import trio
 
 from persistence import Store, StoreError
+from trio_broker.cache import Cache
 from trio_broker.config import Config
 from trio_broker.storage import Availability
 from trio_broker.subscription import Subscription
@@ -32,37 +37,51 @@ log = structlog.get_logger()
 class Replay:
     """The subscriptions that wait for a page. `run` does the work."""
 
-    def __init__(self, store: Store, config: Config, availability: Availability) -> None:
-        """``availability`` hears of a store that cannot be read."""
+    def __init__(self, store: Store, config: Config, availability: Availability, cache: Cache) -> None:
+        """``availability`` hears of a store that cannot be read; ``cache`` is asked before it."""
         self._store = store
+        self._cache = cache
         self._availability = availability
         self._max_messages = min(PAGE_MESSAGES, 2 * config.subscriber_messages)
         self._max_bytes = min(PAGE_BYTES, int(config.subscriber_bytes))
-        self._waiting: deque[Subscription] = deque()
-        self._something_waits = trio.lowlevel.ParkingLot()
+        self.store_pages = 0
+        """Pages for which the store was asked, one that does not answer each time."""
+        self._for_memory = _Turns()
+        self._for_store = _Turns()
 
     def want_page(self, subscription: Subscription) -> None:
         """Give it a page when its turn comes. It asks once."""
-        self._waiting.append(subscription)
-        self._something_waits.unpark()
+        recent = self._cache.end_after(subscription.subject, subscription.position.taken_id) is not None
+        (self._for_memory if recent else self._for_store).put(subscription)
 
     async def run(self) -> None:
         """Read pages until cancelled."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._for_memory.keep_taking, self._recall)
             for _ in range(READERS):
-                nursery.start_soon(self._keep_reading)
+                nursery.start_soon(self._for_store.keep_taking, self._read)
 
-    async def _keep_reading(self) -> None:
-        while True:
-            while not self._waiting:
-                await self._something_waits.park()
-            subscription = self._waiting.popleft()
-            if subscription.live:
-                await self._read(subscription)
+    async def _recall(self, subscription: Subscription) -> None:
+        """Give it what memory has, or let it wait for the store. A checkpoint."""
+        position = subscription.position
+        after_id = position.begin_read()
+        page = self._cache.read(
+            subscription.subject,
+            after_id,
+            position.settled_id,
+            max_messages=self._max_messages,
+            max_bytes=self._max_bytes,
+        )
+        if page is None:
+            self._for_store.put(subscription)
+        else:
+            subscription.page(page)
+        await trio.lowlevel.checkpoint()
 
     async def _read(self, subscription: Subscription) -> None:
         """Give it its page; if the store does not answer, let it wait for its next turn. A checkpoint."""
         after_id = subscription.position.begin_read()
+        self.store_pages += 1
         try:
             page = await self._store.read(
                 subscription.subject, after_id, max_messages=self._max_messages, max_bytes=self._max_bytes
@@ -76,3 +95,24 @@ class Replay:
             return
         await trio.sleep(RETRY_S)
         self.want_page(subscription)
+
+
+class _Turns:
+    """Those that wait for their turn."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Subscription] = deque()
+        self._something_waits = trio.lowlevel.ParkingLot()
+
+    def put(self, subscription: Subscription) -> None:
+        self._waiting.append(subscription)
+        self._something_waits.unpark()
+
+    async def keep_taking(self, take: Callable[[Subscription], Awaitable[None]]) -> None:
+        """Take those that are still live, one after the other, until cancelled."""
+        while True:
+            while not self._waiting:
+                await self._something_waits.park()
+            subscription = self._waiting.popleft()
+            if subscription.live:
+                await take(subscription)

@@ -45,6 +45,8 @@ from trio_broker.rpc.reflection import reflection_services
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import OK
 from trio_broker.rpc.tls import server_context
+from trio_broker.service.admin import NAME as ADMIN
+from trio_broker.service.admin import AdminService
 from trio_broker.service.servicer import NAME, BrokerService, refuse
 from trio_broker.service.statuses import BrokerRefusals
 from trio_broker.tasktree import describe_process
@@ -239,8 +241,9 @@ class _Process:
             self._server.accepts = pressure < Pressure.FULL
 
     def _relieve(self) -> None:
-        """Let half of what waits for subscribers go: of those who are farthest behind."""
+        """Let half of the cache go, and of what waits for subscribers: of those who are farthest behind."""
         if self._broker is not None:
+            self._broker.cache.shrink(self._broker.cache.bytes // 2)
             self._broker.fanout.cut_farthest_behind(self._broker.fanout.backlog.bytes // 2)
 
     def _held_bytes(self) -> int:
@@ -252,7 +255,8 @@ class _Process:
             return self._guard.used_bytes
         waiting = sum(budget.held_bytes for budget in server.budgets)
         clients = server.connections * CONNECTION_BYTES + sum(server.calls_in_flight().values()) * CALL_BYTES
-        return waiting + broker.committer.queued_bytes + broker.fanout.backlog.bytes + clients
+        kept = broker.fanout.backlog.bytes + broker.cache.bytes
+        return waiting + broker.committer.queued_bytes + kept + clients
 
     def _make_server(self, broker: Broker) -> Server:
         config, shares = self._config, self._shares
@@ -277,7 +281,11 @@ class _Process:
         self._service = BrokerService(broker, shares.fetches // message_max_bytes, self._tracing)
         server.add_service(self._service.service)
         server.add_service(self._health.service)
-        for service in reflection_services(POOL, [NAME, "grpc.health.v1.Health"]):
+        names = [NAME, "grpc.health.v1.Health"]
+        if not config.no_admin:
+            server.add_service(AdminService(broker.administration).service)
+            names.append(ADMIN)
+        for service in reflection_services(POOL, names):
             server.add_service(service)
         return server
 

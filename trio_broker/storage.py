@@ -1,11 +1,13 @@
 """The broker's view of its store: its errors in our words, whether it is there, and its upkeep.
 
-Owns:      `broker_error`, `Availability`, `Hearing`, and the tasks that probe the store, sweep it and listen to it.
+Owns:      `broker_error`, `Availability`, `StoreClock`, `Hearing`, and the tasks that probe the store, sweep
+           it and listen to it.
 Not here:  appends (trio_broker/commit.py) and reads (trio_broker/broker.py), which report here how they went.
 Threads:   the trio thread only.
 """
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -114,10 +116,37 @@ class Availability:
             self._away_since = math.inf
 
 
-async def keep_probing(store: Store, availability: Availability) -> None:
+class StoreClock:
+    """How late it may be by the store's clock, without asking the store.
+
+    Not later than it was when the store last told its time, plus all that has passed since it was asked. Only a clock
+    that is set forward may be ahead of that: until the next probe (`PROBE_INTERVAL_S`), or the next message.
+    """
+
+    def __init__(self) -> None:
+        self._told_us = 0
+        self._asked_at: float | None = None
+
+    def told(self, now_us: int, asked_at: float) -> None:
+        """Note what the store answered who asked at ``asked_at``, by `trio.current_time`."""
+        self._told_us, self._asked_at = now_us, asked_at
+
+    def appended(self, time_us: int) -> None:
+        """Note when a message was appended."""
+        if self._asked_at is not None and time_us > self.latest_us():
+            self.told(time_us, trio.current_time())
+
+    def latest_us(self) -> int:
+        """Return the latest time that it may be; before the store told any it may be any time."""
+        if self._asked_at is None:
+            return sys.maxsize
+        return self._told_us + math.ceil((trio.current_time() - self._asked_at) * 1_000_000)
+
+
+async def keep_probing(store: Store, availability: Availability, clock: StoreClock) -> None:
     """Ask the store for its time, again and again, until cancelled."""
     while True:
-        await _probe(store, availability)
+        await _probe(store, availability, clock)
         await trio.sleep(PROBE_INTERVAL_S)
 
 
@@ -155,12 +184,13 @@ class Hearing:
                 self.hints += 1
 
 
-async def _probe(store: Store, availability: Availability) -> None:
+async def _probe(store: Store, availability: Availability, clock: StoreClock) -> None:
+    asked_at = trio.current_time()
     async with trio.open_nursery() as nursery:
         # beside the question, not around it: a store stuck in a thread hears of no cancellation, and is away
         nursery.start_soon(_lose_patience, availability, nursery.cancel_scope)
         try:
-            await store.now()
+            clock.told(await store.now(), asked_at)
         except persistence.StoreUnavailable as error:
             availability.failed(error)
         except Exception:

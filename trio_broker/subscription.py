@@ -16,6 +16,7 @@ import trio
 
 from persistence import Page
 from trio_broker.batch import OVERHEAD_BYTES, Batch
+from trio_broker.cache import Recent
 from trio_broker.errors import BrokerError, SlowConsumer
 from trio_broker.message import DROPPED_OLDEST, Gap, Message
 from trio_broker.position import Position
@@ -90,9 +91,9 @@ class Subscription:
         self.buffered_bytes = 0
         self._max_messages = max_messages
         self._max_bytes = max_bytes
-        # A batch counts as one at least, so the channel's own bound never bites before those above. A page of the log
-        # and what is collected of the live stream meanwhile may come together, and a gap.
-        self._send, self._receive = trio.open_memory_channel[Batch](2 * max_messages + 2)
+        # A batch counts as one at least, so the channel's own bound never bites before those above. A page, of twice as
+        # many messages, and what is collected of the live stream meanwhile may come together, and a gap.
+        self._send, self._receive = trio.open_memory_channel[Batch](3 * max_messages + 2)
         self._fanout = fanout
         self._slow = slow
         self._report_gaps = report_gaps
@@ -123,12 +124,13 @@ class Subscription:
             self._pulled = True
             self._fanout.want_page(self)
 
-    def page(self, page: Page) -> None:
-        """Take the page that `pull` asked for."""
+    def page(self, page: Page | Recent) -> None:
+        """Take the page that `pull` asked for, of the log or of what is kept in memory."""
         self._pulled = False
         if not self.live:
             return
-        replayed, joined, gaps = self.position.read(page)
+        position = self.position
+        replayed, joined, gaps = position.recall(page) if isinstance(page, Recent) else position.read(page)
         self._fanout.count_gaps(gaps)
         batches = [*replayed, *joined]
         for batch in batches:

@@ -16,7 +16,7 @@ func fanOut(o options) (result, error) {
 	gate := newGate()
 	var readers callers
 	for _, streams := range shares(o.subscribers, o.connections) {
-		connection, err := subscribe(o, streams, &meter, gate.advanced)
+		connection, err := subscribe(o, streams, streamCredit, &meter, gate.advanced)
 		if err != nil {
 			return result{}, err
 		}

@@ -6,7 +6,7 @@ import (
 
 // idle opens subscriptions that nobody publishes to and measures by how much the server has grown.
 func idle(o options) (result, error) {
-	first, err := subscribe(o, 1, &meter{}, func() {}) // what a server loads or makes for its first stream is not counted
+	first, err := subscribe(o, 1, streamCredit, &meter{}, func() {}) // what a server loads or makes for its first stream is not counted
 	if err != nil {
 		return result{}, err
 	}
@@ -17,7 +17,7 @@ func idle(o options) (result, error) {
 	}
 	began := time.Now()
 	for _, streams := range shares(o.subscribers, o.connections) {
-		connection, subscribeErr := subscribe(o, streams, &meter{}, func() {})
+		connection, subscribeErr := subscribe(o, streams, streamCredit, &meter{}, func() {})
 		if subscribeErr != nil {
 			return result{}, subscribeErr
 		}

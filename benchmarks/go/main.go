@@ -7,6 +7,7 @@
 //	brokerload fanout  -address HOST:PORT [-subscribers 100] [-connections 4] [-window 256]   one subject, many subscribers
 //	brokerload replay  -address HOST:PORT [-messages 200000] [-singly]                    reading a log from its beginning
 //	brokerload latency -address HOST:PORT [-rate 200]                                     publishes at a fixed rate
+//	brokerload stalled -address HOST:PORT [-subscribers 64] [-stalled 64] [-rate 500]     the same beside some that read nothing
 //	brokerload idle    -address HOST:PORT -pid PID [-subscribers 5000]                    memory per open subscription
 //
 // A number whose "problem" is not empty is void: an answer was an error, an id was missing, doubled or out of order.
@@ -28,6 +29,7 @@ type options struct {
 	connections int
 	callers     int
 	subscribers int
+	stalled     int
 	window      int
 	batch       int
 	messages    int
@@ -54,10 +56,10 @@ type result struct {
 func main() {
 	modes := map[string]func(options) (result, error){
 		"publish": publish, "fetch": fetch, "fanout": fanOut, "latency": latency, "idle": idle,
-		"batch": publishBatches, "stream": publishStreams, "replay": replay,
+		"batch": publishBatches, "stream": publishStreams, "replay": replay, "stalled": stalled,
 	}
 	if len(os.Args) < 2 || modes[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: brokerload publish|batch|stream|fetch|fanout|replay|latency|idle -address HOST:PORT [flags]; -h lists the flags")
+		fmt.Fprintln(os.Stderr, "usage: brokerload publish|batch|stream|fetch|fanout|replay|latency|stalled|idle -address HOST:PORT [flags]; -h lists the flags")
 		os.Exit(2)
 	}
 	result, err := modes[os.Args[1]](parse(os.Args[1], os.Args[2:]))
@@ -78,11 +80,12 @@ func parse(mode string, arguments []string) options {
 	flags.IntVar(&o.connections, "connections", 4, "connections")
 	flags.IntVar(&o.callers, "callers", 25, "callers on each connection (publish, fetch)")
 	flags.IntVar(&o.subscribers, "subscribers", 100, "subscribers over all connections (fanout, idle)")
+	flags.IntVar(&o.stalled, "stalled", 0, "subscribers that read nothing until the end (stalled)")
 	flags.IntVar(&o.window, "window", 256, "publishes in flight (fanout), requests in flight on each stream (stream)")
 	flags.IntVar(&o.batch, "batch", 100, "messages of a request (batch, stream)")
 	flags.IntVar(&o.messages, "messages", 200_000, "messages to read (replay)")
 	flags.BoolVar(&o.singly, "singly", false, "by Subscribe, not by SubscribeBatch (replay)")
-	flags.IntVar(&o.rate, "rate", 200, "calls per second (latency)")
+	flags.IntVar(&o.rate, "rate", 200, "calls per second (latency, stalled)")
 	flags.IntVar(&o.bodyBytes, "body", 100, "bytes of a body, at least 8")
 	flags.IntVar(&o.expiration, "expiration", 3600, "seconds to keep messages")
 	flags.DurationVar(&o.deadline, "deadline", 0, "deadline of each call; 0: none")

@@ -28,6 +28,7 @@ type subscriptions struct {
 	framer   *http2.Framer
 	output   *bufio.Writer
 	streams  []subscription
+	credit   uint32       // what the server may send on a stream at first
 	owed     uint32       // flow-control credit of the connection, to be given back
 	lowest   atomic.Int64 // every stream has the ids 1 to lowest
 	atLowest int          // how many streams stand at lowest
@@ -43,7 +44,7 @@ type subscription struct {
 }
 
 // subscribe opens streams on one connection and returns when the server has answered each with its headers.
-func subscribe(o options, streams int, meter *meter, advanced func()) (*subscriptions, error) {
+func subscribe(o options, streams int, credit uint32, meter *meter, advanced func()) (*subscriptions, error) {
 	socket, err := net.Dial("tcp", o.address)
 	if err != nil {
 		return nil, err
@@ -54,7 +55,7 @@ func subscribe(o options, streams int, meter *meter, advanced func()) (*subscrip
 	framer.SetReuseFrames()
 	s := &subscriptions{
 		socket: socket, framer: framer, output: output, streams: make([]subscription, streams), atLowest: streams,
-		advanced: advanced, meter: meter,
+		advanced: advanced, meter: meter, credit: credit,
 	}
 	if err := errors.Join(s.open(o), s.awaitHeaders()); err != nil {
 		s.close()
@@ -72,7 +73,7 @@ func (s *subscriptions) open(o options) error {
 	data := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...)
 	_, err := s.output.WriteString(http2.ClientPreface)
 	err = errors.Join(err,
-		s.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: streamCredit}),
+		s.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: s.credit}),
 		s.framer.WriteWindowUpdate(0, connectionCredit))
 	for i := range s.streams {
 		block.Reset()
@@ -85,6 +86,15 @@ func (s *subscriptions) open(o options) error {
 		id := uint32(2*i + 1)
 		headers := http2.HeadersFrameParam{StreamID: id, BlockFragment: block.Bytes(), EndHeaders: true}
 		err = errors.Join(err, s.framer.WriteHeaders(headers), s.framer.WriteData(id, true, data))
+	}
+	return errors.Join(err, s.output.Flush())
+}
+
+// wake lets the server send on streams that had no credit. It must be called before read.
+func (s *subscriptions) wake() error {
+	var err error
+	for i := range s.streams {
+		err = errors.Join(err, s.framer.WriteWindowUpdate(uint32(2*i+1), wakeCredit))
 	}
 	return errors.Join(err, s.output.Flush())
 }

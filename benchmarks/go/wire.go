@@ -38,9 +38,11 @@ func subscribeRequest(subject string) []byte {
 }
 
 // stampedBody starts with the time it was made, so that who receives it knows how long it took.
-func stampedBody(size int) []byte {
+func stampedBody(size int) []byte { return bodyStampedAt(time.Now(), size) }
+
+func bodyStampedAt(t time.Time, size int) []byte {
 	body := make([]byte, size)
-	binary.BigEndian.PutUint64(body, uint64(time.Now().UnixNano()))
+	binary.BigEndian.PutUint64(body, uint64(t.UnixNano()))
 	return body
 }
 

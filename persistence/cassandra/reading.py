@@ -29,7 +29,7 @@ HEAD_SCAN_MAX = 1_000
 # The last row of a bucket, `END_ID`, has no chunk.
 _CHUNKS = Statement(
     """
-    SELECT last_id, last_at, size, until, sealed, id, chunk
+    SELECT last_id, last_at, size, until, sealed, gone_at, floor, id, chunk
     FROM {keyspace}.log WHERE subject = ? AND base_id = ? AND id >= ? LIMIT ?
     """,
     whole=True,
@@ -43,10 +43,10 @@ def get_message(key: Key, clock: Clock) -> Steps[Record | InvalidId | ExpiredId]
     base_id = yield from find_holding(subject, id_)
     if base_id is not None:
         rows = yield from surely(_CHUNKS(subject, base_id, id_, 1))
-        for record in _records(subject, base_id, rows):
-            if record.id == id_ and _is_kept(record, clock.now_us()):
-                return record
         bucket = _bucket(base_id, rows)
+        for record in _records(subject, base_id, rows):
+            if bucket.floor < record.id == id_ and _is_kept(record, clock.now_us()):
+                return record
         if not bucket.sealed:
             return _absent(id_, bucket.last_id)
     head = yield from find_head(subject)
@@ -122,9 +122,10 @@ def _fill(page: _Filling, subject: str, base_id: int, clock: Clock) -> Steps[Buc
     while True:
         rows = yield from surely(_CHUNKS(subject, base_id, page.scanned_to + 1, limit))
         now_us = clock.now_us()
+        bucket = _bucket(base_id, rows)
+        page.scanned_to = max(page.scanned_to, min(bucket.floor, bucket.last_id))
         for record in _records(subject, base_id, rows):
             page.take(record, now_us)
-        bucket = _bucket(base_id, rows)
         if page.is_full:
             return bucket
         if not rows or rows[-1]["id"] == END_ID:

@@ -12,8 +12,9 @@ same time under one name may be different ones to them: all brokers ask the same
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cassandra import ConsistencyLevel
+from cassandra import ConsistencyLevel, InvalidRequest
 from cassandra.cluster import Session
+from cassandra.pool import Host
 from cassandra.query import SimpleStatement
 
 from persistence.cassandra.address import Address, read_url
@@ -100,9 +101,16 @@ CREATE TABLE IF NOT EXISTS {keyspace}.keys (
 """,
 )
 
+_GONE = (
+    """
+-- Up to which id nothing of a bucket is kept, and when the subject was deleted while this was its last one: purging.py.
+ALTER TABLE {keyspace}.log ADD (floor bigint STATIC, gone_at bigint STATIC);
+""",
+)
+
 _NO_READ_REPAIR = "read_repair = 'NONE' AND "
 
-STEPS = (_FIRST, _KEYS)
+STEPS = (_FIRST, _KEYS, _GONE)
 """Step n makes a keyspace of version n from one of version n - 1. A released step never changes."""
 
 _READ = "SELECT version, serial, dc FROM {keyspace}.store WHERE id = 0"
@@ -111,6 +119,10 @@ INSERT INTO {keyspace}.store (id, version, serial, dc) VALUES (0, {version}, '{s
 """
 _ADVANCE = "UPDATE {keyspace}.store SET version = {version} WHERE id = 0 IF version = {from_version};\n"
 _TABLE = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = %s AND table_name = 'store'"
+_COLUMN = """
+SELECT column_name FROM system_schema.columns
+WHERE keyspace_name = %s AND table_name = 'log' AND column_name = 'gone_at'
+"""
 _REPLICATION = "SELECT replication FROM system_schema.keyspaces WHERE keyspace_name = %s"
 
 
@@ -164,8 +176,7 @@ def migrate_to_latest(
     option = _NO_READ_REPAIR if session.cluster.is_shard_aware() else ""  # ScyllaDB does not know it; see `Statement`
     for statement in _schema(address, dc, from_version):
         check_cancelled()
-        made = session.execute(statement.replace(option, ""), host=first_node)
-        if not made.response_future.is_schema_agreed:
+        if not _make(session, address, statement.replace(option, ""), first_node):
             raise StoreUnavailable(f"{address}: the nodes do not agree on the schema yet")
     # Among all datacenters: two that decide each by itself might both be first.
     record = SimpleStatement(
@@ -179,6 +190,16 @@ def migrate_to_latest(
     recorded = read_record(session, address)
     assert recorded is not None
     return recorded
+
+
+def _make(session: Session, address: Address, statement: str, node: Host | None) -> bool:
+    """Change the schema, unless that has been done; say whether the nodes agree on it."""
+    try:
+        return bool(session.execute(statement, host=node).response_future.is_schema_agreed)
+    except InvalidRequest:  # there is no IF NOT EXISTS for columns before Cassandra 4.1
+        if "ALTER TABLE" not in statement or session.execute(_COLUMN, [address.keyspace], host=node).one() is None:
+            raise
+        return True
 
 
 def replication_factor(session: Session, address: Address, dc: str) -> int | None:

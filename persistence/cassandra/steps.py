@@ -71,9 +71,9 @@ class Batch(NamedTuple):
 
 
 class AtOnce(NamedTuple):
-    """Statements on any partitions, each for itself. The answer has the rows of all."""
+    """Statements, or batches, on any partitions, each for itself. The answer has the rows of all."""
 
-    parts: Sequence[Bound]
+    parts: Sequence[Bound | Batch]
 
 
 class Pause(NamedTuple):

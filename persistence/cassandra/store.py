@@ -14,16 +14,17 @@ from typing import TypeVar
 import trio
 
 from persistence import threads
-from persistence.cassandra import reading, registers
+from persistence.cassandra import purging, reading, registers, restoring
 from persistence.cassandra.clock import Clock
 from persistence.cassandra.database import Database, Patience
 from persistence.cassandra.opening import Opened, open_keyspace
 from persistence.cassandra.shares import EXPIRATION_MAX_S
 from persistence.cassandra.steps import Steps
 from persistence.cassandra.wakeups import Heads, Polling, look_again
-from persistence.cassandra.writing import SHARE_BYTES_MAX, Writer
+from persistence.cassandra.writing import ATTEMPT_SLACK_S, SHARE_BYTES_MAX, Writer
 from persistence.errors import OutcomeUnknown, StoreError, StoreUnavailable
 from persistence.facade import (
+    Conflict,
     Durability,
     ExpiredId,
     Head,
@@ -112,6 +113,16 @@ class CassandraStore(Store):
     async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
         return await self._read(reading.list_subjects(after, limit))
 
+    async def purge(self, subject: str, until_id: int) -> int:
+        return await self._change(purging.purge(subject, until_id, self._clock))
+
+    async def delete_subject(self, subject: str, last_id: int) -> Conflict | None:
+        return await self._change(purging.delete_subject(subject, last_id, self._clock))
+
+    async def restore(self, subject: str, records: Sequence[Record], last_id: int) -> int:
+        attempt_ttl_s = int(self._timeout_s) + ATTEMPT_SLACK_S
+        return await self._change(restoring.restore(subject, records, last_id, self._clock, attempt_ttl_s))
+
     async def load(self, name: str) -> Register | None:
         return await self._read(registers.load_register(name))
 
@@ -125,7 +136,7 @@ class CassandraStore(Store):
         return await self._change(registers.delete_register(name, version))
 
     async def sweep(self) -> Swept:
-        """Do nothing: rows go by their TTL, and the space they took when nodes compact what is on their disks."""
+        """Do nothing: rows go by their TTL or with a purge, and their space when nodes compact what is on disk."""
         await trio.lowlevel.checkpoint()
         return Swept(removed=0, more=False)
 

@@ -13,7 +13,7 @@ With the messages goes a row that says whose attempt this was. It is read when a
 comes with a key that was claimed (keys.py); it lives for longer than anybody may still want to know.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 from uuid import UUID, uuid4
@@ -24,8 +24,8 @@ from persistence.cassandra.buckets import (
     MESSAGES_MAX,
     Bucket,
     begin,
-    begin_next,
-    find_head,
+    find_or_new,
+    seen_or_found,
     ttl_s,
 )
 from persistence.cassandra.chunks import encode_chunk
@@ -45,7 +45,7 @@ SHARE_BYTES_MAX = 8 * 1024 * 1024
 HEADS_MAX = 20_000
 """How many subjects' heads are remembered. For another one there are two reads more."""
 
-_ATTEMPT_SLACK_S = 600
+ATTEMPT_SLACK_S = 600
 """By so much the row of an attempt outlives its flush: the clock of a node may be set meanwhile."""
 _CONTENTION_PAUSE_S = 0.002
 """Longer pauses only starve who pauses (measured): whoever was faster knows the head, and is faster again."""
@@ -55,11 +55,11 @@ _PENDING = Appended(0, 0)
 _MOVE_HEAD = Statement("""
     UPDATE {keyspace}.log SET last_id = ?, last_at = ?, size = ?, until = ?, sealed = ?
     WHERE subject = ? AND base_id = ?
-    IF last_id = ? AND last_at = ? AND size = ? AND until = ? AND sealed = ?
+    IF last_id = ? AND last_at = ? AND size = ? AND until = ? AND sealed = ? AND gone_at = ?
 """)
 _PUT_CHUNK = Statement("INSERT INTO {keyspace}.log (subject, base_id, id, chunk) VALUES (?, ?, ?, ?) USING TTL ?")
 _PUT_ATTEMPT = Statement("INSERT INTO {keyspace}.log (subject, base_id, id, attempt) VALUES (?, ?, ?, ?) USING TTL ?")
-_PUT_END = Statement("INSERT INTO {keyspace}.log (subject, base_id, id) VALUES (?, ?, ?)")
+PUT_END = Statement("INSERT INTO {keyspace}.log (subject, base_id, id) VALUES (?, ?, ?)")
 
 
 class Writer:
@@ -69,7 +69,7 @@ class Writer:
         self._database = database
         self._clock = clock
         self._answer_s = commit_timeout_s * ANSWER_SHARE
-        self._attempt_ttl_s = int(commit_timeout_s) + _ATTEMPT_SLACK_S
+        self._attempt_ttl_s = int(commit_timeout_s) + ATTEMPT_SLACK_S
         self._heads: dict[str, Bucket] = {}  # the longest unused first
 
     def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
@@ -116,57 +116,38 @@ class Writer:
         subject = share.subject
         head = self._heads.pop(subject, None)
         if head is None or share.is_conditional:  # one that is remembered may have been left behind
-            head = yield from _find_or_new(subject)
+            head = yield from find_or_new(subject)
         while True:
-            if head.sealed:
-                head = yield from begin_next(subject, head, self._clock.now_us())
+            sealed = head if head.sealed else None
+            head = sealed.next if sealed else head
             now_us = self._clock.now_us()
             plan = yield from _plan(share, head, now_us)
             if plan.passing is None:
-                self._remember(subject, head)
+                self._remember(subject, sealed or head)
                 return plan.outcomes
             attempt = uuid4()
             place = place_after(subject, head)
             yield from claim(place, attempt, plan.claims, plan.time_us, now_us)
-            if head.last_id == 0:
-                yield from begin(subject)
+            yield from begin(subject, head, sealed, now_us)
             next_head, batch = self._attempt(plan, head, attempt, now_us)
             row = yield from apply_once(batch, partial(took_effect, place, attempt))
             if row is None:
                 self._remember(subject, next_head)
                 return plan.outcomes
-            # without a head: somebody emptied the tables
-            head = head.seen(row) if row.get("last_id") else (yield from _find_or_new(subject))
+            head = yield from seen_or_found(subject, head, row)
             yield pause(_CONTENTION_PAUSE_S)
 
     def _attempt(self, plan: "_Plan", head: Bucket, attempt: UUID, now_us: int) -> tuple[Bucket, Batch]:
         """Return the head after appending what passes, and the batch that does so."""
         share, time_us = plan.passing, plan.time_us
         assert share is not None
-        last_id, size = head.last_id + len(share.messages), head.size + share.size
-        next_head = head._replace(
-            last_id=last_id,
-            last_at=time_us,
-            size=size,
-            until=max([head.until, *(chunk.expires_us(time_us) for chunk in share.chunks)]),
-            sealed=last_id - head.base_id >= MESSAGES_MAX or size >= BYTES_MAX,
-        )
-        partition = (share.subject, head.base_id)
-        parts = [_MOVE_HEAD(*next_head.state, *partition, *head.state)]
-        if head.is_new:
-            parts.append(_PUT_END(*partition, END_ID))
-        place = place_after(share.subject, head)
-        parts.append(_PUT_ATTEMPT(*partition, place.row_id, attempt, self._ttl_of_attempt_s(plan.claims, now_us)))
-        parts += [
-            _PUT_CHUNK(
-                *partition,
-                head.last_id + 1 + chunk.last,
-                encode_chunk(time_us, chunk.messages),
-                ttl_s(chunk.expires_us(time_us), now_us),
-            )
+        rows = [
+            ChunkRow(head.last_id + 1 + chunk.last, encode_chunk(time_us, chunk.messages), chunk.expires_us(time_us))
             for chunk in share.chunks
         ]
-        return next_head, Batch(parts)
+        next_head = moved(head, head.last_id + len(share.messages), time_us, share.size, rows)
+        attempt_ttl_s = self._ttl_of_attempt_s(plan.claims, now_us)
+        return next_head, append_batch(share.subject, head, next_head, attempt, attempt_ttl_s, rows, now_us)
 
     def _ttl_of_attempt_s(self, claims: Sequence[Claim], now_us: int) -> int:
         """Return the TTL of the row of an attempt: its claims point to it."""
@@ -179,6 +160,47 @@ class Writer:
         self._heads[subject] = head
         if len(self._heads) > HEADS_MAX:
             del self._heads[next(iter(self._heads))]
+
+
+class ChunkRow(NamedTuple):
+    """A row of messages."""
+
+    last_id: int
+    """The id of the last one in it."""
+    chunk: bytes
+    expires_us: int
+    """When all in it has expired."""
+
+
+def moved(head: Bucket, last_id: int, time_us: int, size: int, rows: Iterable[ChunkRow]) -> Bucket:
+    """Return a head after appending rows of so many bytes, at a time, up to an id."""
+    size += head.size
+    return head._replace(
+        last_id=last_id,
+        last_at=max(time_us, head.gone_at + 1),
+        size=size,
+        until=max([head.until, *(row.expires_us for row in rows)]),
+        sealed=last_id - head.base_id >= MESSAGES_MAX or size >= BYTES_MAX,
+    )
+
+
+def append_batch(
+    subject: str,
+    head: Bucket,
+    next_head: Bucket,
+    attempt: UUID,
+    attempt_ttl_s: int,
+    rows: Iterable[ChunkRow],
+    now_us: int,
+) -> Batch:
+    """Return the batch that moves a head, if it is what it is believed to be, and writes rows."""
+    partition = (subject, head.base_id)
+    parts = [_MOVE_HEAD(*next_head.moved, *partition, *head.state)]
+    if head.is_new:
+        parts.append(PUT_END(*partition, END_ID))
+    parts.append(_PUT_ATTEMPT(*partition, place_after(subject, head).row_id, attempt, attempt_ttl_s))
+    parts += [_PUT_CHUNK(*partition, row.last_id, row.chunk, ttl_s(row.expires_us, now_us)) for row in rows]
+    return Batch(parts)
 
 
 class _Plan(NamedTuple):
@@ -210,10 +232,6 @@ def _plan(share: Share, head: Bucket, now_us: int) -> Steps[_Plan]:
             if message.idempotency_key:
                 claims.append(Claim.of(message.idempotency_key, outcome.id, time_us, message.expiration_s))
     return _Plan(outcomes, Share(share.subject, passing) if passing else None, claims, time_us)
-
-
-def _find_or_new(subject: str) -> Steps[Bucket]:
-    return (yield from find_head(subject)) or Bucket.new(0, 0)
 
 
 def _raise_common_failure(outcomes: Sequence[Outcome]) -> None:

@@ -86,7 +86,7 @@ def ask(request: pytest.FixtureRequest, channel: grpc.Channel) -> Ask:
 
 def test_reflection_lists_the_services(ask: Ask) -> None:
     listed = {service.name for service in ask(list_services="*").list_services_response.service}
-    assert {"broker.Broker", "grpc.health.v1.Health"} <= listed
+    assert {"broker.Broker", "broker.Admin", "grpc.health.v1.Health"} <= listed
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,11 @@ def test_who_knows_nothing_but_the_address_can_use_the_broker(
 ) -> None:
     """As grpcurl does: descriptors from the server, messages made of them, calls with those."""
     pool = DescriptorPool()
-    pool.AddSerializedFile(timestamp_file(ask))
     for data in ask(**question).file_descriptor_response.file_descriptor_proto:
-        if FileDescriptorProto.FromString(data).name == "broker.proto":
+        file = FileDescriptorProto.FromString(data)
+        if file.name == "broker.proto":
+            for name in file.dependency:
+                pool.AddSerializedFile(file_of(ask, name))
             pool.AddSerializedFile(data)
     service = pool.FindServiceByName("broker.Broker")
 
@@ -122,8 +124,8 @@ def test_who_knows_nothing_but_the_address_can_use_the_broker(
     assert (fetched.body, fetched.published_at) == (b"by reflection", published.published_at)
 
 
-def timestamp_file(ask: Ask) -> bytes:
-    (data,) = ask(file_by_filename="google/protobuf/timestamp.proto").file_descriptor_response.file_descriptor_proto
+def file_of(ask: Ask, name: str) -> bytes:
+    (data,) = ask(file_by_filename=name).file_descriptor_response.file_descriptor_proto
     return data
 
 

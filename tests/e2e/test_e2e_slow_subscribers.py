@@ -95,6 +95,37 @@ def test_who_gives_no_window_gets_all_it_missed_when_it_does(
         assert heard(slow, stalled, 5050) == list(range(1, 5051))
 
 
+def test_64_that_stall_cost_64_that_keep_up_nothing_and_get_all_they_missed(
+    broker: BrokerProcess, publisher: Publisher, subject: str
+) -> None:
+    """What they missed is still in memory: the store is not read, neither for these nor for those."""
+
+    def reads() -> float:
+        return broker.metric("trio_broker_store_operation_seconds_count", operation="read")
+
+    def read_up_to(body: bytes, wire: Wire, streams: list[Exchange]) -> None:
+        wire.read_until(lambda: all(stream.data.count(body) == 5 * WAVE for stream in streams))
+
+    reads_before, lags_before = reads(), broker.metric("trio_broker_subscriber_lags_total")
+    with Wire(broker.address) as healthy, Wire(broker.address, window=0) as slow:
+        quick = [healthy.subscribe(subject) for _ in range(64)]
+        stalled = [slow.subscribe(subject) for _ in range(64)]
+        healthy.stand(*quick)
+        slow.stand(*stalled)
+        for part in (b"one", b"two", b"three", b"four", b"five", b"six"):
+            publisher(subject, 5 * WAVE, part, expiration_s=3600)
+            read_up_to(part, healthy, quick)
+        assert broker.metric("trio_broker_subscriber_lags_total") - lags_before == 64
+        assert reads() == reads_before
+        for stream in stalled:
+            slow.open_window(stream, ROOM)
+        read_up_to(b"six", slow, stalled)
+        for stream in (*quick, *stalled):
+            assert [message.id for message in stream.received()] == list(range(1, 30 * WAVE + 1))
+        assert reads() == reads_before
+        assert broker.metric("trio_broker_cache_hits_total") >= 64
+
+
 def test_what_cannot_be_got_again_is_told_in_its_place(
     broker: BrokerProcess, publisher: Publisher, subject: str
 ) -> None:

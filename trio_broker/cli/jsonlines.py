@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from difflib import get_close_matches
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ class Draft(NamedTuple):
     idempotency_key: str = ""
 
 
+NO_HEADERS: Mapping[str, bytes] = {}
+
 _READ = {"subject", "body", "body_base64", "headers", "headers_base64", "expiration", "keep", "idempotency_key"}
 _IGNORED = {"id", "published_at"}
 
@@ -35,16 +38,33 @@ _IGNORED = {"id", "published_at"}
 def to_json(message: Message) -> bytes:
     """Return one line, with its newline."""
     line: dict[str, object] = {"subject": message.subject, "id": message.id}
-    if (text := _text(message.body)) is not None:
+    line |= write_content(message.body, message.headers)
+    line["published_at"] = write_time(message.published_at)
+    return dump(line)
+
+
+def dump(line: Mapping[str, object]) -> bytes:
+    """Return one line, with its newline."""
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+
+
+def write_content(body: bytes, headers: Mapping[str, bytes]) -> dict[str, object]:
+    """Return the keys for a body and headers."""
+    line: dict[str, object] = {}
+    if (text := _text(body)) is not None:
         line["body"] = text
     else:
-        line["body_base64"] = _to_base64(message.body)
-    texts = {name: _text(value) for name, value in message.headers.items()}
+        line["body_base64"] = _to_base64(body)
+    texts = {name: _text(value) for name, value in headers.items()}
     line["headers"] = {name: text for name, text in texts.items() if text is not None}
-    if binary := {name: _to_base64(message.headers[name]) for name, text in texts.items() if text is None}:
+    if binary := {name: _to_base64(headers[name]) for name, text in texts.items() if text is None}:
         line["headers_base64"] = binary
-    line["published_at"] = message.published_at.isoformat(timespec="microseconds").replace("+00:00", "Z")
-    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+    return line
+
+
+def write_time(time: datetime) -> str:
+    """Return a time as RFC 3339 has it, in UTC, with microseconds."""
+    return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def from_json(line: bytes, default: Draft) -> Draft | None:
@@ -58,6 +78,24 @@ def from_json(line: bytes, default: Draft) -> Draft | None:
     """
     if not line.strip():
         return None
+    found = load(line)
+    for name in found.keys() - _READ - _IGNORED:
+        meant = get_close_matches(name, _READ, n=1)
+        raise ValueError(f"unknown key {name!r}" + (f"; did you mean {meant[0]!r}?" if meant else ""))
+    subject = _from_text("subject", found.get("subject", default.subject)).decode()
+    if not subject:
+        raise ValueError("no subject: give it in the line or as the argument")
+    key = _from_text("idempotency_key", found.get("idempotency_key", "")).decode()
+    headers = read_headers(found, default.headers)
+    return Draft(subject, read_body(found), _read_expiration(found, default), headers, key)
+
+
+def load(line: bytes) -> dict[str, object]:
+    """Read the object of one line.
+
+    Raises:
+        ValueError: with what is wrong with the line.
+    """
     try:
         found = json.loads(line)
     except UnicodeDecodeError:
@@ -66,14 +104,7 @@ def from_json(line: bytes, default: Draft) -> Draft | None:
         raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from None
     if not isinstance(found, dict):
         raise ValueError('not a JSON object: write {"subject": ..., "body": ...}')  # noqa: TRY004  as all of them
-    for name in found.keys() - _READ - _IGNORED:
-        meant = get_close_matches(name, _READ, n=1)
-        raise ValueError(f"unknown key {name!r}" + (f"; did you mean {meant[0]!r}?" if meant else ""))
-    subject = _from_text("subject", found.get("subject", default.subject)).decode()
-    if not subject:
-        raise ValueError("no subject: give it in the line or as the argument")
-    key = _from_text("idempotency_key", found.get("idempotency_key", "")).decode()
-    return Draft(subject, _read_body(found), _read_expiration(found, default), _read_headers(found, default), key)
+    return found
 
 
 def expiration_of(value: object) -> int:
@@ -88,7 +119,8 @@ def expiration_of(value: object) -> int:
     return int(read)
 
 
-def _read_body(found: dict[str, object]) -> bytes:
+def read_body(found: Mapping[str, object]) -> bytes:
+    """Read a body. Raises as `from_json` does."""
     if ("body" in found) == ("body_base64" in found):
         raise ValueError("give either body or body_base64")
     if "body_base64" in found:
@@ -96,8 +128,9 @@ def _read_body(found: dict[str, object]) -> bytes:
     return _from_text("body", found["body"])
 
 
-def _read_headers(found: dict[str, object], default: Draft) -> Mapping[str, bytes]:
-    headers = dict(default.headers)
+def read_headers(found: Mapping[str, object], default: Mapping[str, bytes] = NO_HEADERS) -> Mapping[str, bytes]:
+    """Read headers, on top of ``default``. Raises as `from_json` does."""
+    headers = dict(default)
     for key, read in (("headers", _from_text), ("headers_base64", _from_base64)):
         values = found.get(key, {})
         if not isinstance(values, dict):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from keyword import iskeyword
 from typing import NoReturn
 
 import click
@@ -16,7 +17,20 @@ import click
 from trio_broker._version import __version__
 from trio_broker.cli.running import ERROR, INTERRUPTED, USAGE, Failure, leave, say
 
-_COMMANDS = ("serve", "pub", "sub", "get", "top", "health", "migrate", "backup", "version")
+_COMMANDS = (
+    "serve",
+    "pub",
+    "sub",
+    "get",
+    "subject",
+    "top",
+    "health",
+    "migrate",
+    "backup",
+    "export",
+    "import",
+    "version",
+)
 
 
 class _Commands(click.Group):
@@ -30,7 +44,8 @@ class _Commands(click.Group):
             if meant := get_close_matches(cmd_name, _COMMANDS, n=1):
                 ctx.fail(f"No such command {cmd_name!r}. Did you mean {meant[0]!r}?")
             return None
-        command: click.Command = import_module(f"trio_broker.cli.{cmd_name}").command
+        module = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        command: click.Command = import_module(f"trio_broker.cli.{module}").command
         return command
 
 

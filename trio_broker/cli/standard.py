@@ -18,13 +18,15 @@ _READ_BYTES = 256 * 1024
 
 
 @trio.as_safe_channel
-async def read_lines() -> AsyncGenerator[list[bytes]]:
-    """Yield the lines of stdin as they come, those of one read together, without newlines; the last may lack its own.
+async def read_lines(descriptor: int | None = None) -> AsyncGenerator[list[bytes]]:
+    """Yield the lines of a file as they come, those of one read together, without newlines; the last may lack its own.
+
+    None: of stdin.
 
     Raises:
         ValueError: a line is longer than `LINE_MAX_BYTES`.
     """
-    descriptor = sys.stdin.fileno()
+    descriptor = sys.stdin.fileno() if descriptor is None else descriptor
     partial = b""
     while data := await trio.to_thread.run_sync(os.read, descriptor, _READ_BYTES, abandon_on_cancel=True):
         *lines, partial = (partial + data).split(b"\n")

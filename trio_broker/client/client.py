@@ -12,21 +12,29 @@ from datetime import timedelta
 from typing import Any, Generic, Literal, Self, TypeVar, assert_never, cast, overload
 
 import trio
+from google.protobuf.message import Message as ProtobufMessage
 
 from trio_broker._proto.broker_pb2 import (
+    DeleteSubjectRequest,
     FetchRangeRequest,
     FetchRangeResponse,
     FetchRequest,
+    GetSubjectRequest,
+    ListSubjectsRequest,
+    ListSubjectsResponse,
     MessageBatch,
     MessageResponse,
     PublishBatchRequest,
     PublishResponse,
+    PurgeSubjectRequest,
     SubscribeRequest,
 )
+from trio_broker._proto.broker_pb2 import SubjectInfo as WireSubjectInfo
+from trio_broker._proto.google.protobuf.timestamp_pb2 import Timestamp
 from trio_broker.client.channel import Call, Channel, open_channel
 from trio_broker.client.publishing import PublishStream, batch_results, publish_request
 from trio_broker.errors import BrokerError, InvalidPosition
-from trio_broker.message import EPOCH, NO_HEADERS, Draft, Gap, Message, MessagePage
+from trio_broker.message import EPOCH, NO_HEADERS, Draft, Gap, Message, MessagePage, SubjectInfo, SubjectPage, time_of
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until
 
 
@@ -239,10 +247,60 @@ class Client:
         finally:
             call.close()
 
-    async def _start_unary(self, method: str, request: bytes) -> Call:
+    async def list_subjects(self, prefix: str = "", *, page_size: int = 0, page_token: str = "") -> SubjectPage:
+        """Return subjects whose names begin with ``prefix``, in the order of their UTF-8 bytes. A checkpoint.
+
+        Args:
+            prefix: of their names; empty: all.
+            page_size: at most so many, 1,000 at most; 0: 100.
+            page_token: `SubjectPage.next_token` of the page before.
+
+        Raises:
+            InvalidPage: the token is none.
+        """
+        request = ListSubjectsRequest(prefix=prefix, page_size=page_size, page_token=page_token)
+        page = ListSubjectsResponse.FromString(await self._ask_admin("ListSubjects", request))
+        return SubjectPage([_subject_info(info) for info in page.subjects], page.next_page_token)
+
+    async def get_subject(self, subject: str) -> SubjectInfo:
+        """Return what is known of a subject, also of one to which nothing was ever published. A checkpoint."""
+        return _subject_info(
+            WireSubjectInfo.FromString(await self._ask_admin("GetSubject", GetSubjectRequest(subject=subject)))
+        )
+
+    async def purge_subject(self, subject: str, until_id: int = 0) -> SubjectInfo:
+        """Drop the messages of a subject up to an id, or all that are there (0). A checkpoint.
+
+        Their ids are never given again, and fetching one raises `ExpiredId`.
+
+        Raises:
+            InvalidId: the id was never assigned.
+        """
+        request = PurgeSubjectRequest(subject=subject, until_id=until_id)
+        return _subject_info(WireSubjectInfo.FromString(await self._ask_admin("PurgeSubject", request)))
+
+    async def delete_subject(self, subject: str, expected_last_id: int | None = None) -> SubjectInfo:
+        """Drop all messages of a subject, and list it no longer until something is published to it. A checkpoint.
+
+        Its ids go on from its last one then.
+
+        Raises:
+            Conflict: its last id is not the expected one.
+        """
+        request = DeleteSubjectRequest(subject=subject, expected_last_id=expected_last_id)
+        return _subject_info(WireSubjectInfo.FromString(await self._ask_admin("DeleteSubject", request)))
+
+    async def _ask_admin(self, method: str, request: ProtobufMessage) -> bytes:
+        call = await self._start_unary(method, request.SerializeToString(), service="broker.Admin")
+        try:
+            return await call.receive_one()
+        finally:
+            call.close()
+
+    async def _start_unary(self, method: str, request: bytes, service: str = "broker.Broker") -> Call:
         left_s = trio.current_effective_deadline() - trio.current_time()
         timeout_s = None if left_s == float("inf") else max(left_s, 0.0)
-        return await self._channel.start(f"/broker.Broker/{method}", request, timeout_s=timeout_s)
+        return await self._channel.start(f"/{service}/{method}", request, timeout_s=timeout_s)
 
 
 class Publishing:
@@ -356,6 +414,21 @@ def _item(response: MessageResponse) -> Message | Gap:
     return _message(response)
 
 
+def _subject_info(info: WireSubjectInfo) -> SubjectInfo:
+    return SubjectInfo(
+        info.subject,
+        info.first_id,
+        info.last_id,
+        time_of(_microseconds(info.first_published_at)) if info.HasField("first_published_at") else None,
+        time_of(_microseconds(info.last_published_at)) if info.HasField("last_published_at") else None,
+        info.subscribers,
+    )
+
+
 def _message(response: MessageResponse) -> Message:
-    published_us = response.published_at.seconds * 1_000_000 + response.published_at.nanos // 1000
+    published_us = _microseconds(response.published_at)
     return Message(response.subject, response.id, response.body, dict(response.headers), published_us)
+
+
+def _microseconds(timestamp: Timestamp) -> int:
+    return timestamp.seconds * 1_000_000 + timestamp.nanos // 1000

@@ -70,8 +70,8 @@ BUFFERS: Final = Row(
             "The fullest buffer of a subscription",
             units.PercentUnit,
             [each("trio_broker_subscriber_buffer_fill_ratio")],
-            "A subscriber that stalls: it rises to 100 %, then that subscription is cut and it falls. Others do not "
-            "wait for it. The log (call_failed) names its peer.",
+            "A subscriber that stalls: it rises to 100 %, and what follows it gets later from the log, or it is cut. "
+            "Others do not wait for it.",
             Levels(warning=0.5, bad=0.9),
             top=1,
         ),
@@ -114,8 +114,61 @@ BUFFERS: Final = Row(
     ],
 )
 
+_PAGES: Final = [rate("trio_broker_cache_hits_total"), rate("trio_broker_cache_misses_total")]
+
+CATCHING_UP: Final = Row(
+    "Catching up",
+    [
+        Graph(
+            "Subscriptions that left the live stream",
+            units.Short,
+            [
+                Query(
+                    f"sum by (instance) (increase({gauge('trio_broker_subscriber_lags_total')}[$__rate_interval]))",
+                    "{{instance}}",
+                )
+            ],
+            "Their buffer was full; they get the rest from memory or the log when they read again. Many: "
+            "readers that are too slow.",
+        ),
+        Graph(
+            "Gaps, by reason",
+            units.Short,
+            [
+                Query(
+                    f"sum by (reason) (increase({gauge('trio_broker_subscriber_gaps_total')}[$__rate_interval]))",
+                    "{{reason}}",
+                )
+            ],
+            "Ranges of ids that a subscription did not get. unavailable: expired or purged before it came to them. "
+            "live_buffer: not to be kept, while it was behind. dropped_oldest: as it asked for.",
+        ),
+        Graph(
+            "Pages of the log from memory",
+            units.PercentUnit,
+            [Query(f"{_PAGES[0]} / ({' + '.join(_PAGES)} > 0)", "from memory")],
+            "The rest was read from the store. Low while many are read: readers are behind by more than --cache-bytes "
+            "holds, or start far back in the log.",
+        ),
+        Graph(
+            "Pages of the log",
+            units.OpsPerSecond,
+            [Query(_PAGES[0], "from memory"), Query(_PAGES[1], "from the store")],
+            "A second, for subscribers that are behind the live stream.",
+            columns=12,
+        ),
+        Graph(
+            "Recent messages in memory",
+            units.BytesIEC,
+            [each("trio_broker_cache_bytes"), each("trio_broker_cache_limit_bytes", "{{instance}}: limit")],
+            "It fills up to the limit, and stays there: the oldest make room.",
+            columns=12,
+        ),
+    ],
+)
+
 BOARD: Final = Board(
     "delivery",
     "From the commit to the subscribers: how much, how late, and who does not keep up.",
-    [MESSAGES, LAG, BUFFERS],
+    [MESSAGES, LAG, BUFFERS, CATCHING_UP],
 )
