@@ -10,6 +10,7 @@ from persistence import NO_HEADERS, Page
 from trio_broker.batch import OVERHEAD_BYTES, Backlog, Batch
 from trio_broker.cache import EXPIRY_MARGIN_US, KEEPING_BYTES, Cache, Recent
 from trio_broker.message import Message
+from trio_broker.service.encoding import batch_wire, together_wire
 
 FOREVER = 10**6
 EACH = OVERHEAD_BYTES + KEEPING_BYTES
@@ -355,3 +356,19 @@ def check_reads(cache: Cache, model: Model, subject: str) -> None:
             scanned_to = found.scanned_to
         assert scanned_to > after_id or after_id == model.last_ids[subject]
         assert [id_ for id_ in ids_of(found) if id_ > after_id] == model.ids(subject, after_id, scanned_to)
+
+
+def test_a_second_encoding_is_counted_here_and_goes_with_its_batch() -> None:
+    cache, backlog = Cache(10**6, int), Backlog(10**9)
+    batch = Batch([Message("a", 1, bytes(1000), NO_HEADERS, 0)])
+    batch.enter(backlog)
+    cache.keep(batch, [None], heard=True)
+    before = cache.bytes
+    batch_wire(batch)
+    assert cache.bytes == before, "one is counted from the beginning"
+    together_wire(batch)
+    assert cache.bytes > before + 1000
+    cache.forget("a")
+    assert (cache.bytes, backlog.bytes) == (0, batch.memory_bytes)
+    del batch
+    assert backlog.bytes == 0

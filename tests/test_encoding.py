@@ -191,3 +191,17 @@ def test_failures_are_what_protobuf_says() -> None:
     assert pb.PublishBatchResponse.FromString(failed_result(encoded)).results[0].failed == failure
     (found,) = pb.PublishStreamResponse.FromString(failed_ack(300, encoded)).acks
     assert (found.count, found.failed) == (300, failure)
+
+
+def test_a_second_encoding_is_counted_where_the_batch_is_kept() -> None:
+    backlog, elsewhere = Backlog(10**9), Backlog(10**9)
+    batch = Batch([Message("orders", 7, bytes(1000), {}, 1)])
+    batch.enter(backlog)
+    batch_wire(batch)
+    batch.leave_backlog(elsewhere)
+    more = len(together_wire(batch))
+    assert (backlog.bytes, elsewhere.bytes) == (0, more)
+    batch.return_to_backlog()
+    assert backlog.bytes == batch.memory_bytes
+    del batch
+    assert backlog.bytes == 0

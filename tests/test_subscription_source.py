@@ -1,6 +1,7 @@
 """What a subscription's stream is given to send, and what is refused by its headers while memory is short."""
 
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from purerpc import Service, Status
@@ -10,6 +11,7 @@ from persistence.rows import Rows
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker._proto.pool import POOL
 from trio_broker.batch import Batch
+from trio_broker.broker import Broker
 from trio_broker.config import Config
 from trio_broker.errors import Draining
 from trio_broker.fanout import Fanout, Span
@@ -18,7 +20,7 @@ from trio_broker.rpc import handlers
 from trio_broker.rpc.health import Health
 from trio_broker.rpc.reflection import reflection_services
 from trio_broker.service.encoding import batch_wire, together_wire
-from trio_broker.service.servicer import refuse
+from trio_broker.service.servicer import BrokerService, refuse
 from trio_broker.service.subscribing import SINGLY, TOGETHER, Encoding, SubscriptionSource
 
 
@@ -139,6 +141,15 @@ def methods(service: Service) -> list[handlers.Method]:
     return [
         handlers.bind(service.name, name, bound.method_fn, bound.signature) for name, bound in service.methods.items()
     ]
+
+
+@pytest.mark.parametrize(
+    ("pressure", "served"), [(Pressure.HIGH, {"Fetch", "FetchRange"}), (Pressure.FULL, set[str]())]
+)
+def test_while_memory_is_short_the_log_is_read_by_single_calls_at_most(pressure: Pressure, served: set[str]) -> None:
+    calls = methods(BrokerService(cast("Broker", None)).service)
+    call = {method.name: SimpleNamespace(method=method) for method in calls}
+    assert {name for name in call if refuse(pressure, call[name]) is None} == served  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pressure", [Pressure.HIGH, Pressure.FULL])

@@ -91,9 +91,9 @@ class Subscription:
         self.buffered_bytes = 0
         self._max_messages = max_messages
         self._max_bytes = max_bytes
-        # A batch counts as one at least, so the channel's own bound never bites before those above. A page of the log
-        # and what is collected of the live stream meanwhile may come together, and a gap.
-        self._send, self._receive = trio.open_memory_channel[Batch](2 * max_messages + 2)
+        # A batch counts as one at least, so the channel's own bound never bites before those above. A page, of twice as
+        # many messages, and what is collected of the live stream meanwhile may come together, and a gap.
+        self._send, self._receive = trio.open_memory_channel[Batch](3 * max_messages + 2)
         self._fanout = fanout
         self._slow = slow
         self._report_gaps = report_gaps
