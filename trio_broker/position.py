@@ -132,6 +132,10 @@ class Position:
 
     def arrive(self, batch: Batch) -> Batch | None:
         """Hear of a live batch. Return what of it continues the position, to be told to `take` or `leave`; or None."""
+        if self.state is State.LAGGING and self._heard_from is not None:  # who stalls costs the others little
+            if batch.last_id > self._settled_id:
+                self._settled_id = batch.last_id
+            return None
         self._step_aside()
         if self._heard_from is None:
             self._heard_from = batch.after_id

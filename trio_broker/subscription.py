@@ -19,7 +19,7 @@ from trio_broker.batch import OVERHEAD_BYTES, Batch
 from trio_broker.cache import Recent
 from trio_broker.errors import BrokerError, SlowConsumer
 from trio_broker.message import DROPPED_OLDEST, Gap, Message
-from trio_broker.position import Position
+from trio_broker.position import Position, State
 from trio_broker.start import SlowPolicy
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class Subscription:
         if not self.live:
             return False
         position = self.position
-        was_behind = position.behind
+        was_behind = position.state is not State.LIVE
         piece = position.arrive(batch)
         if piece is None:
             if not was_behind:
