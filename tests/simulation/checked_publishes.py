@@ -6,7 +6,7 @@ batch to one subject are all there, or none is.
 """
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -86,15 +86,15 @@ class CheckedPublishes:
         self._world = world
         self._store = store
         self._attempts: list[Attempt] = []
-        self._bodies: set[bytes] = set()
+        self._tries: Counter[bytes] = Counter()
 
     def begin(self, who: str, draft: Draft, group: str = "") -> Attempt:
         """Note a publish that is about to be handed over."""
         details = (draft.subject, draft.body[:16], draft.expiration, draft.idempotency_key, draft.expected_last_id)
         number = self._world.note(who, "publishes", *details, group)
         given = self._store.given.get(draft.body, 0)
-        attempt = Attempt(who, draft, group, number, given, draft.body in self._bodies)
-        self._bodies.add(draft.body)
+        attempt = Attempt(who, draft, group, number, given, draft.body in self._tries)
+        self._tries[draft.body] += 1
         self._attempts.append(attempt)
         return attempt
 
@@ -171,7 +171,7 @@ class CheckedPublishes:
             if attempt.group:
                 groups[attempt.group, attempt.draft.subject].append(attempt)
         for (group, subject), together in groups.items():
-            fresh = [each for each in together if not each.repeated]
+            fresh = [each for each in together if self._tries[each.draft.body] == 1]
             ids = [fact.id for each in fresh if (fact := self._fact(each)) is not None]
             all_ids = {fact.id for each in together if (fact := self._fact(each)) is not None}
             if ids and (len(ids) < len(fresh) or not all_ids.issuperset(range(ids[0], ids[-1] + 1))):

@@ -139,6 +139,7 @@ class Subscriber:
                 subscription.sending = batch
                 self._got_all(batch.items())
                 del batch
+                self._broker.fanout.deliveries.settle()
                 await self._stall()
         if subscription.error is not None:
             raise subscription.error
