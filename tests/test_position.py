@@ -231,6 +231,17 @@ def test_what_was_buffered_when_it_was_full_is_delivered_and_not_read_again() ->
     assert trial.fanout.lags == 1
 
 
+def test_what_is_lost_after_a_replay_was_of_the_live_stream() -> None:
+    trial = Trial(Span(0, None, 0))
+    trial.settle()
+    assert trial.subscription.position.state is State.LIVE
+    for _ in range(3):
+        trial.log.append([False, False])
+        trial.hear()
+    trial.settle()
+    assert trial.got[-1] == Gap("a", 5, 6, LIVE_BUFFER)
+
+
 def test_what_is_not_kept_any_more_is_a_gap_from_the_start_position_on() -> None:
     log = Log()
     log.history([True, False, False, True])

@@ -202,6 +202,8 @@ class Position:
             used_up = upto_id < page.scanned_to or page.scanned_to >= page.last_id
             if used_up and self._taken_id >= min(self._settled_id, self._until_id):
                 self.state, self._behind_as = State.LIVE, State.LAGGING
+                if self._heard_from is None:
+                    self._heard_from = self._taken_id
             else:
                 self.state = self._behind()
         self._step_in()
