@@ -4,6 +4,7 @@ A subscription gets every id of its subject once, from its start on, in order: a
 if that is no longer kept, or if its policy says so. Those who asked for gaps are told of each, and why.
 """
 
+import sys
 from dataclasses import dataclass
 from itertools import islice
 
@@ -29,6 +30,8 @@ class Session:
     """The number of the event."""
     seen_id: int | None
     """The last id that it was told of, or its start; None: it begins with what is published next."""
+    end_id: int
+    """The last id when it looked at the log; where it did not look, beyond all."""
     may_skip: bool
     """What was not kept at its start is no gap."""
     first_heard: int | None = None
@@ -50,9 +53,10 @@ class CheckedStreams:
         self, who: str, subject: str, start: Start, until: Until | None, slow: SlowPolicy, *, report_gaps: bool
     ) -> Session:
         """Note a subscription in the stretch in which it was registered, by the task that asked for it."""
-        head = self._store.asked[who].head if until is not None or not isinstance(start, New) else None
+        heads = self._store.asked[who].heads if who in self._store.asked else []
         seen_id = until_id = None
-        if head is not None:
+        if heads:
+            head = heads[-1]
             until_id = head.last_id if isinstance(until, AtEnd) else until
             match start:
                 case New():
@@ -64,11 +68,13 @@ class CheckedStreams:
                 case After(id_):
                     seen_id = id_
                 case At(time):
-                    facts = self._store.history.get(subject, [])[: head.last_id]
+                    # if it is yet to come, from now on: from when the log was looked at first
+                    facts = self._store.history.get(subject, [])[: heads[0].last_id]
                     seen_id = sum(fact.time_us < round(time.timestamp() * 1_000_000) for fact in facts)
         number = self._world.note(who, "listens", subject, start, until_id, slow.name, report_gaps, seen_id)
+        end_id = heads[-1].last_id if heads else sys.maxsize
         may_skip = isinstance(start, At)
-        session = Session(who, subject, start, until_id, slow, report_gaps, number, seen_id, may_skip)
+        session = Session(who, subject, start, until_id, slow, report_gaps, number, seen_id, end_id, may_skip)
         self.sessions.append(session)
         self._world.count(f"start: {type(start).__name__}")
         return session
@@ -170,7 +176,9 @@ class CheckedStreams:
             else:
                 was_live = first is not None and fact.id >= first
                 session.missed += was_live
-                right = was_live if gap.reason == LIVE_BUFFER else not was_live or fact.number < session.registered
+                is_new = was_live or fact.id > session.end_id  # published since it began to listen
+                was_offered = (fact.heard or 0) > session.registered
+                right = is_new if gap.reason == LIVE_BUFFER else not was_offered or fact.number < session.registered
                 right = right and not fact.is_kept(self._store.latest_us)
             if not right:
                 self._world.violated("gaps", f"{session.who} got {gap} for {fact}")

@@ -93,9 +93,10 @@ class Faults:
 
 @dataclass(slots=True)
 class Asked:
-    """What the store told one task last, worked out from its history."""
+    """What the store told one task, worked out from its history."""
 
-    head: Head = Head(1, 0)
+    heads: list[Head] = field(default_factory=list)
+    """Since it began to listen."""
     found: list[object] = field(default_factory=list)
 
 
@@ -121,6 +122,7 @@ class SimulatedStore(MemoryStore):
         self.asked: dict[str, Asked] = {}
         """By the name of the task."""
         self.bugs = 0
+        self._swept_us = 0
         self._foreign = 0
 
     def heal(self) -> None:
@@ -217,7 +219,7 @@ class SimulatedStore(MemoryStore):
     async def get(self, keys: Sequence[Key]) -> list[Record | InvalidId | ExpiredId]:
         await self._before_read()
         answers = await super().get(keys)
-        now_us = self._time_us()
+        now_us = max(self._time_us(), self._swept_us)  # its clock may have been set back since
         self._asked().found = [self._truth(key, now_us) for key in keys]
         await self._take_time()
         return answers
@@ -225,16 +227,18 @@ class SimulatedStore(MemoryStore):
     async def head(self, subject: str) -> Head:
         await self._before_read()
         head = await super().head(subject)
-        now_us = self._time_us()
+        now_us = max(self._time_us(), self._swept_us)
         facts = self.history.get(subject, [])
         first_id = next((fact.id for fact in facts if fact.is_kept(now_us)), len(facts) + 1)
-        self._asked().head = Head(first_id, len(facts))
+        self._asked().heads.append(Head(first_id, len(facts)))
         await self._take_time()
         return head
 
     async def sweep(self) -> Swept:
         await self._before_read()
-        return await super().sweep()
+        swept = await super().sweep()
+        self._swept_us = max(self._swept_us, self._time_us())
+        return swept
 
     async def now(self) -> int:
         await self._before_read()

@@ -74,6 +74,7 @@ class Subscriber:
     async def _listen(self) -> None:
         """Listen once, to the end of that."""
         self.session = None
+        self._store.asked.pop(self.who, None)
         try:
             await (self._listen_on_wire() if self._on_wire else self._listen_in_python())
         except SlowConsumer as error:
