@@ -173,7 +173,8 @@ class CheckedPublishes:
         for (group, subject), together in groups.items():
             fresh = [each for each in together if self._tries[each.draft.body] == 1]
             ids = [fact.id for each in fresh if (fact := self._fact(each)) is not None]
-            all_ids = {fact.id for each in together if (fact := self._fact(each)) is not None}
+            bodies = {each.draft.body for each in together}
+            all_ids = {fact.id for fact in self._store.history.get(subject, []) if fact.message.body in bodies}
             if ids and (len(ids) < len(fresh) or not all_ids.issuperset(range(ids[0], ids[-1] + 1))):
                 self._world.violated("atomic", f"of {len(fresh)} messages of {group} to {subject} there are {ids}")
             if any(each.failed for each in fresh) and any(each.id is not None for each in fresh):

@@ -53,6 +53,8 @@ class Fact:
     """The latest time that the store had gone by."""
     heard: int | None = None
     """The number of the event when this broker was told, and so its subscribers were; None: never."""
+    is_swept: bool = False
+    """It is gone, also if the clock is set back."""
 
     @property
     def expires_us(self) -> int | None:
@@ -60,7 +62,7 @@ class Fact:
         return None if expiration_s is None else self.time_us + expiration_s * 1_000_000
 
     def is_kept(self, now_us: int) -> bool:
-        if self.message.expiration_s == 0:
+        if self.message.expiration_s == 0 or self.is_swept:
             return False
         return self.expires_us is None or now_us < self.expires_us
 
@@ -122,7 +124,6 @@ class SimulatedStore(MemoryStore):
         self.asked: dict[str, Asked] = {}
         """By the name of the task."""
         self.bugs = 0
-        self._swept_us = 0
         self._foreign = 0
 
     def heal(self) -> None:
@@ -219,7 +220,7 @@ class SimulatedStore(MemoryStore):
     async def get(self, keys: Sequence[Key]) -> list[Record | InvalidId | ExpiredId]:
         await self._before_read()
         answers = await super().get(keys)
-        now_us = max(self._time_us(), self._swept_us)  # its clock may have been set back since
+        now_us = self._time_us()
         self._asked().found = [self._truth(key, now_us) for key in keys]
         await self._take_time()
         return answers
@@ -227,7 +228,7 @@ class SimulatedStore(MemoryStore):
     async def head(self, subject: str) -> Head:
         await self._before_read()
         head = await super().head(subject)
-        now_us = max(self._time_us(), self._swept_us)
+        now_us = self._time_us()
         facts = self.history.get(subject, [])
         first_id = next((fact.id for fact in facts if fact.is_kept(now_us)), len(facts) + 1)
         self._asked().heads.append(Head(first_id, len(facts)))
@@ -237,7 +238,10 @@ class SimulatedStore(MemoryStore):
     async def sweep(self) -> Swept:
         await self._before_read()
         swept = await super().sweep()
-        self._swept_us = max(self._swept_us, self._time_us())
+        now_us = self._time_us()
+        for facts in self.history.values():
+            for fact in facts:
+                fact.is_swept = not fact.is_kept(now_us)
         return swept
 
     async def now(self) -> int:
