@@ -48,6 +48,7 @@ class CheckedStreams:
         self.sessions: list[Session] = []
         self._told = dict.fromkeys((UNAVAILABLE, LIVE_BUFFER, DROPPED_OLDEST), 0)
         self._holes = 0
+        self._passed_over: list[tuple[Session, Fact, int]] = []
 
     def begin(
         self, who: str, subject: str, start: Start, until: Until | None, slow: SlowPolicy, *, report_gaps: bool
@@ -128,6 +129,9 @@ class CheckedStreams:
                 self._world.violated("gaps are counted", f"{told} {reason} were told, {fanout.gaps[reason]} counted")
         if sum(fanout.gaps.values()) < sum(self._told.values()) + self._holes:
             self._world.violated("gaps are counted", f"{fanout.gaps} are fewer than {self._told}, {self._holes}")
+        for session, fact, number in self._passed_over:
+            if fact.heard is not None and fact.heard > number:
+                self._world.violated("live", f"{session.who} went beyond {fact.id} before it was offered")
         for session in self.sessions:
             unbroken = all(fact.heard for fact in self._store.history.get(session.subject, []))
             if isinstance(session.start, New) and not fanout.lags and unbroken:
@@ -180,6 +184,7 @@ class CheckedStreams:
                 was_offered = (fact.heard or 0) > session.registered
                 right = is_new if gap.reason == LIVE_BUFFER else not was_offered or fact.number < session.registered
                 right = right and not fact.is_kept(self._store.latest_us)
+                self._pass_over(session, fact)
             if not right:
                 self._world.violated("gaps", f"{session.who} got {gap} for {fact}")
         self._go_on(session, gap.first_id, gap.last_id)
@@ -203,8 +208,14 @@ class CheckedStreams:
         first = self._first_heard(session)
         for fact in self._facts(session, session.seen_id + 1, next_id):
             session.missed += first is not None and fact.id >= first
+            self._pass_over(session, fact)
             if fact.is_kept(self._store.latest_us) and session.slow is not SlowPolicy.DROP_OLDEST:
                 self._world.violated("nothing is lost", f"{session.who} got no {fact.id}, which is kept")
+
+    def _pass_over(self, session: Session, fact: Fact) -> None:
+        """Note that a subscription goes on without a message that it may yet be offered."""
+        if fact.heard is None and fact.ours and fact.id > session.end_id:
+            self._passed_over.append((session, fact, len(self._world.trace)))
 
     def _facts(self, session: Session, first_id: int, stop_id: int) -> list[Fact]:
         return list(islice(self._store.history.get(session.subject, []), max(0, first_id - 1), max(0, stop_id - 1)))

@@ -36,11 +36,11 @@ class Publisher:
     async def run(self) -> None:
         random = self._random
         ways = [self._publish_one, self._publish_one, self._batch, self._batch_call, self._burst, self._stream]
-        for _ in range(random.randint(1, 8)):
-            if self._broker.refusal() is not None and random.random() < 0.5:
+        for _ in range(random.randint(2, 12)):
+            if self._broker.refusal() is not None and random.random() < 0.7:
                 return
             await random.choice(ways)()
-            await pause(random, 0.5)
+            await pause(random, 0.8)
 
     async def publish_end(self, subject: str) -> int:
         """Publish what is kept for good, and try until it is there; return its id."""
@@ -65,7 +65,7 @@ class Publisher:
         self._published += 1
         name = f"{self.who}.{self._published}"
         body = f"{name} ".encode() + b"." * random.choice([0, 0, 50, 150])
-        if random.random() < 0.02:
+        if random.random() < 0.01:
             body += random.choice([POISON, b"too large" * 1000])
         subject = random.choice(self._subjects)
         expected = None

@@ -38,8 +38,8 @@ class Subscriber:
         self._slow = random.choice(list(SlowPolicy))
         self._report_gaps = random.random() < 0.6
         self._cuts = random.choice([0, 0, 1, 3])
-        self._stalls = random.choice([0.0, 0.0, 0.1, 0.3])
-        self._stall_s = random.choice([0.05, 0.5, 5.0])
+        self._stalls = random.choice([0.0, 0.1, 0.3, 0.6])
+        self._stall_s = random.choice([0.05, 0.5, 3.0])
         self._on_wire = random.random() < 0.5
         self._until = self._some_end()
         self._start: Start = New()
@@ -49,7 +49,7 @@ class Subscriber:
         return self.is_over or (self.session is not None and (self.session.seen_id or 0) >= id_)
 
     async def run(self) -> None:
-        await pause(self._random, 3.0)
+        await pause(self._random, 1.0)
         self._start = self._some_start()
         while not self.is_over:
             if self._cuts and not self.hurries:
