@@ -278,6 +278,20 @@ def test_who_drops_the_oldest_has_the_newest_behind_one_gap() -> None:
     assert trial.fanout.lags == 0
 
 
+def test_a_gap_of_what_was_dropped_is_told_also_if_memory_is_short_again() -> None:
+    trial = Trial(slow=SlowPolicy.DROP_OLDEST)
+    trial.log.append([True, True])
+    trial.hear()
+    trial.drop()
+    trial.log.history([True])  # committed by another process: the next one leaves a hole
+    trial.log.append([True])
+    trial.hear()
+    trial.drop()
+    trial.settle()
+    trial.check(0, 4)
+    assert trial.got[0] == Gap("a", 1, 2, DROPPED_OLDEST)
+
+
 def test_far_from_the_end_nothing_is_collected_of_the_live_stream() -> None:
     log = Log()
     log.history([True] * 50)

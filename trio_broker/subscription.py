@@ -168,7 +168,9 @@ class Subscription:
             self._drop_oldest(0, 0)
             return
         if self.buffered_messages or self.position.collected_messages:
-            self._drain()
+            for batch in self._drain():
+                if batch.last_id <= self.position.floor_id:  # the gap of what was dropped before, which nothing else tells
+                    self._buffer(batch)
             self.position.rewind(self.last_delivered_id)
             self._fanout.lags += 1
 
