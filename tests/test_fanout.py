@@ -286,6 +286,43 @@ async def test_a_batch_on_its_way_to_a_waiting_reader_counts_as_buffered() -> No
             assert hub.publish(batch("a", [2])) == 0
 
 
+@pytest.mark.parametrize("slow", [SlowPolicy.CATCH_UP, SlowPolicy.DROP_OLDEST])
+async def test_a_batch_on_its_way_to_a_waiting_reader_can_still_be_dropped(slow: SlowPolicy) -> None:
+    hub = fanout(subscriber_messages=2)
+    got: list[Batch] = []
+
+    async def read() -> None:
+        got.append(await subscription.receive())
+
+    with hub.subscribe("a", slow=slow) as subscription:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await wait_all_tasks_blocked()
+            hub.publish(batch("a", [1, 2]))
+            subscription.drop()
+            assert (subscription.buffered_messages, subscription.last_delivered_id) == (0, 0)
+            if slow is SlowPolicy.DROP_OLDEST:
+                hub.publish(batch("a", [3]))
+                hub.publish(batch("a", [4, 5]))  # there is no room for all three
+                await wait_all_tasks_blocked()
+                assert [each.first_id for each in got] == [4]
+            nursery.cancel_scope.cancel()
+
+
+async def test_closing_a_subscription_wakes_its_waiting_reader() -> None:
+    hub = fanout()
+    with hub.subscribe("a") as subscription:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(closed_while_reading, subscription)
+            await wait_all_tasks_blocked()
+            subscription.close()
+
+
+async def closed_while_reading(subscription: Subscription) -> None:
+    with pytest.raises(trio.ClosedResourceError):
+        await subscription.receive()
+
+
 async def test_a_cancelled_reader_loses_nothing() -> None:
     hub = fanout()
     with hub.subscribe("a") as subscription:

@@ -231,6 +231,17 @@ def test_what_was_buffered_when_it_was_full_is_delivered_and_not_read_again() ->
     assert trial.fanout.lags == 1
 
 
+def test_what_is_lost_after_a_replay_was_of_the_live_stream() -> None:
+    trial = Trial(Span(0, None, 0))
+    trial.settle()
+    assert trial.subscription.position.state is State.LIVE
+    for _ in range(3):
+        trial.log.append([False, False])
+        trial.hear()
+    trial.settle()
+    assert trial.got[-1] == Gap("a", 5, 6, LIVE_BUFFER)
+
+
 def test_what_is_not_kept_any_more_is_a_gap_from_the_start_position_on() -> None:
     log = Log()
     log.history([True, False, False, True])
@@ -265,6 +276,20 @@ def test_who_drops_the_oldest_has_the_newest_behind_one_gap() -> None:
     assert (gap.first_id, gap.reason) == (1, DROPPED_OLDEST)
     assert 1 <= len(messages) < BUFFER
     assert trial.fanout.lags == 0
+
+
+def test_a_gap_of_what_was_dropped_is_told_also_if_memory_is_short_again() -> None:
+    trial = Trial(slow=SlowPolicy.DROP_OLDEST)
+    trial.log.append([True, True])
+    trial.hear()
+    trial.drop()
+    trial.log.history([True])  # committed by another process: the next one leaves a hole
+    trial.log.append([True])
+    trial.hear()
+    trial.drop()
+    trial.settle()
+    trial.check(0, 4)
+    assert trial.got[0] == Gap("a", 1, 2, DROPPED_OLDEST)
 
 
 def test_far_from_the_end_nothing_is_collected_of_the_live_stream() -> None:

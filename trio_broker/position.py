@@ -229,6 +229,8 @@ class Position:
             assert self._taken_id is not None
             if used_up and self._taken_id >= min(self._settled_id, self._until_id):
                 self.state, self._behind_as = State.LIVE, State.LAGGING
+                if self._heard_from is None:
+                    self._heard_from = self._taken_id
             else:
                 self.state = self._behind()
         self._step_in()

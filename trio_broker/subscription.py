@@ -48,6 +48,7 @@ class Subscription:
         "_report_gaps",
         "_send",
         "_slow",
+        "_waiter",
         "buffered_bytes",
         "buffered_messages",
         "dropped",
@@ -98,6 +99,7 @@ class Subscription:
         self._slow = slow
         self._report_gaps = report_gaps
         self._pulled = False
+        self._waiter: trio.Event | None = None
 
     def offer(self, batch: Batch) -> bool:
         """Take ``batch``, if its turn has come and it has room; say whether it was taken. Never waits."""
@@ -168,7 +170,9 @@ class Subscription:
             self._drop_oldest(0, 0)
             return
         if self.buffered_messages or self.position.collected_messages:
-            self._drain()
+            for batch in self._drain():
+                if batch.last_id <= self.position.floor_id:  # the gap of what was dropped before, which nothing else tells
+                    self._buffer(batch)
             self.position.rewind(self.last_delivered_id)
             self._fanout.lags += 1
 
@@ -198,7 +202,7 @@ class Subscription:
             trio.ClosedResourceError: `close` was called.
         """
         batch = self._receive.receive_nowait()
-        self.buffered_messages -= batch.count  # as in `receive`
+        self.buffered_messages -= batch.count
         self.buffered_bytes -= batch.size_bytes
         self.last_delivered_id = batch.last_id
         if not batch.takers:
@@ -207,17 +211,32 @@ class Subscription:
         return batch
 
     async def receive(self) -> Batch:
-        """Return the next batch; wait for it. Raises as `receive_nowait` does, but for `trio.WouldBlock`."""
-        self.pull()
-        batch = await self._receive.receive()
-        self.buffered_messages -= batch.count
-        self.buffered_bytes -= batch.size_bytes
-        self.last_delivered_id = batch.last_id
-        if not batch.takers:
-            self._fanout.deliveries.took(batch)
-        batch.takers += 1
-        self._fanout.deliveries.settle()
-        return batch
+        """Return the next batch; wait for it. Raises as `receive_nowait` does, but for `trio.WouldBlock`.
+
+        For one task at a time, which has no `wake` of its own: it is set meanwhile.
+        """
+        await trio.lowlevel.checkpoint()
+        while True:
+            self.pull()
+            try:
+                batch = self.receive_nowait()
+            except trio.WouldBlock:
+                await self._woken()
+            else:
+                self._fanout.deliveries.settle()
+                return batch
+
+    async def _woken(self) -> None:
+        """Wait for `wake`, or for `close`.
+
+        Not for the channel: what it gives to who waits there is neither buffered any more nor received yet.
+        """
+        self._waiter = trio.Event()
+        self.wake = self._waiter.set
+        try:
+            await self._waiter.wait()
+        finally:
+            self._waiter, self.wake = None, _nobody_waits
 
     def close(self) -> None:
         """Listen no more, and give back what is buffered. Idempotent."""
@@ -225,6 +244,8 @@ class Subscription:
             self._leave()
         self._fanout.let_go(self)
         self._receive.close()
+        if self._waiter is not None:
+            self._waiter.set()
         self.sending = None
         self.buffered_messages = self.buffered_bytes = 0
 

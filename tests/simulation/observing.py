@@ -1,0 +1,72 @@
+"""Count what happens inside the broker, so that a test can say that the simulation gets there. It changes nothing."""
+
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+
+from trio_broker.commit import _Lane
+from trio_broker.position import Piece, Position
+from trio_broker.runs import Pending
+from trio_broker.storage import Availability
+from trio_broker.subscription import Subscription
+
+from .world import World
+
+
+@contextmanager
+def replaced(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Generator[None]:
+    """Replace a method by what ``wrap`` makes of it, for the length of the block."""
+    original = owner.__dict__[name]
+    setattr(owner, name, wraps(original)(wrap(original)))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+@contextmanager
+def observed(world: World) -> Generator[None]:
+    """Count for the length of the block."""
+
+    def read(original: Callable[..., Piece]) -> Callable[..., Piece]:
+        def counting(self: Position, *args: object) -> Piece:
+            piece = original(self, *args)
+            world.count("collected batches joined", len(piece.joined))
+            world.count(f"after a page: {self.state.name}")
+            return piece
+
+        return counting
+
+    def begin_read(original: Callable[[Position], int]) -> Callable[[Position], int]:
+        def counting(self: Position) -> int:
+            after_id = original(self)
+            world.count(f"before a page: {self.state.name}")
+            return after_id
+
+        return counting
+
+    def called(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+            def counting(self: object, *args: object, **options: object) -> object:
+                world.count(what)
+                return original(self, *args, **options)
+
+            return counting
+
+        return wrap
+
+    with ExitStack() as stack:
+        for owner, name, wrap in (
+            (Position, "read", read),
+            (Position, "begin_read", begin_read),
+            (Position, "leave", called("left the live stream")),
+            (Position, "rewind", called("rewound")),
+            (Subscription, "cut", called("cut for memory")),
+            (Subscription, "_drop_oldest", called("oldest dropped")),
+            (_Lane, "split", called("flush split")),
+            (Pending, "rest", called("part of a run tried again")),
+            (Availability, "lost", called("store away")),
+        ):
+            stack.enter_context(replaced(owner, name, wrap))
+        yield
