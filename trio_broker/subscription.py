@@ -171,7 +171,7 @@ class Subscription:
             return
         if self.buffered_messages or self.position.collected_messages:
             for batch in self._drain():
-                if batch.last_id <= self.position.floor_id:  # the gap of what was dropped before, which nothing else tells
+                if batch.last_id <= self.position.floor_id:  # a gap of what was dropped before: it is told nowhere else
                     self._buffer(batch)
             self.position.rewind(self.last_delivered_id)
             self._fanout.lags += 1

@@ -85,10 +85,11 @@ class CheckedStreams:
         if session.ended:
             self._world.violated("ends", f"{session.who} got {item} after the end")
         if session.seen_id is None:
-            heard = self._first_heard(session)
-            session.seen_id = (item.id if isinstance(item, Message) else item.first_id) - 1 if heard is None else heard - 1
-            if heard is None:
+            first_id = self._first_heard(session)
+            if first_id is None:
                 self._world.violated("from now on", f"{session.who} got {item}, from before it listened")
+                first_id = item.id if isinstance(item, Message) else item.first_id
+            session.seen_id = first_id - 1
         if isinstance(item, Gap):
             self._got_gap(session, item)
         else:

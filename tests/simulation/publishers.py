@@ -20,7 +20,13 @@ RETRIES = 2
 
 class Publisher:
     def __init__(
-        self, world: World, store: SimulatedStore, checked: CheckedPublishes, broker: Broker, who: str, subjects: list[str]
+        self,
+        world: World,
+        store: SimulatedStore,
+        checked: CheckedPublishes,
+        broker: Broker,
+        who: str,
+        subjects: list[str],
     ) -> None:
         self.who = who
         self._world = world

@@ -65,15 +65,15 @@ def simulate(seed: int) -> Report:
 @contextmanager
 def _deterministic(seed: int) -> Generator[None]:
     """Let trio run tasks in an order that only the seed decides, as its own support for Hypothesis does."""
-    before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING  # noqa: SLF001
-    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]  # noqa: SLF001
-    state = scheduler._r.getstate()  # noqa: SLF001
-    scheduler._r.seed(seed)  # noqa: SLF001
+    before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING
+    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+    state = scheduler._r.getstate()
+    scheduler._r.seed(seed)
     try:
         yield
     finally:
-        scheduler._r.setstate(state)  # noqa: SLF001
-        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = before  # type: ignore[misc]  # noqa: SLF001
+        scheduler._r.setstate(state)
+        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = before  # type: ignore[misc]
 
 
 class Scenario:
@@ -101,17 +101,19 @@ class Scenario:
     async def _play(self) -> None:
         random = self._random
         backlog_max_bytes = random.choice([sys.maxsize, sys.maxsize, 6000])
-        end = random.choice([self._converge, self._converge, self._drain, self._close, self._leave])
+        ends = [self._converge, self._converge, self._converge, self._drain, self._close, self._leave, self._cancel]
+        end = random.choice(ends)
         self._world.note("scenario", "begins", end.__name__, self.store.faults)
         async with trio.open_nursery() as actors:
-            async with run_broker(self.store, _config(random), backlog_max_bytes=backlog_max_bytes) as broker:
-                for number in range(random.randint(1, 5)):
-                    subject = random.choice(self._subjects)
-                    who = f"subscriber {number}"
-                    subscriber = Subscriber(self._world, self.store, self._streams, broker, who, subject)
-                    self._subscribers.append(subscriber)
-                    actors.start_soon(subscriber.run, name=who)
-                await end(actors, broker)
+            with trio.CancelScope() as self._scope:
+                async with run_broker(self.store, _config(random), backlog_max_bytes=backlog_max_bytes) as broker:
+                    for number in range(random.randint(1, 5)):
+                        subject = random.choice(self._subjects)
+                        who = f"subscriber {number}"
+                        subscriber = Subscriber(self._world, self.store, self._streams, broker, who, subject)
+                        self._subscribers.append(subscriber)
+                        actors.start_soon(subscriber.run, name=who)
+                    await end(actors, broker)
         self._check_rest(broker)
 
     async def _work(self, broker: Broker) -> None:
@@ -184,6 +186,13 @@ class Scenario:
         actors.start_soon(self._work, broker)
         await pause(self._random, 3.0)
 
+    async def _cancel(self, actors: trio.Nursery, broker: Broker) -> None:
+        """Cancel the broker while all goes on."""
+        actors.start_soon(self._work, broker)
+        await pause(self._random, 3.0)
+        self._world.count("cancelled broker")
+        self._scope.cancel()
+
     def _check_rest(self, broker: Broker) -> None:
         """Check that nothing is left behind."""
         self._streams.check_counts(broker.fanout)
@@ -193,10 +202,10 @@ class Scenario:
             "queued messages": committer.queued_messages,
             "queued bytes": committer.queued_bytes,
             "subscriptions": fanout.count,
-            "subjects": len(fanout._by_subject),  # noqa: SLF001
-            "ended": len(fanout._ended),  # noqa: SLF001
+            "subjects": len(fanout._by_subject),
+            "ended": len(fanout._ended),
             "backlog": fanout.backlog.bytes,
-            "reads": len(broker._reads),  # noqa: SLF001
+            "reads": len(broker._reads),
             "on stopping": len(broker.on_stopping),
         }
         if any(left.values()):

@@ -165,7 +165,13 @@ class Fetcher:
     """One that looks messages up, also such as never were."""
 
     def __init__(
-        self, world: World, store: SimulatedStore, checked: CheckedStreams, broker: Broker, who: str, subjects: list[str]
+        self,
+        world: World,
+        store: SimulatedStore,
+        checked: CheckedStreams,
+        broker: Broker,
+        who: str,
+        subjects: list[str],
     ) -> None:
         self.who = who
         self._store = store

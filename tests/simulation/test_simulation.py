@@ -26,6 +26,7 @@ REACHED = {
     "before a page: REPLAYING": 100,
     "cancelled after hand-over": 50,
     "cancelled before hand-over": 50,
+    "cancelled broker": 20,
     "clock steps": 20,
     "collected batches joined": 50,
     "converged": 50,
