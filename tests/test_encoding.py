@@ -198,10 +198,11 @@ def test_a_second_encoding_is_counted_where_the_batch_is_kept() -> None:
     batch = Batch([Message("orders", 7, bytes(1000), {}, 1)])
     batch.enter(backlog)
     batch_wire(batch)
-    batch.leave_backlog(elsewhere)
+    batch.count_in(elsewhere)
+    first = batch.memory_bytes
     more = len(together_wire(batch))
-    assert (backlog.bytes, elsewhere.bytes) == (0, more)
-    batch.return_to_backlog()
-    assert backlog.bytes == batch.memory_bytes
+    assert (backlog.bytes, elsewhere.bytes) == (0, first + more)
+    batch.count_in(None)
+    assert (backlog.bytes, elsewhere.bytes) == (batch.memory_bytes, 0)
     del batch
     assert backlog.bytes == 0

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from itertools import islice
 
+from persistence import Head
 from trio_broker.fanout import Fanout
 from trio_broker.message import DROPPED_OLDEST, LIVE_BUFFER, UNAVAILABLE, Gap, Message
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until
@@ -55,6 +56,8 @@ class CheckedStreams:
     ) -> Session:
         """Note a subscription in the stretch in which it was registered, by the task that asked for it."""
         heads = self._store.asked[who].heads if who in self._store.asked else []
+        if not heads and isinstance(start, After):  # memory knew
+            heads = [Head(1, self._store.last_heard_id(subject))]
         seen_id = until_id = None
         if heads:
             head = heads[-1]

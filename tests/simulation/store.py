@@ -112,6 +112,7 @@ class SimulatedStore(MemoryStore):
         self._random = world.random("store")
         self._lanes = lanes
         self._apart = apart
+        self._shared = faults.foreign > 0.0
         self.faults = faults
         self.step_us = 0
         """By how much its clock is ahead."""
@@ -132,7 +133,7 @@ class SimulatedStore(MemoryStore):
         self.down_until = 0.0
 
     def limits(self) -> Limits:
-        return super().limits()._replace(lanes=self._lanes)
+        return super().limits()._replace(lanes=self._lanes, shared=self._shared)
 
     async def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
         for message in batch:
@@ -255,6 +256,10 @@ class SimulatedStore(MemoryStore):
 
     def last_id(self, subject: str) -> int:
         return len(self.history.get(subject, []))
+
+    def last_heard_id(self, subject: str) -> int:
+        """Return the last id of which the broker was told."""
+        return max((fact.id for fact in self.history.get(subject, []) if fact.heard is not None), default=0)
 
     def _truth(self, key: Key, now_us: int) -> object:
         fact = self.fact(key.subject, key.id)
