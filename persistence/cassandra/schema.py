@@ -199,7 +199,7 @@ def _make(session: Session, address: Address, statement: str, node: Host | None)
     except InvalidRequest:  # there is no IF NOT EXISTS for columns before Cassandra 4.1
         if "ALTER TABLE" not in statement or session.execute(_COLUMN, [address.keyspace], host=node).one() is None:
             raise
-        return bool(session.wait_for_schema_agreement())
+        return True
 
 
 def replication_factor(session: Session, address: Address, dc: str) -> int | None:
