@@ -325,7 +325,7 @@ def remove_through(events: list[tuple[int, str]]) -> None:
 
 
 def try_all_sorts_of_happenings() -> None:
-    @settings(max_examples=500, deadline=None, database=None, report_multiple_bugs=False)
+    @settings(max_examples=300, deadline=None, database=None, report_multiple_bugs=False)
     @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["answer"] * 3 + [*EVENTS, "arrive"])), max_size=120))
     def try_one(events: list[tuple[int, str]]) -> None:
         remove_through(events)
