@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from persistence import NO_HEADERS, Key, NewMessage, Record
 from persistence.cassandra.buckets import FOR_EVER_US, TTL_MAX_S, ttl_s
-from persistence.cassandra.chunks import Damaged, decode_chunk, encode_chunk, encode_message
+from persistence.cassandra.chunks import (
+    Damaged,
+    decode_chunk,
+    encode_chunk,
+    encode_message,
+    encode_restored,
+    encode_restored_chunk,
+)
 from persistence.cassandra.clock import Clock
 from persistence.cassandra.reading import get_message
 from persistence.cassandra.shares import CHUNK_BYTES_MAX, CHUNK_MESSAGES_MAX, EXPIRATION_MAX_S, Share, refusal
@@ -30,6 +37,19 @@ def test_the_bytes_of_a_chunk_do_not_change() -> None:
     ]
 
 
+def test_the_bytes_of_a_chunk_of_restored_messages_do_not_change() -> None:
+    records = [Record(7, b"body", {"h": b"v"}, TIME_US, TIME_US + 1), Record(2**32, b"", {}, TIME_US - 5, None)]
+    chunk = encode_restored_chunk(b"".join(encode_restored(2**32 - record.id, record) for record in records))
+    assert chunk == bytes.fromhex(
+        "ffffffffffffffff"
+        "fffffff9 00060a24181e4000 00060a24181e4001 0000000a 00000004"
+        "00000001 00000001 68 76"
+        "626f6479"
+        "00000000 00060a24181e3ffb 7fffffffffffffff 00000000 00000000"
+    )
+    assert list(decode_chunk(2**32, chunk)) == records
+
+
 @pytest.mark.parametrize(
     "garbage",
     [
@@ -39,6 +59,8 @@ def test_the_bytes_of_a_chunk_do_not_change() -> None:
         bytes(range(1, 60)),
         encode_chunk(TIME_US, encode_message(0, 60, {"h": b"v"}, b"body"))[:-1],
         encode_chunk(TIME_US, encode_message(9, 60, NO_HEADERS, b"an id of 0")),
+        encode_restored_chunk(encode_restored(9, Record(0, b"an id of 0", NO_HEADERS, TIME_US, None))),
+        encode_restored_chunk(encode_restored(0, Record(9, b"", NO_HEADERS, TIME_US, None)))[:-1],
         bytes.fromhex(
             "00060a24181e4000 00000000 0000003c 00000009 00000000 00000001 00000000 ff"
         ),  # a name not in UTF-8

@@ -7,7 +7,7 @@ import pytest
 import trio
 from cassandra_keyspaces import Keyspaces, keyspace_of
 from cassandra_kit import opened
-from postgres_kit import ids, message
+from postgres_kit import ids, message, read_all
 
 from persistence import CannotOpen, Outcome, Schema, StoreUnavailable, migrate, migration_sql, open_store, read_schema
 from persistence.cassandra import schema
@@ -210,14 +210,15 @@ async def test_migrating_apart_from_opening(cassandra_url: str) -> None:
     assert await migration_sql(cassandra_url) == ""
 
 
-async def test_a_keyspace_of_the_first_version_is_brought_up_to_date(
-    cassandra: Keyspaces, cassandra_url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("version", range(1, LATEST))
+async def test_a_keyspace_of_an_older_version_is_brought_up_to_date(
+    cassandra: Keyspaces, cassandra_url: str, monkeypatch: pytest.MonkeyPatch, version: int
 ) -> None:
     url = f"{cassandra_url}&dc=datacenter1"
     with monkeypatch.context() as patching:
-        patching.setattr(schema, "STEPS", schema.STEPS[:1])
+        patching.setattr(schema, "STEPS", schema.STEPS[:version])
         run(cassandra, await migration_sql(url))
-    assert f"has schema version 1, and this release needs {LATEST}" in await refusal(url, migrate=False)
+    assert f"has schema version {version}, and this release needs {LATEST}" in await refusal(url, migrate=False)
     script = await migration_sql(url)
     assert "CREATE KEYSPACE" not in script
     run(cassandra, script)
@@ -242,6 +243,62 @@ async def test_several_stores_bring_a_keyspace_up_to_date_at_once(
             nursery.start_soon(append)
     assert [outcome[0] for outcome in outcomes] == [1] * 4
     assert await read_schema(cassandra_url) == Schema(LATEST, LATEST)
+
+
+async def test_a_step_that_was_taken_and_not_recorded_is_no_obstacle(cassandra: Keyspaces, cassandra_url: str) -> None:
+    """A broker that brought the tables up to date may have been cut off before it said so."""
+    async with opened(cassandra_url):
+        pass
+    for version in range(1, LATEST):
+        cassandra.execute(f"UPDATE {keyspace_of(cassandra_url)}.store SET version = {version} WHERE id = 0")
+        async with open_store(cassandra_url) as store:
+            assert await store.subjects() == ["orders"]
+    cassandra.execute(f"UPDATE {keyspace_of(cassandra_url)}.store SET version = 1 WHERE id = 0")
+    cassandra.execute(f"DROP TABLE {keyspace_of(cassandra_url)}.log")
+    assert "may hold tables of another application" in await refusal(cassandra_url)
+
+
+async def test_what_an_older_version_left_is_purged_deleted_and_goes_on(
+    cassandra: Keyspaces, cassandra_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two messages in a bucket that is sealed, and one in the next; listed at a time that the node chose."""
+    url = f"{cassandra_url}&dc=datacenter1"
+    keyspace = keyspace_of(url)
+    with monkeypatch.context() as patching:
+        patching.setattr(schema, "STEPS", schema.STEPS[:2])
+        run(cassandra, await migration_sql(url))
+    chunks = {
+        0: bytes.fromhex("00060a24181e400000000001ffffffff000000000000000161" + "00000000ffffffff000000000000000162"),
+        2: bytes.fromhex("00060a24181e400000000000ffffffff000000000000000163"),
+    }
+    time_us = 1_700_000_000_000_000
+    cassandra.execute(f"INSERT INTO {keyspace}.subjects (shard, subject) VALUES (%s, 'orders')", ord("o"))
+    for base_id, last_id, sealed in ((0, 2, True), (2, 3, False)):
+        cassandra.execute(
+            f"INSERT INTO {keyspace}.buckets (subject, base_id, began_at) VALUES ('orders', %s, 0)", base_id
+        )
+        cassandra.execute(
+            f"INSERT INTO {keyspace}.log (subject, base_id, last_id, last_at, size, until, sealed)"
+            f" VALUES ('orders', {base_id}, {last_id}, {time_us}, 34, {2**63 - 1}, {sealed}) IF NOT EXISTS"
+        )
+        cassandra.execute(
+            f"INSERT INTO {keyspace}.log (subject, base_id, id) VALUES ('orders', {base_id}, {2**63 - 1})"
+        )
+        cassandra.execute(
+            f"INSERT INTO {keyspace}.log (subject, base_id, id, chunk) VALUES ('orders', %s, %s, %s)",
+            base_id, last_id, chunks[base_id],
+        )  # fmt: skip
+    async with open_store(url) as store:
+        assert [(record.id, record.body) for record in await read_all(store)] == [(1, b"a"), (2, b"b"), (3, b"c")]
+        assert await store.subjects() == ["orders"]
+        assert await store.purge("orders", 1) == 3
+        assert [record.id for record in await read_all(store)] == [2, 3]
+        assert ids(await store.append([message()])) == [4]
+        assert await store.delete_subject("orders", 4) is None
+        assert await read_all(store) == []
+        assert await store.subjects() == []
+        assert ids(await store.append([message()])) == [5]
+        assert await store.subjects() == ["orders"]
 
 
 def run(cassandra: Keyspaces, script: str) -> None:

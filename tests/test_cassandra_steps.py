@@ -231,6 +231,18 @@ def test_the_first_of_a_bucket_is_not_appended_to_a_bucket_that_has_come_and_gon
     assert [record.id for record in read_all(nodes)] == [11, 12, 13, 14]
 
 
+def test_a_bucket_that_somebody_else_began_is_surely_found_before_it_is_appended_to() -> None:
+    """Who began it may have been cut off when few nodes knew of it: another one answers next."""
+    nodes = Nodes()
+    Appending(new_writer(), *[b"%d" % n for n in range(5)]).to_the_end(nodes)  # sealed
+    nodes.buckets["orders", 5] = clock()
+    append = Appending(new_writer(), b"next")
+    append.happen("answer", nodes)
+    del nodes.buckets["orders", 5]
+    assert append.to_the_end(nodes) == [Appended(6, clock())]
+    assert [record.id for record in read_all(nodes)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_what_is_refused_for_its_content_is_found_by_halves() -> None:
     nodes = Nodes()
     append = Appending(new_writer(), b"1", b"2", b"bad", b"4", b"5")

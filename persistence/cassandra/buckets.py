@@ -181,8 +181,8 @@ def begin_bucket(subject: str, head: Bucket, sealed: Bucket | None, now_us: int)
     yield from surely(_begin_bucket(subject, head, sealed, now_us))
 
 
-def _begin_bucket(subject: str, head: Bucket, sealed: Bucket | None, now_us: int) -> Batch:
-    parts = [_ADD(subject, head.base_id, head.began_at, 0)]
-    if sealed is not None:
-        parts.append(_ADD(subject, sealed.base_id, sealed.began_at, ttl_s(sealed.until, now_us)))
-    return Batch(parts)
+def _begin_bucket(subject: str, head: Bucket, sealed: Bucket | None, now_us: int) -> Bound | Batch:
+    add = _ADD(subject, head.base_id, head.began_at, 0)
+    if sealed is None:
+        return add
+    return Batch([add, _ADD(subject, sealed.base_id, sealed.began_at, ttl_s(sealed.until, now_us))])

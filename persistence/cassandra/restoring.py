@@ -18,7 +18,7 @@ from persistence.cassandra.clock import Clock
 from persistence.cassandra.keys import place_after, took_effect
 from persistence.cassandra.shares import CHUNK_BYTES_MAX, CHUNK_MESSAGES_MAX
 from persistence.cassandra.steps import Steps, apply_once, pause
-from persistence.cassandra.writing import SHARE_BYTES_MAX, ChunkRow, append_batch, moved
+from persistence.cassandra.writing import SHARE_BYTES_MAX, ChunkRow, append_batch, head_after
 from persistence.errors import BadContent
 from persistence.facade import Record
 from persistence.headers import headers_size_bytes
@@ -39,7 +39,7 @@ def restore(subject: str, records: Sequence[Record], last_id: int, clock: Clock,
         _check_ends(kept, now_us)
         rows = [_encode(chunk) for chunk in _group(kept)]
         time_us = max([head.last_at, *(record.time_us for record in kept)])
-        next_head = moved(head, last_id, time_us, sum(len(row.chunk) for row in rows), rows)
+        next_head = head_after(head, last_id, time_us, sum(len(row.chunk) for row in rows), rows)
         place, attempt = place_after(subject, head), uuid4()
         yield from begin(subject, head, sealed, now_us)
         batch = append_batch(subject, head, next_head, attempt, attempt_ttl_s, rows, now_us)

@@ -145,7 +145,7 @@ class Writer:
             ChunkRow(head.last_id + 1 + chunk.last, encode_chunk(time_us, chunk.messages), chunk.expires_us(time_us))
             for chunk in share.chunks
         ]
-        next_head = moved(head, head.last_id + len(share.messages), time_us, share.size, rows)
+        next_head = head_after(head, head.last_id + len(share.messages), time_us, share.size, rows)
         attempt_ttl_s = self._ttl_of_attempt_s(plan.claims, now_us)
         return next_head, append_batch(share.subject, head, next_head, attempt, attempt_ttl_s, rows, now_us)
 
@@ -172,7 +172,7 @@ class ChunkRow(NamedTuple):
     """When all in it has expired."""
 
 
-def moved(head: Bucket, last_id: int, time_us: int, size: int, rows: Iterable[ChunkRow]) -> Bucket:
+def head_after(head: Bucket, last_id: int, time_us: int, size: int, rows: Iterable[ChunkRow]) -> Bucket:
     """Return a head after appending rows of so many bytes, at a time, up to an id."""
     size += head.size
     return head._replace(
