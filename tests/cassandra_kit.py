@@ -1,14 +1,16 @@
-"""What the tests of the Cassandra store share: writers that note what they were told, and the check that it is true."""
+"""What tests of the Cassandra store share: writers that note what they were told, the check that it is true, tables."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
-from postgres_kit import ids, message
+from cassandra_keyspaces import Keyspaces, keyspace_of
+from postgres_kit import ids, message, read_all
 
 from persistence import (
     Failed,
+    Key,
     NewMessage,
     Outcome,
     OutcomeUnknown,
@@ -19,7 +21,11 @@ from persistence import (
     StoreUnavailable,
     open_store,
 )
+from persistence.cassandra.buckets import END_ID
 from persistence.cassandra.store import CassandraStore
+
+START_US = 1_700_000_000_000_000
+SECOND_US = 1_000_000
 
 
 @asynccontextmanager
@@ -95,6 +101,11 @@ class Writer:
         self._told.note(batch, await append(self.store, *batch))
 
 
+async def write_on(writer: Writer, batches: int) -> None:
+    for _ in range(batches):
+        await writer.write()
+
+
 @asynccontextmanager
 async def writers(url: str, count: int, told: Told) -> AsyncGenerator[list[Writer]]:
     """Open as many stores as if each were a broker of its own, and a writer on each."""
@@ -108,3 +119,46 @@ async def _open(url: str, task_status: trio.TaskStatus[Store]) -> None:
     async with open_store(url) as store:
         task_status.started(store)
         await trio.sleep_forever()
+
+
+class Clock:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now_us = START_US
+
+    def __call__(self) -> int:
+        return self.now_us
+
+
+class Tables:
+    """Somebody else who looks into the tables."""
+
+    def __init__(self, keyspaces: Keyspaces, url: str) -> None:
+        self.execute = keyspaces.execute
+        self.name = keyspace_of(url)
+
+    def bases(self) -> list[int]:
+        """The buckets of ``orders`` that readers find."""
+        rows = self.execute(f"SELECT base_id FROM {self.name}.buckets WHERE subject = 'orders'")
+        return sorted(row.base_id for row in rows)
+
+    def chunks(self) -> list[int]:
+        """The ids of the rows of messages of ``orders``, whether they are found or not."""
+        rows = self.execute(f"SELECT id FROM {self.name}.log WHERE subject = 'orders' ALLOW FILTERING")
+        return sorted(row.id for row in rows if row.id is not None and 0 < row.id != END_ID)
+
+
+async def fill(store: Store, count: int, *, each: int = 1, subject: str = "orders") -> None:
+    """Append messages, so many in a flush."""
+    for _ in range(count // each):
+        await store.append([message(subject)] * each)
+
+
+async def kept_ids(store: Store, subject: str = "orders") -> list[int]:
+    return [record.id for record in await read_all(store, subject)]
+
+
+async def one(store: Store, id_: int, subject: str = "orders") -> object:
+    (found,) = await store.get([Key(subject, id_)])
+    return found
