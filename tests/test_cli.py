@@ -296,7 +296,7 @@ async def test_lines_without_an_answer_in_time_are_accounted_for(
             send.send_nowait((number, cast("Publishing", publishing)))
     account = pub._Account("here:1", timeout_s=10)
     reading = trio.CancelScope()
-    await pub._print_ids(receive, trio.Semaphore(0), reading, account)
+    await pub._print_ids(receive, trio.Semaphore(0), reading, account, pub._progress())
     # each answer within 10 s of the one before; once one is late, 10 s for all the rest; what is there is taken
     assert b"".join(written) == b"1\n2\n4\n8\n"
     assert reading.cancel_called

@@ -3,34 +3,23 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
+from served_broker import COMMAND, SAFETY_S, serving
 
 from trio_broker.cli.main import run_command_line
 from trio_broker.cli.running import ERROR, USAGE
 from trio_broker.client import connect
 
-SAFETY_S = 30
-COMMAND = [sys.executable, "-m", "trio_broker"]
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    command = [*COMMAND, "serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--store", "memory:"]
-    with subprocess.Popen(
-        [*command, "--log-format", "json"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as broker:
-        assert broker.stdout is not None
-        address = next(found["grpc"] for line in broker.stdout if "grpc" in (found := json.loads(line)))
+    with serving() as address:
         trio.run(_fill, address)
         yield address
-        broker.terminate()
-        broker.communicate(timeout=SAFETY_S)
-        assert broker.returncode == 0
 
 
 async def _fill(address: str) -> None:

@@ -7,8 +7,11 @@ Not here:  how a line is read (trio_broker/cli/jsonlines.py), the connection (tr
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING
 
 import click
 import trio
@@ -21,8 +24,14 @@ from trio_broker.cli.standard import read_lines, write
 from trio_broker.client import Client, Publishing
 from trio_broker.errors import BrokerError, ConnectionLost, OutcomeUnknown
 
+if TYPE_CHECKING:
+    from click._termui_impl import ProgressBar
+
 IN_FLIGHT = 256
 """Publishes that may wait for their ids: enough to fill the broker's flushes, little enough to account for."""
+
+PROGRESS_STEP = 100
+"""Messages between two looks of the progress bar."""
 
 _FROM_STDIN = (None, "-")
 
@@ -50,6 +59,12 @@ def _header(text: str) -> tuple[str, bytes]:
 @click.option("--keep", is_flag=True, help="Keep the message until it is deleted.")
 @click.option("-H", "--header", "headers", type=Parsed("name:value", _header), multiple=True, help=_HEADER_HELP)
 @click.option("--key", type=Parsed("key", utf8), default="", help=_KEY_HELP)
+@click.option(
+    "--expected-last-id",
+    type=click.IntRange(0, 2**63 - 1),
+    metavar="ID",
+    help="Publish BODY only if this is the last id of SUBJECT; 0: it has none.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Read JSON objects, one a line.")
 @server_options
 def command(
@@ -60,13 +75,15 @@ def command(
     keep: bool,
     headers: tuple[tuple[str, bytes], ...],
     key: str,
+    expected_last_id: int | None,
     as_json: bool,
     server: str,
     timeout: float,
 ) -> int:
     """Publish BODY on SUBJECT and print its id. Without BODY, or with "-": every line of stdin is a message.
 
-    Ids are printed one a line, in the order of the lines, as soon as the messages are durable.
+    Ids are printed one a line, in the order of the lines, as soon as the messages are durable. Where they go to a file
+    or a pipe, a terminal shows how many that are.
 
     With --json the lines are objects: subject (SUBJECT if missing), body or body_base64, headers, headers_base64,
     expiration (seconds), keep, idempotency_key. What "sub --json" prints can be published so. Blank lines are passed
@@ -83,11 +100,13 @@ def command(
         raise click.UsageError("give either --keep or --expiration")
     if key and body in _FROM_STDIN:
         raise click.UsageError("--key is for one message: give BODY, or with --json idempotency_key in each line")
+    if expected_last_id is not None and body in _FROM_STDIN:
+        raise click.UsageError("--expected-last-id is for one message: give BODY")
     if len(dict(headers)) < len(headers):
         raise click.UsageError("a header is given twice")
     draft = Draft(subject or "", os.fsencode(body or ""), None if keep else expiration, dict(headers), key)
     if body not in _FROM_STDIN:
-        return run(_publish_one, draft, server, timeout)
+        return run(_publish_one, draft, expected_last_id, server, timeout)
     read = from_json if as_json else _from_line
     return run(_publish_lines, lambda line: read(line, draft), server, timeout)
 
@@ -96,10 +115,10 @@ def _from_line(line: bytes, default: Draft) -> Draft:
     return default._replace(body=line)
 
 
-async def _publish_one(draft: Draft, server: str, timeout_s: float) -> int:
+async def _publish_one(draft: Draft, expected_last_id: int | None, server: str, timeout_s: float) -> int:
     async with connected(server, timeout_s) as client:
         with trio.fail_after(timeout_s):
-            id_ = await (await _started(client, draft)).id()
+            id_ = await (await _started(client, draft, expected_last_id)).id()
     await write(b"%d\n" % id_)
     return 0
 
@@ -146,11 +165,20 @@ async def _publish_lines(draft_of: Callable[[bytes], Draft | None], server: str,
     async with connected(server, timeout_s) as client, trio.open_nursery() as nursery:
         reading = trio.CancelScope()
         nursery.start_soon(_send_lines, client, draft_of, window, send, reading, account)
-        with receive:
-            await _print_ids(receive, window, reading, account)
+        with receive, _progress() as bar:
+            await _print_ids(receive, window, reading, account, bar)
     if account.failed:
         raise account.failure()
     return 0
+
+
+def _progress() -> "ProgressBar[int]":
+    """Return what shows on a terminal how many are published, unless their ids are shown there."""
+    hidden = sys.stdout.isatty() or not sys.stderr.isatty()
+    # how many there will be is not known: the bar goes to and fro
+    return click.progressbar(
+        count(), label="published", show_pos=True, file=sys.stderr, hidden=hidden, update_min_steps=PROGRESS_STEP
+    )
 
 
 async def _send_lines(
@@ -179,13 +207,14 @@ async def _send_lines(
             return  # nobody prints ids any more, and says why
 
 
-async def _started(client: Client, draft: Draft) -> Publishing:
+async def _started(client: Client, draft: Draft, expected_last_id: int | None = None) -> Publishing:
     return await client.start_publish(
         draft.subject,
         draft.body,
         draft.expiration,
         headers=draft.headers,
         idempotency_key=draft.idempotency_key,
+        expected_last_id=expected_last_id,
     )
 
 
@@ -199,6 +228,7 @@ async def _print_ids(
     window: trio.Semaphore,
     reading: trio.CancelScope,
     account: _Account,
+    bar: "ProgressBar[int]",
 ) -> None:
     """Wait for the ids in order and print them as they come; after a failure, of what is in flight already."""
     ids = bytearray()
@@ -212,6 +242,7 @@ async def _print_ids(
             with trio.fail_at(late_at):
                 ids += b"%d\n" % await publishing.id()
             account.published += 1
+            bar.update(1)
         except (BrokerError, trio.TooSlowError) as error:
             account.fail(number, error, sent=True)
             reading.cancel()
