@@ -4,9 +4,9 @@ Owns:      the trial: what is published and read, what is checked, and the table
 Not here:  the comparison of replays with the plain driver (workloads.py, row ``replay``).
 
 EVENTS is a file of lines with tabs, packed by gzip. They are published to one subject, and once more to one for each
-origin (the second column). Readers are in processes of their own, which give way to all others, as if they had another
-machine; each reader checks that it gets every id of a subject once, in order, with the body that was published. Meanwhile
-somebody publishes to the same subject at a fixed rate and measures how long that takes.
+origin (the second column). Readers are in processes of their own, which give way to all others, as if they were on
+another machine; each reader checks that it gets every id of a subject once, in order, with the body that was published.
+Meanwhile somebody publishes to the same subject at a fixed rate and measures how long that takes.
 """
 
 import argparse
