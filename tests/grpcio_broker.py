@@ -15,11 +15,15 @@ import grpc
 import trio
 
 from trio_broker._proto.broker_pb2 import (
+    Ack,
+    Failure,
     FetchRequest,
     MessageBatch,
     MessageResponse,
     PublishRequest,
     PublishResponse,
+    PublishStreamRequest,
+    PublishStreamResponse,
     SubscribeRequest,
 )
 from trio_broker._proto.google.protobuf.any_pb2 import Any
@@ -58,6 +62,26 @@ class GrpcioBroker:
         self._misbehave(request.subject, context)
         kept = request.keep or request.expirationSeconds > 0
         return PublishResponse(id=self.append(request.subject, request.body, request.headers, kept=kept))
+
+    def publish_stream(
+        self, requests: Iterator[PublishStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[PublishStreamResponse]:
+        context.send_initial_metadata(())
+        for request in requests:
+            for message in request.messages:
+                yield PublishStreamResponse(acks=[self._acknowledge(message, context)])
+
+    def _acknowledge(self, message: PublishRequest, context: grpc.ServicerContext) -> Ack:
+        if message.subject.startswith("fail."):
+            reason = message.subject.removeprefix("fail.")
+            failed = Failure(
+                code=grpc.StatusCode.UNAVAILABLE.value[0], message=f"as asked: {reason} ü 100%", reason=reason
+            )
+            failed.retry_delay.FromSeconds(1)
+            return Ack(count=1, failed=failed)
+        self._misbehave(message.subject, context)
+        kept = message.keep or message.expirationSeconds > 0
+        return Ack(count=1, first_id=self.append(message.subject, message.body, message.headers, kept=kept))
 
     def append(
         self, subject: str, body: bytes, headers: Mapping[str, bytes] | None = None, *, kept: bool = False
@@ -139,6 +163,9 @@ def serving(broker: GrpcioBroker | None = None, **options: int) -> Generator[Grp
     methods = {
         "Publish": grpc.unary_unary_rpc_method_handler(
             broker.publish, PublishRequest.FromString, PublishResponse.SerializeToString
+        ),
+        "PublishStream": grpc.stream_stream_rpc_method_handler(
+            broker.publish_stream, PublishStreamRequest.FromString, PublishStreamResponse.SerializeToString
         ),
         "Fetch": grpc.unary_unary_rpc_method_handler(
             broker.fetch, FetchRequest.FromString, MessageResponse.SerializeToString

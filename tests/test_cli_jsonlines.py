@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_broker.cli.jsonlines import Draft, expiration_of, from_json, to_json
-from trio_broker.message import Message
+from trio_broker.cli.jsonlines import expiration_of, from_json, to_json
+from trio_broker.message import Draft, Message
 
 DEFAULT = Draft("orders", b"", 60, {"k": b"v"})
 
@@ -92,6 +92,7 @@ def test_how_long_a_line_is_kept(text: str, expiration: int | None) -> None:
         ('{"body": "x", "expiration": true}', "not a duration"),
         ('{"body": "x", "expiration": 1.5}', "whole number of seconds"),
         ('{"body": "x", "expiration": -1}', "not negative"),
+        ('{"body": "x", "expiration": 2147483648}', "at most 2147483647 seconds"),
         ('{"body": "x", "expiration": Infinity}', "whole number of seconds"),
         ('{"body": "x", "keep": 1}', "keep must be true or false"),
         ('{"body": "x", "keep": true, "expiration": 1}', "either keep or expiration"),

@@ -1,7 +1,7 @@
 """What a subscription's stream is given to send, and what is refused by its headers while memory is short."""
 
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from purerpc import Service, Status
@@ -19,6 +19,7 @@ from trio_broker.memory import Pressure
 from trio_broker.rpc import handlers
 from trio_broker.rpc.health import Health
 from trio_broker.rpc.reflection import reflection_services
+from trio_broker.service.admin import AdminService
 from trio_broker.service.encoding import batch_wire, together_wire
 from trio_broker.service.servicer import BrokerService, refuse
 from trio_broker.service.subscribing import SINGLY, TOGETHER, Encoding, SubscriptionSource
@@ -150,6 +151,15 @@ def test_while_memory_is_short_the_log_is_read_by_single_calls_at_most(pressure:
     calls = methods(BrokerService(cast("Broker", None)).service)
     call = {method.name: SimpleNamespace(method=method) for method in calls}
     assert {name for name in call if refuse(pressure, call[name]) is None} == served  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("pressure", "refused"), [(Pressure.HIGH, set[str]()), (Pressure.FULL, {"ListSubjects", "GetSubject"})]
+)
+def test_while_memory_is_short_subjects_can_be_dropped(pressure: Pressure, refused: set[str]) -> None:
+    calls = methods(AdminService(cast("Any", None)).service)
+    call = {method.name: SimpleNamespace(method=method) for method in calls}
+    assert {name for name in call if refuse(pressure, call[name]) is not None} == refused  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pressure", [Pressure.HIGH, Pressure.FULL])

@@ -17,8 +17,7 @@ from trio_broker import errors
 from trio_broker.errors import BrokerError, InvalidId, InvalidPage
 from trio_broker.fanout import Fanout
 from trio_broker.message import SubjectInfo, SubjectPage, time_of
-from trio_broker.subject import check_subject
-from trio_broker.validation import ID_MAX
+from trio_broker.subject import check_subject, is_prefix
 
 PAGE_SIZE = 100
 PAGE_SIZE_MAX = 1000
@@ -65,18 +64,20 @@ class Administration:
         """Return subjects that begin with ``prefix``, in the order of their UTF-8 bytes, a page at a time.
 
         Args:
-            prefix: of their names; empty: all.
+            prefix: of their names; empty: all. One that no name can begin with is of none.
             size: how many at most; 0: `PAGE_SIZE`; no more than `PAGE_SIZE_MAX`.
             after: `SubjectPage.next_token` of the page before.
 
         Raises:
-            InvalidPage: a size or a prefix that no page can have.
+            InvalidPage: a size that no page can have.
         """
         if size < 0:
             raise InvalidPage(f"page_size is {size}; it cannot be negative")
         size = min(size or PAGE_SIZE, PAGE_SIZE_MAX)
         names: list[str] = []
-        begin, more = max(after, _just_below(prefix)), True
+        begin, more = after, is_prefix(prefix)
+        if more:
+            begin = max(after, _just_below(prefix))
         with self._reading():
             while more and len(names) <= size:
                 found = await self._store.subjects(begin, limit=size + 1)
@@ -96,8 +97,10 @@ class Administration:
         with self._reading():
             return await self._look_at(subject)
 
-    async def purge(self, subject: str, until_id: int = 0) -> SubjectInfo:
+    async def purge(self, subject: str, until_id: int = 0, *, asked_by: str = "") -> SubjectInfo:
         """Drop the messages of a subject up to an id, or all that are there now (0); return what it is then.
+
+        ``asked_by`` is logged.
 
         Raises:
             InvalidSubject; InvalidId: the id was never assigned.
@@ -109,13 +112,17 @@ class Administration:
                 text = f"id {until_id} was never assigned in {subject!r}; its last id is {last_id}"
                 raise InvalidId(text, last_id=last_id)
             until_id = until_id or last_id
-            await self._store.purge(subject, until_id)
-            self._dropped(subject, until_id)
-            log.info("subject_purged", subject=subject, until_id=until_id)
+            try:
+                await self._store.purge(subject, until_id)
+            finally:
+                self._dropped(subject, until_id)  # also when it is not known whether it was purged
+            log.info("subject_purged", subject=subject, until_id=until_id, peer=asked_by)
             return await self._look_at(subject)
 
-    async def delete(self, subject: str, expected_last_id: int | None = None) -> SubjectInfo:
+    async def delete(self, subject: str, expected_last_id: int | None = None, *, asked_by: str = "") -> SubjectInfo:
         """Drop all messages of a subject, and list it no longer until something is published to it; its ids go on.
+
+        ``asked_by`` is logged.
 
         Raises:
             InvalidSubject; Conflict: its last id is not the expected one, or keeps growing.
@@ -123,21 +130,21 @@ class Administration:
         self._check_changing(subject)
         with self._reading():
             last_id = await self._delete(subject, expected_last_id)
-            self._dropped(subject, last_id)
-            log.info("subject_deleted", subject=subject, last_id=last_id)
+            log.info("subject_deleted", subject=subject, until_id=last_id, peer=asked_by)
             return await self._look_at(subject)
 
     async def _delete(self, subject: str, expected_last_id: int | None) -> int:
-        if expected_last_id is not None:
-            last_id = expected_last_id if 0 <= expected_last_id <= ID_MAX else -1
-            conflict = await self._store.delete_subject(subject, last_id)
-            if conflict is None:
-                return last_id
-            text = f"the last id of {subject!r} is {conflict.last_id}, not {expected_last_id}: nothing was deleted"
-            raise errors.Conflict(text, last_id=conflict.last_id)
         last_id = (await self._store.head(subject)).last_id
         for _ in range(DELETE_ATTEMPTS):
-            conflict = await self._store.delete_subject(subject, last_id)
+            if expected_last_id not in (None, last_id):
+                text = f"the last id of {subject!r} is {last_id}, not {expected_last_id}: nothing was deleted"
+                raise errors.Conflict(text, last_id=last_id)
+            conflict = None
+            try:
+                conflict = await self._store.delete_subject(subject, last_id)
+            finally:
+                if conflict is None:  # also when it is not known whether it was deleted
+                    self._dropped(subject, last_id)
             if conflict is None:
                 return last_id
             last_id = conflict.last_id
@@ -164,4 +171,4 @@ def _just_below(prefix: str) -> str:
     before = ord(prefix[-1]) - 1
     if before in _SURROGATES:
         before = _SURROGATES.start - 1
-    return prefix[:-1] + (chr(before) + chr(sys.maxunicode) if before >= 0 else "")
+    return prefix[:-1] + chr(before) + chr(sys.maxunicode)

@@ -35,7 +35,10 @@ from trio_broker.rpc.call import Call
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import CODE_NAMES, OK
 
-UNARY: Final = ("Publish", "PublishBatch", "Fetch", "FetchRange", "Check", "List")
+UNARY: Final = (
+    *("Publish", "PublishBatch", "Fetch", "FetchRange", "Check", "List"),
+    *("ListSubjects", "GetSubject", "PurgeSubject", "DeleteSubject"),
+)
 STREAMS: Final = ("PublishStream", "Subscribe", "SubscribeBatch", "Watch", "ServerReflectionInfo")
 """The calls that have a label of their own."""
 _NO_CALLS: Final = dict.fromkeys((*UNARY, *STREAMS), 0)

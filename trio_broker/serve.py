@@ -136,7 +136,8 @@ class _Process:
         self._opening = opening
         """Cancelled when the process is to stop before the store could be opened."""
         self._draining = False
-        self._health = Health(NAME)
+        self._services = (NAME,) if config.no_admin else (NAME, ADMIN)
+        self._health = Health(*self._services)
         self._metering = Metering(config, self._state)
 
     def readiness(self) -> Readiness:
@@ -281,11 +282,9 @@ class _Process:
         self._service = BrokerService(broker, shares.fetches // message_max_bytes, self._tracing)
         server.add_service(self._service.service)
         server.add_service(self._health.service)
-        names = [NAME, "grpc.health.v1.Health"]
-        if not config.no_admin:
+        if ADMIN in self._services:
             server.add_service(AdminService(broker.administration).service)
-            names.append(ADMIN)
-        for service in reflection_services(POOL, names):
+        for service in reflection_services(POOL, [*self._services, "grpc.health.v1.Health"]):
             server.add_service(service)
         return server
 
@@ -324,8 +323,8 @@ class _Process:
         """Let the health service say what /readyz says."""
         while True:
             ready = self.readiness().ready
-            self._health.set("", serving=ready)
-            self._health.set(NAME, serving=ready)
+            for name in ("", *self._services):
+                self._health.set(name, serving=ready)
             await trio.sleep(HEALTH_INTERVAL_S)
 
     async def _stop(self, server: Server, broker: Broker) -> None:

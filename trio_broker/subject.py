@@ -33,6 +33,11 @@ def check_subject(subject: str) -> None:
     _check(subject)
 
 
+def is_prefix(text: str) -> bool:
+    """Say whether a subject can begin with ``text``, as far as its characters go."""
+    return not _FORBIDDEN.search(text)
+
+
 @lru_cache(_CACHED_SUBJECTS)  # only what returns is cached, so the cache never holds what a client got wrong
 def _check(subject: str) -> None:
     if not isinstance(subject, str):

@@ -36,7 +36,7 @@ def check(channel: grpc.Channel, service: str) -> int:
     return call(health.HealthCheckRequest(service=service), timeout=SAFETY_S).status
 
 
-@pytest.mark.parametrize("service", ["", "broker.Broker"])
+@pytest.mark.parametrize("service", ["", "broker.Broker", "broker.Admin"])
 def test_a_ready_broker_is_serving(channel: grpc.Channel, service: str) -> None:
     assert check(channel, service) == SERVING
 

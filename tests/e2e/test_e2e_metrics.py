@@ -41,6 +41,8 @@ def test_each_call_is_counted_once_by_method_and_status(broker: BrokerProcess, w
     wire.failed(wire.publish("orders", expirationSeconds=-1))
     for path in ("/broker.Broker/Nothing", "/nobody/Publish", "/broker.Broker/" + "x" * 100):
         wire.failed(wire.start(path, b""))
+    wire.finish(wire.start("/broker.Admin/PurgeSubject", b"\n\x06orders"))
+    wire.failed(wire.start("/broker.Admin/GetSubject", b""))
     wire.finish(wire.start("/grpc.health.v1.Health/Check", b""))
     wire.failed(wire.start("/grpc.health.v1.Health/Check", b"\n\x07nothing"))
     assert counts(broker) == {
@@ -48,6 +50,8 @@ def test_each_call_is_counted_once_by_method_and_status(broker: BrokerProcess, w
         ("Publish", "INVALID_ARGUMENT"): 2,
         ("Fetch", "OK"): 1,
         ("Fetch", "INVALID_ARGUMENT"): 2,
+        ("PurgeSubject", "OK"): 1,
+        ("GetSubject", "INVALID_ARGUMENT"): 1,
         ("unknown", "UNIMPLEMENTED"): 3,
         ("Check", "OK"): 1,
         ("Check", "NOT_FOUND"): 1,

@@ -142,7 +142,14 @@ def test_subjects_are_listed_page_by_page(client: Client, subject: str) -> None:
     assert listed == [names[:4], names[4:]]
 
 
-@pytest.mark.parametrize("fields", [{"page_size": -1}, {"page_token": "?"}, {"page_token": "_w=="}])
+@pytest.mark.parametrize("prefix", ["\x00", "a\x01", "a b"])
+def test_no_subject_begins_with_what_none_may_hold(client: Client, prefix: str) -> None:
+    assert client.page(prefix=prefix) == pb.ListSubjectsResponse()
+
+
+@pytest.mark.parametrize(
+    "fields", [{"page_size": -1}, {"page_token": "?"}, {"page_token": "_w=="}, {"page_token": "AA=="}]
+)
 def test_a_page_that_is_none_is_refused(client: Client, fields: dict[str, object]) -> None:
     with pytest.raises(grpc.RpcError) as failure:
         client.page(**fields)
@@ -194,3 +201,19 @@ def test_a_broker_without_admin_has_no_such_service() -> None:
             Client(channel).get("orders")
         process.stop()
     assert failure.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_who_dropped_what_is_logged() -> None:
+    with BrokerProcess("memory:") as process:
+        with grpc.insecure_channel(process.address, OWN_CONNECTION) as channel:
+            client = Client(channel)
+            client.publish("orders", 3)
+            client.purge("orders", 2)
+            client.delete("orders")
+        process.stop()
+    lines = [line for line in process.log if str(line["event"]).startswith("subject_")]
+    assert [(line["event"], line["level"], line["subject"], line["until_id"]) for line in lines] == [
+        ("subject_purged", "info", "orders", 2),
+        ("subject_deleted", "info", "orders", 3),
+    ]
+    assert all(str(line["peer"]).startswith("127.0.0.1:") for line in lines)

@@ -12,24 +12,10 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from difflib import get_close_matches
-from typing import NamedTuple
 
-from trio_broker.message import Message
+from trio_broker.client.publishing import EXPIRATION_MAX_S
+from trio_broker.message import NO_HEADERS, Draft, Message
 from trio_broker.notation import seconds
-
-
-class Draft(NamedTuple):
-    """A message to publish."""
-
-    subject: str
-    body: bytes
-    expiration: int | None
-    """Seconds; None: keep."""
-    headers: Mapping[str, bytes]
-    idempotency_key: str = ""
-
-
-NO_HEADERS: Mapping[str, bytes] = {}
 
 _READ = {"subject", "body", "body_base64", "headers", "headers_base64", "expiration", "keep", "idempotency_key"}
 _IGNORED = {"id", "published_at"}
@@ -116,6 +102,8 @@ def expiration_of(value: object) -> int:
     read = seconds(value)
     if not read.is_integer() or read < 0:
         raise ValueError(f"an expiration is a whole number of seconds, and not negative: {value!r}")
+    if read > EXPIRATION_MAX_S:
+        raise ValueError(f"an expiration is at most {EXPIRATION_MAX_S} seconds, or --keep: {value!r}")
     return int(read)
 
 

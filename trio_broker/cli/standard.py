@@ -38,12 +38,13 @@ async def read_lines(descriptor: int | None = None) -> AsyncGenerator[list[bytes
         yield [partial]
 
 
-async def write(data: bytes) -> None:
-    """Write to stdout. A checkpoint.
+async def write(data: bytes, descriptor: int | None = None) -> None:
+    """Write to a file; None: to stdout. A checkpoint.
 
     While a full pipe waits for its reader, the connection to the broker is looked after.
     """
-    await trio.to_thread.run_sync(_write_all, sys.stdout.fileno(), data, abandon_on_cancel=True)
+    descriptor = sys.stdout.fileno() if descriptor is None else descriptor
+    await trio.to_thread.run_sync(_write_all, descriptor, data, abandon_on_cancel=True)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -17,9 +17,13 @@ from trio_broker._proto.broker_grpc import AdminServicer
 from trio_broker.administration import Administration
 from trio_broker.errors import BrokerError, InvalidPage
 from trio_broker.message import SubjectInfo
+from trio_broker.rpc.handlers import Context
 from trio_broker.service.statuses import status_of
+from trio_broker.subject import check_subject
 
 NAME = "broker.Admin"
+DROPPING = frozenset({"PurgeSubject", "DeleteSubject"})
+"""The calls that make room."""
 
 
 class AdminService(AdminServicer):
@@ -42,16 +46,22 @@ class AdminService(AdminServicer):
         with _answering():
             return _on_the_wire(await self._administration.info(message.subject))
 
-    async def PurgeSubject(self, message: pb.PurgeSubjectRequest) -> pb.SubjectInfo:
+    async def PurgeSubject(  # type: ignore[override] # purerpc's generated signature lacks the context
+        self, message: pb.PurgeSubjectRequest, request: Context
+    ) -> pb.SubjectInfo:
         """Drop messages of a subject."""
+        peer = request.call.app.peer
         with _answering():
-            return _on_the_wire(await self._administration.purge(message.subject, message.until_id))
+            return _on_the_wire(await self._administration.purge(message.subject, message.until_id, asked_by=peer))
 
-    async def DeleteSubject(self, message: pb.DeleteSubjectRequest) -> pb.SubjectInfo:
+    async def DeleteSubject(  # type: ignore[override] # as above
+        self, message: pb.DeleteSubjectRequest, request: Context
+    ) -> pb.SubjectInfo:
         """Drop a subject."""
         expected = message.expected_last_id if message.HasField("expected_last_id") else None
+        peer = request.call.app.peer
         with _answering():
-            return _on_the_wire(await self._administration.delete(message.subject, expected))
+            return _on_the_wire(await self._administration.delete(message.subject, expected, asked_by=peer))
 
 
 @contextmanager
@@ -84,7 +94,12 @@ def _read_token(token: str) -> str:
     Raises:
         InvalidPage: it did not.
     """
+    if not token:
+        return ""
     try:
-        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
+        after = base64.b64decode(token, altchars=b"-_", validate=True).decode()
+        check_subject(after)
     except (binascii.Error, ValueError):
         raise InvalidPage("page_token is none that ListSubjects has returned") from None
+    else:
+        return after

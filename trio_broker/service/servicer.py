@@ -28,6 +28,7 @@ from trio_broker.paging import PAGE_MAX_BYTES
 from trio_broker.rpc.call import Call, Feed, Source
 from trio_broker.rpc.handlers import Context, drained, fed, grouped
 from trio_broker.runs import Pending
+from trio_broker.service import admin
 from trio_broker.service.encoding import (
     duplicate_response,
     message_response,
@@ -64,6 +65,8 @@ def refuse(pressure: Pressure, call: Call) -> Status | None:
     """Say how a call is refused by its headers while memory is short; None: it is served."""
     if call.method is None:
         return None
+    if call.method.service == admin.NAME:
+        return _MEMORY_SHORT if pressure is Pressure.FULL and call.method.name not in admin.DROPPING else None
     if call.method.service != NAME:  # health checks go on above all; what streams would stay
         return _MEMORY_SHORT if call.method.response_streams else None
     refused_from = Pressure.FULL if call.method.name in {"Fetch", "FetchRange"} else Pressure.HIGH
