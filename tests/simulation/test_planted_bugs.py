@@ -1,6 +1,6 @@
 """A checker that finds nothing may be blind: bugs are planted in the broker, one at a time, and each is found."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
@@ -138,17 +138,6 @@ def drain_does_not_wait(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Committer, "drain", drain)
 
 
-def duplicates_reach_subscribers(patch: pytest.MonkeyPatch) -> None:
-    def deliver_all(
-        self: Committer, lane: object, part: list[Pending], pairs: Sequence[tuple[NewMessage, Outcome]]
-    ) -> None:
-        self._deliver([(message, outcome) for message, outcome in pairs if isinstance(outcome, Duplicate)])
-        succeed(self, lane, part, pairs)
-
-    succeed = Committer._succeed_in_part
-    patch.setattr(Committer, "_succeed_in_part", deliver_all)
-
-
 @pytest.mark.parametrize(
     ("plant", "guarantee"),
     [
@@ -164,7 +153,6 @@ def duplicates_reach_subscribers(patch: pytest.MonkeyPatch) -> None:
         (who_was_dropped_goes_on_one_id_too_far, "nothing is lost"),
         (atomic_batches_are_cut, "atomic"),
         (drain_does_not_wait, "drain"),
-        (duplicates_reach_subscribers, "in order, once"),
     ],
 )
 def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, plant: Plant, guarantee: str) -> None:
