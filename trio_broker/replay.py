@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable
 import structlog
 import trio
 
-from persistence import Store, StoreError
-from trio_broker.cache import Cache
+from persistence import Page, Store, StoreError
+from trio_broker.cache import Cache, Recent
 from trio_broker.config import Config
 from trio_broker.storage import Availability
 from trio_broker.subscription import Subscription
@@ -30,6 +30,8 @@ PAGE_BYTES = 512 * 1024
 """What a page holds at most, or one message; no more than what may wait for one subscriber, live and collected."""
 RETRY_S = 0.5
 """A reader rests so long when the store did not answer."""
+DROPPED_REST_S = 0.05
+"""The same when what it has read had to be dropped at once, because memory is short: it would only read it again."""
 
 log = structlog.get_logger()
 
@@ -75,7 +77,7 @@ class Replay:
         if page is None:
             self._for_store.put(subscription)
         else:
-            subscription.page(page)
+            await _give(subscription, page)
         await trio.lowlevel.checkpoint()
 
     async def _read(self, subscription: Subscription) -> None:
@@ -91,10 +93,19 @@ class Replay:
         except Exception:
             log.exception("replay_failed", subject=subscription.subject)  # a bug in the store must not stop the broker
         else:
-            subscription.page(page)
+            await _give(subscription, page)
             return
         await trio.sleep(RETRY_S)
         self.want_page(subscription)
+
+
+async def _give(subscription: Subscription, page: Page | Recent) -> None:
+    """Give it what was read, and rest if there was no room for it. A checkpoint only then."""
+    position = subscription.position
+    after_id = position.taken_id
+    subscription.page(page)
+    if subscription.live and position.behind and position.taken_id <= after_id:
+        await trio.sleep(DROPPED_REST_S)
 
 
 class _Turns:

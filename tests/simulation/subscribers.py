@@ -81,6 +81,7 @@ class Subscriber:
             self._ended("SlowConsumer")
             assert self.session is not None
             self._checked.check_last_delivered(self.session, int(error.metadata["last_delivered_id"]))
+            await trio.sleep(RETRY_S)  # nobody is back in no time: it might be cut again and again meanwhile
         except (Draining, BrokerClosed) as error:
             self._ended(type(error).__name__)
             self.is_over = True
