@@ -185,8 +185,8 @@ async def test_closing_interrupts_a_read_that_was_left_behind(
             """
             ALTER TABLE subjects RENAME TO hidden;
             CREATE VIEW subjects AS
-            WITH RECURSIVE endless (id, last_id, name) AS
-            (SELECT 1, 1, signal() UNION ALL SELECT 1, 1, 'x' FROM endless) SELECT * FROM endless
+            WITH RECURSIVE endless (id, last_id, floor, name) AS
+            (SELECT 1, 1, 0, signal() UNION ALL SELECT 1, 1, 0, 'x' FROM endless) SELECT * FROM endless
             """
         )
         outside.close()
