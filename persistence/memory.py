@@ -32,6 +32,7 @@ from persistence.facade import (
     Store,
     Swept,
 )
+from persistence.floors import to_restore
 from persistence.guards import judge, key_kept_s, keys_of, out_of_range, sort_out
 from persistence.headers import headers_size_bytes
 from persistence.memory_log import Expiring, Log, Remembered, is_kept
@@ -159,9 +160,8 @@ class MemoryStore(Store):
         await trio.lowlevel.checkpoint()
         log = self._logs.get(subject)
         before_id = log.last_id if log else 0
-        new = [record for record in records if record.id > before_id]
-        last_id = max([last_id, *(record.id for record in new)])
-        if last_id <= before_id:
+        new, last_id = to_restore(records, last_id, before_id)
+        if last_id == before_id:
             return 0
         log = log or self._new_log(subject)
         if not log.listed:

@@ -14,9 +14,10 @@ import trio
 
 from persistence import Key, Record, Store
 from trio_broker import errors
-from trio_broker.errors import BrokerError, InvalidId, InvalidPage
+from trio_broker.errors import BrokerError, InvalidPage
 from trio_broker.fanout import Fanout
 from trio_broker.message import SubjectInfo, SubjectPage, time_of
+from trio_broker.paging import never_assigned
 from trio_broker.subject import check_subject, is_prefix
 
 PAGE_SIZE = 100
@@ -109,8 +110,7 @@ class Administration:
         with self._reading():
             last_id = (await self._store.head(subject)).last_id
             if not 0 <= until_id <= last_id:
-                text = f"id {until_id} was never assigned in {subject!r}; its last id is {last_id}"
-                raise InvalidId(text, last_id=last_id)
+                raise never_assigned(subject, until_id, last_id)
             until_id = until_id or last_id
             try:
                 await self._store.purge(subject, until_id)

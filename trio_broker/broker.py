@@ -16,7 +16,6 @@ Threads:   the trio thread only.
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
-from datetime import datetime, timedelta
 from typing import Any, Literal, NoReturn, assert_never, overload
 
 import trio
@@ -43,7 +42,7 @@ from trio_broker.errors import (  # noqa: E402
     StorageUnavailable,
 )
 from trio_broker.fanout import NEW, Fanout, Span  # noqa: E402
-from trio_broker.message import EPOCH, Draft, Gap, Message, MessagePage  # noqa: E402
+from trio_broker.message import Draft, Gap, Message, MessagePage, microseconds_of  # noqa: E402
 from trio_broker.paging import PAGE_MAX_BYTES, PAGE_MAX_MESSAGES, cut_page, never_assigned  # noqa: E402
 from trio_broker.publishing import Publishing, abort_others, check_count  # noqa: E402
 from trio_broker.replay import Replay  # noqa: E402
@@ -414,7 +413,7 @@ class Broker:
             if end_id is not None:
                 return Span(start.id, until, end_id)
         with self._reading():
-            after_id = await self._store.id_before(subject, _time_us(start.time)) if isinstance(start, At) else 0
+            after_id = await self._store.id_before(subject, microseconds_of(start.time)) if isinstance(start, At) else 0
             first_id, last_id = await self._store.head(subject)
         self.cache.drop(subject, first_id - 1)  # another broker may have purged it
         match start:
@@ -519,10 +518,6 @@ class Broker:
                 self._reads.discard(scope)
         if scope.cancelled_caught:
             raise _closed()
-
-
-def _time_us(time: datetime) -> int:
-    return (time - EPOCH) // timedelta(microseconds=1)
 
 
 def _fault(key: Key) -> InvalidSubject | None:

@@ -13,6 +13,11 @@ def time_of(time_us: int) -> datetime:
     return EPOCH + timedelta(microseconds=time_us)
 
 
+def microseconds_of(time: datetime) -> int:
+    """Return a time as microseconds since 1970-01-01 UTC; one with a fraction of them as the one before."""
+    return (time - EPOCH) // timedelta(microseconds=1)
+
+
 class Message(NamedTuple):
     """One message of a subject's log. Immutable."""
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import psycopg
 
 from persistence.facade import KEY_KEPT_MIN_S, Conflict, Record, Swept
+from persistence.floors import drop_up_to, to_restore
 from persistence.headers import encode_headers
 from persistence.postgres.connection import Connection
 
@@ -104,9 +105,8 @@ def delete_subject(connection: Connection, subject: str, last_id: int) -> Confli
 def restore(connection: Connection, subject: str, records: Sequence[Record], last_id: int) -> int:
     with connection.transaction() as transaction:
         ((subject_id, before_id),) = connection.execute(_BEGIN_OR_LOCK, [subject]).fetchall()
-        new = [record for record in records if record.id > before_id]
-        last_id = max([last_id, *(record.id for record in new)])
-        if last_id <= before_id:
+        new, last_id = to_restore(records, last_id, before_id)
+        if last_id == before_id:
             raise psycopg.Rollback(transaction)  # leave no subject behind that has nothing
         time_us = max([0, *(record.time_us for record in new)])
         connection.execute(_RESTORED, {"subject_id": subject_id, "last_id": last_id, "time_us": time_us})
@@ -153,12 +153,7 @@ def _purge(connection: Connection, subject: _Subject, until_id: int) -> None:
 def _drop_messages(connection: Connection, to_drop: _ToDrop, messages_max: int, bytes_max: int) -> int:
     subject_id, until_id, dropped_id = to_drop
     rows = connection.execute(_PURGED, [subject_id, dropped_id, until_id, messages_max]).fetchall()
-    to_id, size = until_id, 0
-    for number, (id_, body_bytes) in enumerate(rows, 1):
-        size += body_bytes
-        if size > bytes_max or number == messages_max:
-            to_id = id_
-            break
+    to_id = drop_up_to(rows, until_id, messages_max, bytes_max)
     dropped = connection.execute(_DROP, [subject_id, dropped_id, to_id]).rowcount
     connection.execute(_DROPPED, [to_id, subject_id, until_id])
     return dropped

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 
 from persistence.facade import KEY_KEPT_MIN_S, Conflict, Record, Swept
+from persistence.floors import drop_up_to, to_restore
 from persistence.headers import encode_headers
 from persistence.sqlite.writing import Writer, insert_messages
 
@@ -57,9 +58,8 @@ def delete_subject(writer: Writer, clock: Callable[[], int], subject: str, last_
 def restore(writer: Writer, subject: str, records: Sequence[Record], last_id: int) -> int:
     with writer.transaction() as connection:
         _, before_id, last_time_us, _ = _subject(connection, subject)
-        new = [record for record in records if record.id > before_id]
-        last_id = max([last_id, *(record.id for record in new)])
-        if last_id <= before_id:
+        new, last_id = to_restore(records, last_id, before_id)
+        if last_id == before_id:
             return 0
         last_time_us = max([last_time_us, *(record.time_us for record in new)])
         ((subject_id,),) = connection.execute(_RESTORED, (subject, last_id, last_time_us))
@@ -83,12 +83,7 @@ def drop_messages(writer: Writer, messages_max: int, bytes_max: int) -> Swept:
     with writer.transaction() as connection:
         subject_id, until_id, dropped_id = found  # nobody else sweeps
         rows = connection.execute(_PURGED, (subject_id, dropped_id, until_id, messages_max)).fetchall()
-        to_id, size = until_id, 0
-        for number, (id_, body_bytes) in enumerate(rows, 1):
-            size += body_bytes
-            if size > bytes_max or number == messages_max:
-                to_id = id_
-                break
+        to_id = drop_up_to(rows, until_id, messages_max, bytes_max)
         dropped = connection.execute(_DROP, (subject_id, dropped_id, to_id)).rowcount
         connection.execute(_DROPPED, (to_id, subject_id, until_id))
     return Swept(dropped, more=True)

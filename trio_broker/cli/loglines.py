@@ -7,16 +7,14 @@ Not here:  where lines come from and go to.
 Times are exact to the microsecond, which is all that a store knows.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple
 
 from persistence import Record
 from trio_broker.cli.jsonlines import dump, load, read_body, read_headers, write_content, write_time
-from trio_broker.message import EPOCH
+from trio_broker.message import microseconds_of, time_of
 from trio_broker.subject import check_subject
 from trio_broker.validation import ID_MAX
-
-_MICROSECOND = timedelta(microseconds=1)
 
 
 class Line(NamedTuple):
@@ -64,7 +62,7 @@ def read_line(line: bytes) -> Line:
 
 
 def _write_time_us(time_us: int) -> str:
-    return write_time(EPOCH + time_us * _MICROSECOND)
+    return write_time(time_of(time_us))
 
 
 def _read_time_us(what: str, value: object) -> int:
@@ -74,7 +72,7 @@ def _read_time_us(what: str, value: object) -> int:
         raise ValueError(f"{what} must be a time such as 2026-01-31T12:00:00.000000Z, not {value!r}") from None
     if time.tzinfo is None:
         raise ValueError(f"{what} says no time zone: {value!r}; UTC is a Z at the end")
-    return (time - EPOCH) // _MICROSECOND
+    return microseconds_of(time)
 
 
 def _read_id(what: str, value: object) -> int:

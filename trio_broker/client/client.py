@@ -8,7 +8,6 @@ Threads:   the trio thread only.
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import timedelta
 from typing import Any, Generic, Literal, Self, TypeVar, assert_never, cast, overload
 
 import trio
@@ -35,7 +34,6 @@ from trio_broker.client.channel import Call, Channel, open_channel
 from trio_broker.client.publishing import PublishStream, batch_results, publish_request
 from trio_broker.errors import BrokerError, InvalidPosition
 from trio_broker.message import (
-    EPOCH,
     NO_HEADERS,
     Draft,
     Gap,
@@ -43,6 +41,7 @@ from trio_broker.message import (
     MessagePage,
     SubjectInfo,
     SubjectPage,
+    microseconds_of,
     time_of,
 )
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until
@@ -394,8 +393,7 @@ def _subscribe_request(
             case After(after_id):
                 request.after_id = after_id
             case At(time):
-                since = time - EPOCH
-                request.at.FromMicroseconds(since // timedelta(microseconds=1))
+                request.at.FromMicroseconds(microseconds_of(time))
             case _:
                 assert_never(start)
         if isinstance(until, AtEnd):
