@@ -60,7 +60,8 @@ class Trial:
                     for n, body in waiting.items()
                 ]
                 for n, publishing in started:
-                    self.last_id = max(self.last_id, await publishing.id())
+                    published_id = await publishing.id()
+                    self.last_id = max(self.last_id, published_id)
                     self.log.append(waiting.pop(n))
 
         await self._again_and_again(publish)
