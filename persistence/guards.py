@@ -98,9 +98,13 @@ def sort_out(batch: Sequence[NewMessage], expiration_max_s: int) -> Sorted:
     places: dict[str, list[int]] = {}
     guarded: set[str] = set()
     refused = False
+    mine: list[int] = []
+    of_subject: str | None = None
     for place, (subject, _, expiration_s, _, key, expected_last_id, _) in enumerate(batch):
         if expiration_s is None or 0 <= expiration_s <= expiration_max_s:
-            places.setdefault(subject, []).append(place)
+            if subject != of_subject:
+                of_subject, mine = subject, places.setdefault(subject, [])
+            mine.append(place)
             if key or expected_last_id is not None:
                 guarded.add(subject)
         else:

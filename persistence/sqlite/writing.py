@@ -8,7 +8,7 @@ Threads:   worker threads, one at a time; each method blocks, for a lock of anot
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 
 from persistence.errors import CannotOpen, StoreUnavailable
 from persistence.facade import Appended, Duplicate, NewMessage, Outcome
@@ -34,6 +34,7 @@ _KNOWN = "SELECT key, id, time_us FROM keys WHERE subject_id = ? AND (expires_us
 _ROWS_MAX = 512
 _ROWS_EXACT = 64
 _ROWS_STEP = 16
+_appended = partial(tuple.__new__, Appended)  # at half the cost of Appended(...)
 _Value = int | str | bytes | None
 _SET_REGISTER = """
     INSERT INTO registers (name, value, version) VALUES (?, ?, ?)
@@ -76,12 +77,16 @@ class Writer:
             keys: list[_Value] = []
             for subject, mine in places.items():
                 ((subject_id, last_id, time_us),) = connection.execute(_NEXT_IDS, (subject, len(mine), now_us))
+                kept_s: int | None = None  # the last expiration seen, as most are the same
+                expires_us: int | None = None
                 for id_, place in enumerate(mine, last_id - len(mine) + 1):
-                    outcomes[place] = Appended(id_, time_us)
-                    _, body, expiration_s, headers, key, *_ = batch[place]
+                    outcomes[place] = _appended((id_, time_us))
+                    _, body, expiration_s, headers, key, _, _ = batch[place]
                     if expiration_s != 0:
-                        expires_us = _after(time_us, expiration_s)
-                        rows += (subject_id, id_, time_us, expires_us, encode_headers(headers), body)
+                        if expiration_s != kept_s:
+                            kept_s, expires_us = expiration_s, _after(time_us, expiration_s)
+                        encoded = encode_headers(headers) if headers else None
+                        rows += (subject_id, id_, time_us, expires_us, encoded, body)
                     if key:
                         keys += (subject_id, key, id_, time_us, _after(time_us, key_kept_s(expiration_s)))
             insert_messages(connection, rows)
