@@ -104,8 +104,9 @@ async def test_who_comes_back_to_a_store_of_several_asks_it_for_the_end_and_read
     store.shared = True
     async with broker_on(store) as broker, broker.subscribe("a"):
         await fill(broker, 10)
+        looks = store.looks
         assert await resume(broker, After(5), 5) == [6, 7, 8, 9, 10]
-        assert (store.reads, store.looks) == (0, 1)
+        assert (store.reads, store.looks) == (0, looks + 1)
         await store.append([NewMessage("a", b"by another broker", None)])
         assert await resume(broker, After(5), 6) == [6, 7, 8, 9, 10, 11]
         assert await resume(broker, After(10), 1) == [11]
@@ -285,8 +286,7 @@ async def test_two_brokers_on_one_postgres_hide_nothing_of_each_other(postgres_u
                         assert await resume(reader, After(after_id), len(expected)) == expected
         assert (await ours.publish("a", b"", None), await theirs.publish("a", b"", None)) == (last_id + 1, last_id + 2)
         assert await take(messages, last_id + 1) == list(range(1, last_id + 2))
-        assert (await their_messages.receive()).id == 2, "the first was there before anything was heard of"
-        assert await take(their_messages, last_id) == list(range(3, last_id + 3))
+        assert await take(their_messages, last_id + 2) == list(range(1, last_id + 3))
         assert ours.cache.hits > 0
         assert ours.fanout.gaps == theirs.fanout.gaps
         assert set(ours.fanout.gaps.values()) == {0}

@@ -42,13 +42,14 @@ from trio_broker.errors import (  # noqa: E402
     StorageUnavailable,
 )
 from trio_broker.fanout import NEW, Fanout, Span  # noqa: E402
+from trio_broker.hearing import Hearing  # noqa: E402
 from trio_broker.message import Draft, Gap, Message, MessagePage, microseconds_of  # noqa: E402
 from trio_broker.paging import PAGE_MAX_BYTES, PAGE_MAX_MESSAGES, cut_page, never_assigned  # noqa: E402
 from trio_broker.publishing import Publishing, abort_others, check_count  # noqa: E402
 from trio_broker.replay import Replay  # noqa: E402
 from trio_broker.runs import Answer, Group  # noqa: E402
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until  # noqa: E402
-from trio_broker.storage import Availability, Hearing, StoreClock, keep_probing, keep_sweeping  # noqa: E402
+from trio_broker.storage import Availability, StoreClock, keep_probing, keep_sweeping  # noqa: E402
 from trio_broker.subject import check_subject  # noqa: E402
 from trio_broker.subscription import Messages, Subscription  # noqa: E402
 from trio_broker.validation import ID_MAX, check_expiration, check_key, check_range, check_span, frozen_headers  # noqa: E402
@@ -82,6 +83,7 @@ def configured_store(url: str, config: Config) -> AbstractAsyncContextManager[St
         url,
         listen_url=config.store_listen,
         exclusive=True,
+        poll_interval_s=config.poll_interval,
         migrate=not config.no_migrate,
         commit_timeout_s=config.commit_timeout,
     )
@@ -137,12 +139,12 @@ class Broker:
         """For its counters."""
         self.replay = Replay(store, config, self._availability, self.cache)
         """For its counters."""
-        self.fanout = Fanout(config, backlog_max_bytes, self.replay.want_page, self.cache)
+        self.fanout = Fanout(config, backlog_max_bytes, self.replay.want_page, self.cache, shared=limits.shared)
         """For its counters."""
         self.committer = Committer(store, config, self._deliver, self._availability, flushing, doubt=self._doubt)
         """For its counters."""
-        self.hearing = Hearing()
-        """Whether wake-ups are heard."""
+        self.hearing = Hearing(store, self.fanout, self._availability, config.poll_interval)
+        """What is learned of other brokers' appends."""
         self.administration = Administration(store, self.fanout, self._reading, self.refusal, self.cache.drop)
         """What operators ask and do about subjects."""
         self.on_stopping: dict[Callable[[BrokerError], None], None] = {}
@@ -400,10 +402,10 @@ class Broker:
     async def locate(self, subject: str, start: Start, until: Until | None) -> Span:
         """Find the part of a subject's log that is asked for, as `open_subscription` needs it.
 
-        A checkpoint, except from `New` on without an end, which needs no look at the store. Nor needs one who goes on
-        in what is kept in memory, where nobody else can have appended or purged anything.
+        A checkpoint, and whoever asks listens before the next one. Where this broker is the only one, `New` without an
+        end is no checkpoint and needs no look at the store; nor does who goes on in what is kept in memory.
         """
-        if until is None and isinstance(start, New):
+        if until is None and isinstance(start, New) and not self._shared:
             return NEW
         self._check_subscribing(subject)
         check_span(start, until)
@@ -412,9 +414,12 @@ class Broker:
             end_id = self.cache.end_after(subject, start.id)
             if end_id is not None:
                 return Span(start.id, until, end_id)
-        with self._reading():
-            after_id = await self._store.id_before(subject, microseconds_of(start.time)) if isinstance(start, At) else 0
-            first_id, last_id = await self._store.head(subject)
+        with self.fanout.expecting(subject):  # who listens from then on misses nothing of what comes meanwhile
+            with self._reading():
+                at_us = microseconds_of(start.time) if isinstance(start, At) else None
+                after_id = 0 if at_us is None else await self._store.id_before(subject, at_us)
+                first_id, last_id = await self._store.head(subject)
+            last_id = max(last_id, self.fanout.offered_id(subject))
         self.cache.drop(subject, first_id - 1)  # another broker may have purged it
         match start:
             case New():
@@ -430,7 +435,8 @@ class Broker:
                 pass
             case _:
                 assert_never(start)
-        return Span(after_id, last_id if isinstance(until, AtEnd) else until, last_id)
+        live = self._shared and after_id == last_id
+        return Span(after_id, last_id if isinstance(until, AtEnd) else until, last_id, live)
 
     def open_subscription(
         self,
@@ -466,7 +472,8 @@ class Broker:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(keep_probing, self._store, self._availability, self._store_clock)
                 nursery.start_soon(keep_sweeping, self._store, self._availability, self._sweep_interval_s)
-                nursery.start_soon(self.hearing.keep_listening, self._store)
+                if self._shared:
+                    nursery.start_soon(self.hearing.run)
                 nursery.start_soon(self.replay.run, self.committer.rest)
                 await self.committer.run()
                 nursery.cancel_scope.cancel()

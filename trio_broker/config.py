@@ -80,6 +80,9 @@ class Config(BaseModel):
     grace: Duration = Field(10, description="how long calls in flight may go on when the broker stops")
     commit_timeout: PositiveDuration = Field(10, description="how long one flush to the store may take")
     store_grace: Duration = Field(5, description="how long the store may be away before the broker is not ready")
+    poll_interval: PositiveDuration = Field(
+        0.5, description="how often to ask a shared store what other brokers appended, while nothing better tells"
+    )
     sweep_interval: PositiveDuration = Field(1, description="pause between sweeps of what has expired")
 
     memory_max: Annotated[int, BeforeValidator(size), Field(ge=0)] = Field(

@@ -1,8 +1,9 @@
 """Hand committed messages to the live subscribers of a subject.
 
 Owns:      who listens to what, here and at other brokers; cutting those farthest behind when too much waits.
-Not here:  the order of what comes from several brokers (trio_broker/merge.py); what a subscriber has in its buffer (trio_broker/subscription.py); which batch is next for it
-           (trio_broker/position.py); when a batch comes (trio_broker/commit.py); storage (persistence/).
+Not here:  the order of what comes from several brokers (trio_broker/merge.py); what a subscriber has in its buffer
+           (trio_broker/subscription.py); which batch is next for it (trio_broker/position.py); when a batch comes
+           (trio_broker/commit.py); storage (persistence/).
 Threads:   the trio thread only; no function here is a checkpoint.
 """
 
@@ -55,7 +56,7 @@ class Span(NamedTuple):
 NEW = Span()
 
 COMMIT, TAIL, WAKEUP, POLL = PATHS = ("commit", "tail", "wakeup", "poll")
-"""How this broker learns of messages: its own commits, other brokers' streams, the store's wake-ups, asking the store."""
+"""How a broker learns of messages: its own commits, other brokers' streams, the store's wake-ups, asking the store."""
 
 
 class Tail(Protocol):
@@ -132,6 +133,8 @@ class Fanout:
         subscriptions = self._by_subject.setdefault(subject, {})
         subscriptions[subscription] = None
         self.count += 1
+        if self.merge is not None and span.after_id is not None:
+            self.merge.begin(subject, span.end_id)
         if len(subscriptions) == 1:
             self._tell_of_interest(subject)
         if position.finished:
@@ -181,13 +184,17 @@ class Fanout:
 
     def hear(self, subject: str, last_id: int, path: str) -> None:
         """Learn that the log of a subject goes up to ``last_id``: what of that does not come is read."""
-        if self.merge is None or last_id <= (offered_id := self.merge.offered_id(subject)):
+        if self.merge is None or last_id <= self.merge.offered_id(subject):
             return
-        if offered_id:
-            self.learned[path] += last_id - offered_id
+        self.merge.begin(subject, last_id - 1)  # of what is not known nobody wants more than the last
+        self.learned[path] += last_id - self.merge.offered_id(subject)
         for subscription in tuple(self._by_subject.get(subject, ())):
             subscription.hear(last_id)
         self.merge.skip(subject, last_id)
+
+    def offered_id(self, subject: str) -> int:
+        """Return up to which id a subject was offered here, as far as it is known."""
+        return 0 if self.merge is None else self.merge.offered_id(subject)
 
     def interesting(self) -> Collection[str]:
         """Return the subjects that somebody here is interested in."""
