@@ -62,6 +62,7 @@ class Hearing:
         """Listen and ask until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen)
+            nursery.start_soon(self._follow_hints)
             nursery.start_soon(self._keep_asking)
             nursery.start_soon(self._look_at_fresh_ones)
             nursery.start_soon(self._pursue)
@@ -71,10 +72,25 @@ class Hearing:
         async with self._store.wakeups(self._fanout.interesting) as self._wakeups:
             async for changed in self._wakeups:
                 self.hints += 1
-                if changed:
-                    self._suspect(changed, WAKEUP)
-                else:
+                if not changed:
                     self._ask_now.set()
+                elif new := [subject for subject, last_id in changed.items() if self._is_news(subject, last_id)]:
+                    self._hinted.update((subject, changed[subject]) for subject in new)
+                    self._something_hinted.unpark_all()
+
+    def _is_news(self, subject: str, last_id: int) -> bool:
+        """Say whether a hint says more than is known; 0: it does not say how far the subject goes."""
+        return self._fanout.is_interesting(subject) and not 0 < last_id <= self._fanout.offered_id(subject)
+
+    async def _follow_hints(self) -> None:
+        """Ask the store about what was hinted at and has not come in time: anybody can hint at anything."""
+        while True:
+            while not self._hinted:
+                await self._something_hinted.park()
+            if self.is_linked():
+                await trio.sleep(PATIENCE_S)
+            hinted, self._hinted = self._hinted, {}
+            await self._ask([each for each, last_id in hinted.items() if self._is_news(each, last_id)], WAKEUP)
 
     async def _keep_asking(self) -> None:
         while True:
@@ -94,27 +110,21 @@ class Hearing:
             fresh, self._fresh = self._fresh, {}
             await self._ask([subject for subject in fresh if self._fanout.is_interesting(subject)])
 
-    async def _ask(self, subjects: Iterable[str]) -> None:
-        """Ask the store how far these go. A checkpoint."""
+    async def _ask(self, subjects: Iterable[str], path: str = POLL) -> None:
+        """Ask the store how far these go, and look at what has not come, in a moment. A checkpoint."""
         subjects = list(subjects)
         if not subjects:
             return
         try:
-            self._suspect(await self._store.heads(subjects), POLL)
+            self._suspect(await self._store.heads(subjects), path)
         except StoreError as error:
             self._availability.failed(error)
         except Exception:
             log.exception("poll_failed")  # a bug in the store must not stop the broker
 
     def _suspect(self, changed: Mapping[str, int], path: str) -> None:
-        """Look at what may not have come, in a moment."""
-        offered_id = self._fanout.offered_id
         for subject, last_id in changed.items():
-            if not self._fanout.is_interesting(subject):
-                continue
-            if not last_id:  # a broker of another release has not said how far it goes
-                self._ask_now.set()
-            elif last_id > max(offered_id(subject), self._suspected.get(subject, (0, ""))[0]):
+            if last_id > self._fanout.offered_id(subject) and self._fanout.is_interesting(subject):
                 self._suspected[subject] = last_id, path
         if self._suspected:
             self._something_suspected.unpark_all()
