@@ -254,6 +254,13 @@ class Store(ABC):
     async def head(self, subject: str) -> Head:
         """Return the ends of a subject's log; ``Head(1, 0)`` for one that never had a message."""
 
+    @abstractmethod
+    async def heads(self, subjects: Collection[str]) -> dict[str, int]:
+        """Return the last ids of subjects, without those that never had a message: few trips for any number of them.
+
+        Each is what it was at some time since the call. Those of one call are not a snapshot.
+        """
+
     async def id_before(self, subject: str, time_us: int) -> int:
         """Return the id before the first kept message that was appended at ``time_us`` or later.
 

@@ -54,6 +54,8 @@ LIMITS = Limits(
 )
 READERS = 8
 """One that waits for a node does not hold up the others."""
+HEADS_MAX = 1_000
+"""So many subjects are asked for within one timeout."""
 TIMEOUT_SHARE = 0.5
 """Part of the commit timeout for which anything but an append is waited for."""
 SLACK_S = 0.25
@@ -109,6 +111,15 @@ class CassandraStore(Store):
 
     async def head(self, subject: str) -> Head:
         return await self._read(reading.read_head(subject, self._clock))
+
+    async def heads(self, subjects: Collection[str]) -> dict[str, int]:
+        names = [*subjects]
+        found: dict[str, int] = {}
+        for start in range(0, max(1, len(names)), HEADS_MAX):
+            asked = names[start : start + HEADS_MAX]
+            last_ids = await self._read_all([reading.read_last_id(subject) for subject in asked])
+            found.update((name, last_id) for name, last_id in zip(asked, last_ids, strict=True) if last_id)
+        return found
 
     async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
         return await self._read(reading.list_subjects(after, limit))
