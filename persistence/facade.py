@@ -206,8 +206,11 @@ class Wakeups:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> frozenset[str]:
-        """Wait for the next hint: subjects that may have changed; none are named when any may have. A checkpoint."""
+    async def __anext__(self) -> Mapping[str, int]:
+        """Wait for the next hint: subjects that may have changed; empty when any may have. A checkpoint.
+
+        Each with its last id, as far as the hint tells: there may be more by now. 0: it does not tell.
+        """
         await trio.sleep_forever()
 
 

@@ -20,7 +20,7 @@ from persistence.cassandra.database import Database, Patience
 from persistence.cassandra.opening import Opened, open_keyspace
 from persistence.cassandra.shares import EXPIRATION_MAX_S
 from persistence.cassandra.steps import Steps
-from persistence.cassandra.wakeups import Heads, Polling, look_again
+from persistence.cassandra.wakeups import POLL_INTERVAL_S, Heads, Polling, look_again
 from persistence.cassandra.writing import ATTEMPT_SLACK_S, SHARE_BYTES_MAX, Writer
 from persistence.errors import OutcomeUnknown, StoreError, StoreUnavailable
 from persistence.facade import (
@@ -66,7 +66,12 @@ R = TypeVar("R")
 
 @asynccontextmanager
 async def open_cassandra(
-    url: str, *, migrate: bool, commit_timeout_s: float, clock: Callable[[], int] | None
+    url: str,
+    *,
+    migrate: bool,
+    commit_timeout_s: float,
+    poll_interval_s: float | None,
+    clock: Callable[[], int] | None,
 ) -> AsyncGenerator[Store]:
     """Open the keyspace that ``url`` names for the length of the block. See `persistence.open_store`.
 
@@ -82,7 +87,8 @@ async def open_cassandra(
         check_cancelled=trio.from_thread.check_cancelled,
     )
     opened = await threads.to_the_end(opening)
-    store = CassandraStore(opened, nodes_clock, commit_timeout_s)
+    poll_interval_s = POLL_INTERVAL_S if poll_interval_s is None else poll_interval_s
+    store = CassandraStore(opened, nodes_clock, commit_timeout_s, poll_interval_s)
     async with threads.closing_within(commit_timeout_s, store.close, opened.address):
         yield store
 
@@ -90,7 +96,7 @@ async def open_cassandra(
 class CassandraStore(Store):
     """One thread appends, a few do everything else."""
 
-    def __init__(self, opened: Opened, clock: Clock, commit_timeout_s: float) -> None:
+    def __init__(self, opened: Opened, clock: Clock, commit_timeout_s: float, poll_interval_s: float) -> None:
         self._address, self._database, self._durability = opened
         self._clock = clock
         self._writer = Writer(self._database, clock, commit_timeout_s)
@@ -98,6 +104,7 @@ class CassandraStore(Store):
         self._changing = threads.Worker("cassandra-changes")
         self._limiter = threads.Tokens(READERS)
         self._timeout_s = commit_timeout_s * TIMEOUT_SHARE
+        self._poll_interval_s = poll_interval_s
         self._closing = trio.CancelScope()
 
     async def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
@@ -157,7 +164,7 @@ class CassandraStore(Store):
     @asynccontextmanager
     async def wakeups(self, interest: Callable[[], Collection[str]]) -> AsyncGenerator[Wakeups]:
         await trio.lowlevel.checkpoint()
-        yield Polling(interest, self._look_again)
+        yield Polling(interest, self._look_again, self._poll_interval_s)
 
     def give_up(self) -> None:
         self._closing.cancel()
