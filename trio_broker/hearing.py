@@ -44,10 +44,10 @@ class Hearing:
         self._availability = availability
         self._poll_interval_s = poll_interval_s
         self._wakeups: Wakeups | None = None
-        self._suspected: dict[str, tuple[int, str]] = {}
-        self._fresh: dict[
-            str, None
-        ] = {}  # subjects that somebody began to listen to. (A dict for a set with an order.)
+        self._suspected: dict[str, int] = {}
+        self._hinted: dict[str, int] = {}  # with the last ids that hints say; 0: they do not
+        self._fresh: dict[str, None] = {}  # somebody began to listen to these. (A dict for a set with an order.)
+        self._something_hinted = trio.lowlevel.ParkingLot()
         self._something_suspected = trio.lowlevel.ParkingLot()
         self._something_fresh = trio.lowlevel.ParkingLot()
         self._ask_now = trio.Event()
@@ -116,16 +116,20 @@ class Hearing:
         if not subjects:
             return
         try:
-            self._suspect(await self._store.heads(subjects), path)
+            heads = await self._store.heads(subjects)
+            if path == POLL:
+                self._suspect(heads)
+            else:
+                self._learn(heads, path)
         except StoreError as error:
             self._availability.failed(error)
         except Exception:
             log.exception("poll_failed")  # a bug in the store must not stop the broker
 
-    def _suspect(self, changed: Mapping[str, int], path: str) -> None:
-        for subject, last_id in changed.items():
-            if last_id > self._fanout.offered_id(subject) and self._fanout.is_interesting(subject):
-                self._suspected[subject] = last_id, path
+    def _suspect(self, heads: Mapping[str, int]) -> None:
+        for subject, last_id in heads.items():
+            if last_id > self._fanout.offered_id(subject):
+                self._suspected[subject] = last_id
         if self._suspected:
             self._something_suspected.unpark_all()
 
@@ -139,9 +143,12 @@ class Hearing:
             else:
                 await trio.lowlevel.checkpoint()
             suspected, self._suspected = self._suspected, {}
-            for subject, (last_id, path) in suspected.items():
-                if self._fanout.is_interesting(subject):
-                    self._fanout.hear(subject, last_id, path)
+            self._learn(suspected, POLL)
+
+    def _learn(self, heads: Mapping[str, int], path: str) -> None:
+        for subject, last_id in heads.items():
+            if self._fanout.is_interesting(subject):
+                self._fanout.hear(subject, last_id, path)
 
     async def _give_up_holes(self) -> None:
         """Pass on batches whose turn has not come in time."""
