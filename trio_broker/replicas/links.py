@@ -17,6 +17,7 @@ from trio_broker._proto import broker_pb2
 from trio_broker._proto import replicas_pb2 as pb
 from trio_broker.batch import Batch
 from trio_broker.client.channel import Call, Channel, open_channel
+from trio_broker.client.wire import never_reached
 from trio_broker.errors import BrokerError, ConnectionLost
 from trio_broker.fanout import TAIL, Fanout
 from trio_broker.message import Message
@@ -58,6 +59,17 @@ class Link:
         if subject not in self._told:
             self._fresh[subject] = None
             self._interest_changed.set()
+
+    async def ask(self, path: str, message: bytes, timeout_s: float) -> bytes:
+        """Make a unary call to the other broker; return its answer. A checkpoint.
+
+        Raises:
+            BrokerError: how it failed; retryable if it has done nothing.
+        """
+        if self.channel is None:
+            raise never_reached(f"no connection to {self._address}")
+        with closing(await self.channel.start(path, message, timeout_s=timeout_s)) as call:
+            return await call.receive_one()
 
     async def run(self) -> None:
         """Hear what the other broker commits, over one connection after the other, until cancelled."""

@@ -1,6 +1,6 @@
 """This broker among the others that share its log.
 
-Owns:      the links to all others, the service that they call, and what of both is told to the rest of the broker.
+Owns:      the links to all others, the server that they call, who is admitted, and which replica a subject is left to.
 Not here:  who there is (membership.py), one stream (tails.py, links.py), appending for others (forwarding.py).
 Threads:   the trio thread only.
 """
@@ -10,7 +10,7 @@ import secrets
 import socket
 import uuid
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 
 import structlog
@@ -20,14 +20,13 @@ from purerpc import Status, StatusCode
 from persistence import Store, StoreError
 from trio_broker import __version__
 from trio_broker._proto import replicas_pb2 as pb
-from trio_broker._proto.replicas_grpc import ReplicasServicer
 from trio_broker.broker import Broker
 from trio_broker.notation import TcpAddress, is_loopback, parse_tcp
+from trio_broker.replicas.forwarding import Forwarding
 from trio_broker.replicas.links import Link
 from trio_broker.replicas.membership import Member, Membership, common_secret
+from trio_broker.replicas.service import ReplicasService
 from trio_broker.replicas.tails import TailFeed
-from trio_broker.rpc.call import Call, Feed
-from trio_broker.rpc.handlers import fed
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.listeners import listen_tcp
 from trio_broker.rpc.server import Server
@@ -35,6 +34,8 @@ from trio_broker.service.statuses import BrokerRefusals
 
 RETRY_S = 1.0
 """Pause before the store is asked again for the common secret."""
+REQUEST_MAX_BYTES = 16 * 1024 * 1024
+"""What another broker asks for at most: to append a flush."""
 _ID_BYTES = 6
 
 log = structlog.get_logger()
@@ -56,9 +57,10 @@ async def run_replicas(
     Raises:
         OSError: the address is taken, or cannot be resolved.
     """
-    listener = listen_tcp(*parse_tcp(listen))
-    replicas = Replicas(store, broker, advertise or _reachable_at(listener), peers)
-    async with trio.open_nursery() as nursery:
+    async with AsyncExitStack() as opened:
+        listener = opened.enter_context(closing(listen_tcp(*parse_tcp(listen))))
+        replicas = Replicas(store, broker, advertise or _reachable_at(listener), peers)
+        nursery = await opened.enter_async_context(trio.open_nursery())
         await nursery.start(replicas.server.serve_on, [listener])
         nursery.start_soon(replicas.run)
         try:
@@ -75,8 +77,10 @@ class Replicas:
     def __init__(self, store: Store, broker: Broker, address: str, peers: tuple[str, ...]) -> None:
         self.id = secrets.token_hex(_ID_BYTES)
         self.address = address
-        self.server = Server(limits=Limits(task_streams_max=0), refusals=BrokerRefusals())
-        self.server.add_service(ReplicasService(self).service)
+        self.feeds: dict[TailFeed, None] = {}
+        """Streams to others. (A dict for a set that keeps its order.)"""
+        self.server = Server(limits=Limits(message_max_bytes=REQUEST_MAX_BYTES), refusals=BrokerRefusals())
+        self.server.add_service(ReplicasService(broker, self.admit, self.feeds).service)
         self._store = store
         self._broker = broker
         self._peers = peers
@@ -84,16 +88,17 @@ class Replicas:
         self._secret = b""
         me = Member(self.id, address, self._machine, __version__)
         self._membership = Membership(store, me, self._members_changed)
-        self._links: dict[str, tuple[Link, trio.CancelScope]] = {}  # by id, or by address where that is given
+        self.links: dict[str, Link] = {}
+        """Those to the others, by their ids, or by their addresses where those are given."""
+        self._scopes: dict[str, trio.CancelScope] = {}
         self._changed = trio.Event()
-        self.feeds: dict[TailFeed, None] = {}
         broker.fanout.on_interest.append(self._interest_changed)
         broker.hearing.is_linked = self.is_linked
-
-    @property
-    def links(self) -> Mapping[str, Link]:
-        """Those to the others, by their ids, or by their addresses where those are given."""
-        return {key: link for key, (link, _) in self._links.items()}
+        self.forwarding: Forwarding | None = None
+        """Which appends are left to others; None: each replica appends what it is given."""
+        if store.limits().leaves_subjects and not peers:
+            self.forwarding = Forwarding(self.id, store.append, lambda: self.links, self._greeting)
+            broker.leave(self.forwarding.is_left, self.forwarding.append, self.forwarding.take_told)
 
     @property
     def others(self) -> Mapping[str, Member]:
@@ -103,7 +108,7 @@ class Replicas:
     def is_linked(self) -> bool:
         """Say whether all others are heard."""
         known = len(self._peers) or len(self._membership.others)
-        return known == len(self._links) and all(link.connected for link, _ in self._links.values())
+        return known == len(self.links) and all(link.connected for link in self.links.values())
 
     async def run(self) -> None:
         """Find the others and follow them, until cancelled."""
@@ -153,39 +158,23 @@ class Replicas:
                 for other in self._membership.others.values()
                 if other.machine == self._machine or not is_loopback(parse_tcp(other.address))
             }
-        for gone in self._links.keys() - wanted.keys():
-            _, scope = self._links.pop(gone)
-            scope.cancel()
-        for key in wanted.keys() - self._links.keys():
+        for gone in self.links.keys() - wanted.keys():
+            del self.links[gone]
+            self._scopes.pop(gone).cancel()
+        for key in wanted.keys() - self.links.keys():
             address, id_ = wanted[key]
-            greeting = pb.Greeting(secret=self._secret, to=id_)
-            setattr(greeting, "from", self.id)  # a keyword in Python
-            link, scope = Link(address, greeting, self._broker.fanout), trio.CancelScope()
-            self._links[key] = link, scope
+            self.links[key] = link = Link(address, self._greeting(id_), self._broker.fanout)
+            self._scopes[key] = scope = trio.CancelScope()
             nursery.start_soon(_run, link, scope)
 
+    def _greeting(self, to: str) -> pb.Greeting:
+        greeting = pb.Greeting(secret=self._secret, to=to)
+        setattr(greeting, "from", self.id)  # a keyword in Python
+        return greeting
+
     def _interest_changed(self, subject: str) -> None:
-        for link, _ in self._links.values():
+        for link in self.links.values():
             link.interest_changed(subject)
-
-
-class ReplicasService(ReplicasServicer):
-    """What other brokers call."""
-
-    def __init__(self, replicas: Replicas) -> None:
-        self._replicas = replicas
-
-    @fed()
-    def Tail(  # type: ignore[override] # purerpc's generated signature takes one request
-        self,
-        call: Call,
-        request: None = None,  # noqa: ARG002
-    ) -> Feed:
-        """Stream what is committed here, until the other broker ends the call."""
-        replicas = self._replicas
-        feed = TailFeed(replicas._broker.fanout, call, replicas.admit)
-        replicas.feeds[feed] = None
-        return feed
 
 
 async def _run(link: Link, scope: trio.CancelScope) -> None:

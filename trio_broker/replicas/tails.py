@@ -37,7 +37,9 @@ Admit = Callable[[pb.Greeting], Status | None]
 class TailFeed:
     """The stream to one other broker."""
 
-    def __init__(self, fanout: "Fanout", call: Call, admit: Admit) -> None:
+    def __init__(self, fanout: "Fanout", call: Call, admit: Admit, feeds: dict["TailFeed", None]) -> None:
+        """``feeds`` is where it is kept, by whoever made it, until it is over."""
+        self._feeds = feeds
         self.dropped = 0
         """Batches for which there was no room."""
         self._fanout = fanout
@@ -117,6 +119,7 @@ class TailFeed:
             self._forget(subject)
         self._subjects.clear()
         self._waiting.clear()
+        self._feeds.pop(self, None)
 
     def stop(self) -> None:
         """End the stream: this broker commits nothing any more."""
