@@ -157,6 +157,8 @@ class Limits(NamedTuple):
     expiration_max_s: int
     shared: bool = False
     """Several brokers may use it at once."""
+    leaves_subjects: bool = False
+    """They had better leave each subject to one of them: two that append to it at once hinder each other."""
     body_max_bytes: int = 512 * 1024 * 1024
     """The largest body that it keeps."""
 

@@ -14,7 +14,7 @@ Threads:   the trio thread only.
 """
 
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from typing import Any, Literal, NoReturn, assert_never, overload
 
@@ -28,7 +28,7 @@ import persistence  # noqa: E402
 from persistence import NO_HEADERS, Key, NewMessage, Record, Store, open_store  # noqa: E402
 from trio_broker.administration import Administration  # noqa: E402
 from trio_broker.cache import Cache  # noqa: E402
-from trio_broker.commit import Committer, Flushing  # noqa: E402
+from trio_broker.commit import Append, Committer, Flushing  # noqa: E402
 from trio_broker.config import Config  # noqa: E402
 from trio_broker.errors import (  # noqa: E402
     BrokerClosed,
@@ -149,6 +149,7 @@ class Broker:
         """What operators ask and do about subjects."""
         self.on_stopping: dict[Callable[[BrokerError], None], None] = {}
         """Each is told why, when no more publishes are taken. (A dict for a set that keeps its order.)"""
+        self._take_told: Callable[[], Collection[str]] = tuple
         self._refusal: Callable[[], BrokerError] | None = None
         self._stopped = False
         self._reads: set[trio.CancelScope] = set()
@@ -453,6 +454,17 @@ class Broker:
         self._check_subscribing(subject)
         return self.fanout.subscribe(subject, span, slow, report_gaps=report_gaps)
 
+    def leave(self, is_left: Callable[[str], bool], append: Append, take_told: Callable[[], Collection[str]]) -> None:
+        """Leave appending to subjects to other brokers.
+
+        Args:
+            is_left: says whether a subject is.
+            append: does it in place of `Store.append`.
+            take_told: returns, at once after that, the subjects of which all other brokers have been told.
+        """
+        self.committer.is_left, self.committer.append_left = is_left, append
+        self._take_told = take_told
+
     def refusal(self) -> BrokerError | None:
         """Return why nothing is published any more, if so."""
         return None if self._refusal is None else self._refusal()
@@ -485,7 +497,7 @@ class Broker:
     def _deliver(self, committed: Sequence[tuple[NewMessage, persistence.Appended]]) -> None:
         if committed and self.cache.subjects:
             self._store_clock.appended(committed[-1][1].time_us)
-        self.fanout.deliver(committed)
+        self.fanout.deliver(committed, told=self._take_told())
 
     def _doubt(self, subjects: Iterable[str]) -> None:
         """What is kept of them may not be all that there is."""

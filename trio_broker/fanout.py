@@ -141,11 +141,11 @@ class Fanout:
             subscription.finish()
         return subscription
 
-    def deliver(self, committed: Iterable[tuple[NewMessage, Appended]], *, told: bool = False) -> None:
+    def deliver(self, committed: Iterable[tuple[NewMessage, Appended]], *, told: Collection[str] = ()) -> None:
         """Publish what one commit has appended, in commit order: one batch per subject that somebody listens to.
 
-        Of a subject that the cache has something of it gets one, too. ``told``: another broker did the commit for this
-        one, and has told the others.
+        Of a subject that the cache has something of it gets one, too. ``told``: of these subjects another broker did
+        the commit for this one, and has told the others.
         """
         listened, cached, tails, expected = self._by_subject, self._cache.subjects, self.tails, self._expected
         if not listened and not cached and not tails and not expected:
@@ -160,7 +160,7 @@ class Fanout:
         for subject, (messages, lifetimes) in by_subject.items():
             batch = Batch(messages, committed_s)
             batch.enter(self.backlog)
-            if not told:
+            if subject not in told:
                 for tail in tails.get(subject, ()):
                     tail.offer(batch, lifetimes)
             if subject in listened or subject in cached or subject in expected:

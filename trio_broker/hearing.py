@@ -44,10 +44,10 @@ class Hearing:
         self._availability = availability
         self._poll_interval_s = poll_interval_s
         self._wakeups: Wakeups | None = None
-        self._suspected: dict[str, tuple[int, str]] = {}
-        self._fresh: dict[
-            str, None
-        ] = {}  # subjects that somebody began to listen to. (A dict for a set with an order.)
+        self._suspected: dict[str, int] = {}
+        self._hinted: dict[str, int] = {}  # with the last ids that hints say; 0: they do not
+        self._fresh: dict[str, None] = {}  # somebody began to listen to these. (A dict for a set with an order.)
+        self._something_hinted = trio.lowlevel.ParkingLot()
         self._something_suspected = trio.lowlevel.ParkingLot()
         self._something_fresh = trio.lowlevel.ParkingLot()
         self._ask_now = trio.Event()
@@ -62,6 +62,7 @@ class Hearing:
         """Listen and ask until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen)
+            nursery.start_soon(self._follow_hints)
             nursery.start_soon(self._keep_asking)
             nursery.start_soon(self._look_at_fresh_ones)
             nursery.start_soon(self._pursue)
@@ -71,10 +72,25 @@ class Hearing:
         async with self._store.wakeups(self._fanout.interesting) as self._wakeups:
             async for changed in self._wakeups:
                 self.hints += 1
-                if changed:
-                    self._suspect(changed, WAKEUP)
-                else:
+                if not changed:
                     self._ask_now.set()
+                elif new := [subject for subject, last_id in changed.items() if self._is_news(subject, last_id)]:
+                    self._hinted.update((subject, changed[subject]) for subject in new)
+                    self._something_hinted.unpark_all()
+
+    def _is_news(self, subject: str, last_id: int) -> bool:
+        """Say whether a hint says more than is known; 0: it does not say how far the subject goes."""
+        return self._fanout.is_interesting(subject) and not 0 < last_id <= self._fanout.offered_id(subject)
+
+    async def _follow_hints(self) -> None:
+        """Ask the store about what was hinted at and has not come in time: anybody can hint at anything."""
+        while True:
+            while not self._hinted:
+                await self._something_hinted.park()
+            if self.is_linked():
+                await trio.sleep(PATIENCE_S)
+            hinted, self._hinted = self._hinted, {}
+            await self._ask([each for each, last_id in hinted.items() if self._is_news(each, last_id)], WAKEUP)
 
     async def _keep_asking(self) -> None:
         while True:
@@ -94,28 +110,26 @@ class Hearing:
             fresh, self._fresh = self._fresh, {}
             await self._ask([subject for subject in fresh if self._fanout.is_interesting(subject)])
 
-    async def _ask(self, subjects: Iterable[str]) -> None:
-        """Ask the store how far these go. A checkpoint."""
+    async def _ask(self, subjects: Iterable[str], path: str = POLL) -> None:
+        """Ask the store how far these go, and look at what has not come, in a moment. A checkpoint."""
         subjects = list(subjects)
         if not subjects:
             return
         try:
-            self._suspect(await self._store.heads(subjects), POLL)
+            heads = await self._store.heads(subjects)
+            if path == POLL:
+                self._suspect(heads)
+            else:
+                self._learn(heads, path)
         except StoreError as error:
             self._availability.failed(error)
         except Exception:
             log.exception("poll_failed")  # a bug in the store must not stop the broker
 
-    def _suspect(self, changed: Mapping[str, int], path: str) -> None:
-        """Look at what may not have come, in a moment."""
-        offered_id = self._fanout.offered_id
-        for subject, last_id in changed.items():
-            if not self._fanout.is_interesting(subject):
-                continue
-            if not last_id:  # a broker of another release has not said how far it goes
-                self._ask_now.set()
-            elif last_id > max(offered_id(subject), self._suspected.get(subject, (0, ""))[0]):
-                self._suspected[subject] = last_id, path
+    def _suspect(self, heads: Mapping[str, int]) -> None:
+        for subject, last_id in heads.items():
+            if last_id > self._fanout.offered_id(subject):
+                self._suspected[subject] = last_id
         if self._suspected:
             self._something_suspected.unpark_all()
 
@@ -129,9 +143,12 @@ class Hearing:
             else:
                 await trio.lowlevel.checkpoint()
             suspected, self._suspected = self._suspected, {}
-            for subject, (last_id, path) in suspected.items():
-                if self._fanout.is_interesting(subject):
-                    self._fanout.hear(subject, last_id, path)
+            self._learn(suspected, POLL)
+
+    def _learn(self, heads: Mapping[str, int], path: str) -> None:
+        for subject, last_id in heads.items():
+            if self._fanout.is_interesting(subject):
+                self._fanout.hear(subject, last_id, path)
 
     async def _give_up_holes(self) -> None:
         """Pass on batches whose turn has not come in time."""

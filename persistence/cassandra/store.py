@@ -50,6 +50,7 @@ LIMITS = Limits(
     flush_bytes_max=SHARE_BYTES_MAX,
     expiration_max_s=EXPIRATION_MAX_S,
     shared=True,
+    leaves_subjects=True,
     body_max_bytes=SHARE_BYTES_MAX - HEADERS_ROOM_BYTES,
 )
 READERS = 8

@@ -47,7 +47,7 @@ LIMITS = Limits(
 )
 
 HEADS_MAX = 5_000
-"""So many subjects are asked for by one statement: some 10 ms, and a megabyte of names at most."""
+"""So many subjects are asked for by one statement: some 15 ms, and a megabyte of names at most."""
 
 
 @asynccontextmanager

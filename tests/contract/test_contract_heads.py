@@ -80,8 +80,9 @@ async def test_a_head_is_that_of_heads(store: Store) -> None:
         assert await store.heads([name]) == {name: (await store.head(name)).last_id}
 
 
-@pytest.mark.parametrize("count", [1, 499, 500, 501, 1_000, 1_001])
+@pytest.mark.parametrize("count", [500, 501, 1_001, 5_001])
 async def test_pieces_of_a_long_call_are_one_answer(store: Store, count: int) -> None:
+    """The pieces of each store are of another size: SQLite's of 500, Cassandra's of 1,000, PostgreSQL's of 5,000."""
     await store.append([message("first"), message("last")])
     between = [f"unheard.{n}" for n in range(count - 1)]
     assert await store.heads(["first", *between, "last"]) == {"first": 1, "last": 1}
