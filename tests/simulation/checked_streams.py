@@ -52,15 +52,28 @@ class CheckedStreams:
         self._passed_over: list[tuple[Session, Fact, int]] = []
 
     def begin(
-        self, who: str, subject: str, start: Start, until: Until | None, slow: SlowPolicy, *, report_gaps: bool
+        self,
+        who: str,
+        subject: str,
+        start: Start,
+        until: Until | None,
+        slow: SlowPolicy,
+        *,
+        report_gaps: bool,
+        offered_id: int = 0,
     ) -> Session:
-        """Note a subscription in the stretch in which it was registered, by the task that asked for it."""
+        """Note a subscription in the stretch in which it was registered, by the task that asked for it.
+
+        ``offered_id``: how far the broker had offered the subject.
+        """
         heads = self._store.asked[who].heads if who in self._store.asked else []
         if not heads and isinstance(start, After):  # memory knew
             heads = [Head(1, self._store.last_heard_id(subject))]
         seen_id = until_id = None
         if heads:
-            head = heads[-1]
+            first_id, last_id = heads.pop()
+            head = Head(first_id, max(last_id, offered_id))  # what was offered meanwhile was there before, too
+            heads.append(head)
             until_id = head.last_id if isinstance(until, AtEnd) else until
             match start:
                 case New():
@@ -134,12 +147,16 @@ class CheckedStreams:
         if sum(fanout.gaps.values()) < sum(self._told.values()) + self._holes:
             self._world.violated("gaps are counted", f"{fanout.gaps} are fewer than {self._told}, {self._holes}")
         for session, fact, number in self._passed_over:
-            if fact.heard is not None and fact.heard > number:
+            if fact.heard is not None and fact.heard > number and not self._is_given_up(fact):
                 self._world.violated("live", f"{session.who} went beyond {fact.id} before it was offered")
         for session in self.sessions:
-            unbroken = all(fact.heard for fact in self._store.history.get(session.subject, []))
+            facts = self._store.history.get(session.subject, [])
+            unbroken = all(fact.heard and not self._is_given_up(fact) for fact in facts)
             if isinstance(session.start, New) and not fanout.lags and unbroken:
                 self._check_live(session)
+
+    def _is_given_up(self, fact: Fact) -> bool:
+        return self._store.limits().shared and fact.message.body in self._world.given_up
 
     def _check_live(self, session: Session) -> None:
         """Check one that began with what was live, and never left that."""

@@ -76,7 +76,7 @@ def _deterministic(seed: int) -> Generator[None]:
         scheduler._ALLOW_DETERMINISTIC_SCHEDULING = before  # type: ignore[misc]
 
 
-SHORT_BYTES = 8_000
+SHORT_BYTES = 9_800
 """What may wait for all subscribers, where memory is short."""
 
 

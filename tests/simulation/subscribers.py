@@ -100,7 +100,13 @@ class Subscriber:
     def _begin(self) -> None:
         start, until = self._start, self._until
         self.session = self._checked.begin(
-            self.who, self.subject, start, until, self._slow, report_gaps=self._report_gaps
+            self.who,
+            self.subject,
+            start,
+            until,
+            self._slow,
+            report_gaps=self._report_gaps,
+            offered_id=self._broker.fanout.offered_id(self.subject),
         )
         if isinstance(until, AtEnd):
             self._until = self.session.until_id  # that is what it still wants when it comes back
