@@ -84,7 +84,7 @@ class Subscriber:
             await trio.sleep(RETRY_S)  # nobody is back in no time: it might be cut again and again meanwhile
         except (Draining, BrokerClosed) as error:
             self._ended(type(error).__name__)
-            self.is_over = True
+            await self._broker_stopped()
         except StorageUnavailable:
             await trio.sleep(RETRY_S)
         except BrokerError:  # the end is before the start
@@ -92,6 +92,9 @@ class Subscriber:
         else:
             self._ended("finished")
             self.is_over = True
+
+    async def _broker_stopped(self) -> None:
+        self.is_over = True
 
     def _ended(self, how: str) -> None:
         if self.session is not None:

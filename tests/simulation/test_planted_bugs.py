@@ -16,7 +16,7 @@ from trio_broker.position import Position
 from trio_broker.runs import Group, Pending, Result
 from trio_broker.start import Last, Start, Until
 
-from .scenario import simulate
+from .simulating import simulate
 
 SEEDS = 200
 """A bug is found within so many."""

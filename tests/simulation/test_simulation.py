@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .scenario import simulate
+from .simulating import simulate
 
 SEEDS = 250
 """Of one test: what is interesting happens in each."""
