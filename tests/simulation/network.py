@@ -118,10 +118,9 @@ class _Stream:
 
     async def send(self, message: bytes) -> None:
         await trio.lowlevel.checkpoint()
-        if self._lost:
-            raise ConnectionLost(self._lost)
-        self._requests.append(message)
-        self._moved.set()
+        if not self._lost:
+            self._requests.append(message)
+            self._moved.set()
 
     async def receive_some(self) -> list[bytes]:
         await trio.lowlevel.checkpoint()

@@ -42,6 +42,7 @@ class StoreView:
         return self._store.limits()._replace(shared=True)
 
     async def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
+        self._store.note_given(batch)
         await self._reach()
         outcomes = await self._store.append(batch)
         if self.crashed:

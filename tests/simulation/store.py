@@ -138,11 +138,15 @@ class SimulatedStore(MemoryStore):
         return super().limits()._replace(lanes=self._lanes, shared=self._shared)
 
     async def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
-        for message in batch:
-            self.given[message.body] = self.given.get(message.body, 0) + 1
+        self.note_given(batch)
         self._world.note("store", "append", len(batch))
         with trio.CancelScope(shield=True):  # as in a thread, deaf to cancellation
             return await self._append(batch)
+
+    def note_given(self, batch: Sequence[NewMessage]) -> None:
+        """Note that whoever published these cannot take them back any more."""
+        for message in batch:
+            self.given[message.body] = self.given.get(message.body, 0) + 1
 
     async def _append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
         await self._take_time()
