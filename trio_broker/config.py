@@ -45,6 +45,15 @@ def _subjects(subjects: tuple[str, ...]) -> tuple[str, ...]:
 
 Subjects = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_subjects)]
 
+
+def _peers(peers: tuple[str, ...]) -> tuple[str, ...]:
+    for peer in peers:
+        parse_tcp(peer)
+    return tuple(dict.fromkeys(peers))
+
+
+Peers = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_peers)]
+
 BODY_MAX_BYTES = 4 * 1024 * 1024 - 64 * 1024
 """So that every encoded response fits gRPC clients' default limit of 4 MiB on what they receive."""
 
@@ -63,6 +72,15 @@ class Config(BaseModel):
         description="where messages are kept: sqlite:///path, postgresql://.., cassandra://.., memory:",
     )
     store_listen: str = Field("", description="PostgreSQL: where to LISTEN, if --store goes through a pooler")
+    peer_listen: str = Field(
+        "127.0.0.1:0", description="where other brokers on the same database connect: HOST:PORT; port 0: any free one"
+    )
+    advertise: str = Field(
+        "", description="HOST:PORT where other brokers reach that; without it, what can be found out"
+    )
+    peers: Peers = Field(
+        (), description="HOST:PORT of the other brokers, separated by spaces, instead of asking the store"
+    )
     metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics, /healthz and /readyz")
     metrics_subjects: Subjects = Field((), description="subjects with metrics of their own, separated by spaces")
     allow_anonymous: bool = Field(default=False, description="let anybody call, also on an address beyond loopback")
@@ -106,10 +124,17 @@ class Config(BaseModel):
         parse_listen(text)
         return text
 
-    @field_validator("metrics_listen")
+    @field_validator("metrics_listen", "peer_listen")
     @classmethod
     def _is_tcp(cls, text: str) -> str:
         parse_tcp(text)
+        return text
+
+    @field_validator("advertise")
+    @classmethod
+    def _is_tcp_or_empty(cls, text: str) -> str:
+        if text:
+            parse_tcp(text)
         return text
 
     @model_validator(mode="after")

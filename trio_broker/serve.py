@@ -17,8 +17,15 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +44,7 @@ from trio_broker.logs import Started
 from trio_broker.memory import CALL_BYTES, CONNECTION_BYTES, Pressure, guard, use_few_heaps
 from trio_broker.metering import Metering
 from trio_broker.notation import TcpAddress, UnixAddress, parse_listen, parse_tcp
+from trio_broker.replicas import Replicas, run_replicas
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.health import Health
 from trio_broker.rpc.limits import Limits
@@ -133,6 +141,7 @@ class _Process:
         self._starting = "starting"
         """What /readyz says until there is a broker."""
         self._store: Store | None = None
+        self._replicas: Replicas | None = None
         self._opening = opening
         """Cancelled when the process is to stop before the store could be opened."""
         self._draining = False
@@ -148,7 +157,12 @@ class _Process:
         wakeups = {True: "heard", False: "not heard: polling instead", None: "none"}[self._broker.hearing.connected]
         durability = self._store.durability()
         not_durable = "" if durability.durable else f", {durability.meaning}"
-        facts = (f"store: {durability.kind} ({durability.setting}){not_durable}", f"wake-ups: {wakeups}")
+        facts: tuple[str, ...] = (
+            f"store: {durability.kind} ({durability.setting}){not_durable}",
+            f"wake-ups: {wakeups}",
+        )
+        if self._replicas is not None:
+            facts += (f"replicas: {self._replicas.heard} of {self._replicas.known} others are heard",)
         away_s = self._broker.store_away_s()
         if away_s > self._config.store_grace:
             return Readiness(ready=False, detail=f"the store has been away for {away_s:.0f} s", facts=facts)
@@ -218,7 +232,10 @@ class _Process:
         operating, flushing = (nullcontext, nullcontext) if tracing is None else (tracing.operation, tracing.flush)
         measured = self._metering.measured(store, operating)
         backlog_max_bytes = self._shares.backlog
-        async with run_broker(measured, config, backlog_max_bytes=backlog_max_bytes, flushing=flushing) as broker:
+        async with (
+            run_broker(measured, config, backlog_max_bytes=backlog_max_bytes, flushing=flushing) as broker,
+            self._among_others(measured, broker),
+        ):
             with _listen(config.listen) as listener:
                 self._server = server = self._make_server(broker)
                 self._metering.watch(broker, server)
@@ -233,6 +250,20 @@ class _Process:
                     until_the_end.enter_context(_last_resort(last_resort_s))
                     await self._stop(server, broker)
                     serving.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def _among_others(self, store: Store, broker: Broker) -> AsyncGenerator[None]:
+        """Let the broker and the others on its log hear of each other, where there can be others."""
+        config = self._config
+        if not store.limits().shared:
+            yield
+            return
+        with _telling("--peer-listen"):
+            listener = listen_tcp(*parse_tcp(config.peer_listen))
+        async with run_replicas(
+            store, broker, listener, advertise=config.advertise, peers=config.peers
+        ) as self._replicas:
+            yield
 
     def _on_pressure(self, pressure: Pressure) -> None:
         """Take in no more than memory allows: from the headers of a call on, before its message is received."""
