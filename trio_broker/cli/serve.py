@@ -73,6 +73,8 @@ async def _serve(settings: Settings, file: Path | None) -> int:
         raise Failure(str(error)) from error
     from persistence import CannotOpen
     from trio_broker.serve import serve
+    from trio_broker.workers.member import WorkerFailed
+    from trio_broker.workers.supervisor import supervise
 
     if settings.config.traces:
         try:
@@ -85,7 +87,11 @@ async def _serve(settings: Settings, file: Path | None) -> int:
     for name, meant in settings.unknown_variables.items():
         log.warning("variable_unknown", name=name, **({"did_you_mean": meant} if meant else {}))
     try:
+        if settings.config.workers > 1:
+            return await supervise(settings.config, budget)
         return await serve(settings.config, budget)
     except* CannotOpen as group:
-        failure = next(leaves(group))
-    raise Failure(str(failure)) from failure
+        failure = Failure(str(next(leaves(group))))
+    except* WorkerFailed as group:
+        failure = Failure(*next(leaves(group)).args)
+    raise failure
