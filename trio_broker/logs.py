@@ -181,7 +181,11 @@ class Started(NamedTuple):
         subscriber = f"{config.subscriber_messages} messages or {write_size(config.subscriber_bytes)} each"
         return [
             f"trio-broker {__version__}, Python {platform.python_version()}, trio {trio.__version__}",
-            *([f"workers     {config.workers} processes; queue, buffers and cache are of each"] if config.workers > 1 else []),
+            *(
+                [f"workers     {config.workers} processes; queue, buffers and cache are of each"]
+                if config.workers > 1
+                else []
+            ),
             f"store       {redact_url(config.store)}, {durability.kind}",
             f"durability  {durability.meaning} ({durability.setting})",
             *([f"brokers     {_SHARED}"] if self.shared else []),

@@ -58,13 +58,15 @@ class WorkerFront:
     def __init__(self, channel: Channel, door: Door) -> None:
         self._channel = channel
         self._door = door
+        self._process: Attended | None = None
 
     async def attend(
         self, process: Attended, *, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Tell the supervisor how the process is, and do what it asks, until cancelled. It has no address."""
+        self._process = process
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._report, process)
+            nursery.start_soon(self._report)
             task_status.started(("supervisor", 0))
             while (message := await self._channel.receive()) is not None:
                 match message.kind:
@@ -85,6 +87,7 @@ class WorkerFront:
 
     def announce(self, started: Started) -> None:
         """Tell the supervisor, which says it once for all."""
+        self._channel.send("state", self._news())
         self._channel.send(
             "ready",
             {
@@ -96,10 +99,14 @@ class WorkerFront:
         )
         log.info("worker_ready", ready_after_s=round(started.ready_after_s, 3))
 
-    async def _report(self, process: Attended) -> None:
+    def _news(self) -> dict[str, Any]:
+        assert self._process is not None
+        return {"readiness": self._process.readiness(), "connections": self._process.connections()}
+
+    async def _report(self) -> None:
         told, looks = None, 0
         while True:
-            news = {"readiness": process.readiness(), "connections": process.connections()}
+            news = self._news()
             looks += 1
             if (news != told or looks >= REPORTS_QUIET) and self._channel.send("state", news):
                 told, looks = news, 0
