@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import trio
 from prometheus_client import CollectorRegistry
 
-from metrics import Readiness, serve_http
+from metrics import Readiness, WorkersMetrics, serve_http
 from trio_broker.config import Config
 from trio_broker.logs import Started
 from trio_broker.notation import TcpAddress, UnixAddress, parse_listen, parse_tcp
@@ -75,6 +75,7 @@ class Alone:
         self, process: Attended, *, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve /metrics, /healthz and /readyz on ``--metrics-listen``."""
+        process.registry.register(WorkersMetrics(1, lambda: int(process.readiness().ready)))
         address = parse_tcp(self._config.metrics_listen)
         await serve_http(*address, process.registry, process.readiness, task_status=task_status)
 
