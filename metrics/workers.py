@@ -38,12 +38,15 @@ def pack(registry: CollectorRegistry) -> bytes:
 def merge(packs: Mapping[str, bytes]) -> list[Metric]:
     """Return the families of several workers, each family once; ``packs``: by what is to be in the label.
 
-    Raises:
-        ValueError: one of them is not whole.
+    One that is not whole counts for nothing: its worker ended while it told it.
     """
     families: dict[str, Metric] = {}
     for worker, packed in packs.items():
-        for name, documentation, kind, unit, samples in json.loads(packed):
+        try:
+            told = json.loads(packed)
+        except ValueError:
+            continue
+        for name, documentation, kind, unit, samples in told:
             family = families.get(name)
             if family is None:
                 family = families[name] = Metric(name, documentation, kind, unit)

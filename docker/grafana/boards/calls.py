@@ -87,7 +87,8 @@ DURATION: Final = Row(
             "Duration in the last minute, p99 of each instance",
             units.Seconds,
             [most("method_duration", "{{instance}} {{method}}", f'{PUBLISH_AND_FETCH},quantile="0.99"', "method")],
-            "Within 1 %, but for one instance each, its slowest worker. One that is slower than the others has a problem of its own.",
+            "Within 1 %, but for one instance each, its slowest worker. One that is slower than the others has a "
+            "problem of its own.",
         ),
     ],
 )

@@ -61,9 +61,8 @@ CPU: Final = Row(
                 most("trio_broker_process_cpu_utilisation"),
                 most("trio_broker_cpu_limit", "{{instance}}: limit"),
             ],
-            "Of the busiest worker. At 1 the one thread that serves its clients is at its end: more workers or brokers, or "
-            "fewer calls. At the limit the "
-            "kernel makes it wait.",
+            "Of the busiest worker. At 1 the one thread that serves its clients is at its end: more workers or brokers, "
+            "or fewer calls. At the limit the kernel makes it wait.",
         ),
         Graph(
             "Load of the machine",
@@ -123,7 +122,8 @@ RUNTIME: Final = Row(
             "Running for",
             units.Seconds,
             [Query(f"time() - {of_instance('max', gauge('process_start_time_seconds'))}", "{{instance}}")],
-            "The youngest worker. It falls to 0 again and again: it is killed (out of memory?) or crashes; see its log's end.",
+            "The youngest worker. It falls to 0 again and again: it is killed (out of memory?) or crashes; see its "
+            "log's end.",
         ),
         Table(
             "Versions",

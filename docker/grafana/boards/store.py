@@ -14,7 +14,7 @@ PRESENCE: Final = Row(
             "Ready, draining",
             units.NoUnit,
             [least("trio_broker_ready"), most("trio_broker_draining", "{{instance}} is being stopped")],
-            "Of the worker that is worst off. Load balancers send nobody to an instance none of whose workers is ready.",
+            "Of the worker that is worst off. Load balancers send nobody to an instance of which no worker is ready.",
             top=1,
         ),
         Graph(
