@@ -61,8 +61,8 @@ CPU: Final = Row(
                 most("trio_broker_process_cpu_utilisation"),
                 most("trio_broker_cpu_limit", "{{instance}}: limit"),
             ],
-            "Of the busiest worker. At 1 the one thread that serves its clients is at its end: more workers or brokers, "
-            "or fewer calls. At the limit the kernel makes it wait.",
+            "Of the busiest worker. At 1 the one thread that serves its clients is at its end: more workers or "
+            "brokers, or fewer calls. At the limit the kernel makes it wait.",
         ),
         Graph(
             "Load of the machine",
