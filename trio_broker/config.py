@@ -87,7 +87,7 @@ class Config(BaseModel):
 
     workers: Count = Field(1, description="processes that serve the gRPC address together; see docs/SCALING.md")
     memory_max: Annotated[int, BeforeValidator(size), Field(ge=0)] = Field(
-        0, description="memory that the process may use; 0: what its container or the machine has"
+        0, description="memory that all workers together may use; 0: what the container or the machine has"
     )
     queue_messages: Count = Field(50_000, description="publishes that may wait for the store; more are refused")
     queue_bytes: Size = Field(64 * 1024 * 1024, description="bytes of publishes that may wait; more are refused")
