@@ -179,6 +179,29 @@ def test_all_workers_drain_and_the_exit_code_is_0(postgres_url: str) -> None:
         assert broker.errors() == []
 
 
+def test_a_signal_that_every_process_gets_is_one_for_each(postgres_url: str) -> None:
+    """As systemd sends it."""
+    with BrokerProcess(postgres_url, *TWO) as broker:
+        for process in (*workers(broker), broker.system()):
+            process.terminate()
+        assert broker.wait() == 0
+        assert broker.errors() == []
+
+
+def test_a_worker_that_stands_still_is_given_nobody_and_does_not_keep_the_process(postgres_url: str) -> None:
+    with BrokerProcess(postgres_url, *TWO, "--grace", "0s") as broker, ExitStack() as stack:
+        workers(broker)[0].suspend()
+        eventually(lambda: broker.get("/readyz")[1].splitlines()[0], "ready, with 1 of 2 workers")
+        assert broker.get("/readyz")[0] == 200
+        assert "worker 0: silent for" in broker.get("/readyz")[1]
+        connect_wires(stack, broker, 4)
+        assert of_workers(broker, "trio_broker_connections") == [0, 4]
+        stack.close()
+        broker.terminate()
+        assert broker.wait() == 1
+        assert broker.wait_logged("workers_stuck")["workers"] == [0]
+
+
 def test_until_the_drain_delay_is_over_connections_are_taken_and_a_second_signal_ends_all(postgres_url: str) -> None:
     with BrokerProcess(postgres_url, *TWO, "--drain-delay", "60s") as broker:
         processes = workers(broker)

@@ -67,7 +67,7 @@ class Member:
         self._handed_over = 0
         self._readiness = Readiness(ready=False, detail="starting")
         self._connections = Connections()
-        self._began = self._heard_at = trio.current_time()
+        self._heard_at = trio.current_time()
 
     @classmethod
     async def start(cls, number: int, settings: dict[str, Any]) -> "Member":
@@ -81,10 +81,15 @@ class Member:
         door.setblocking(False)
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         with theirs, inner:
-            # in a session of its own: Ctrl-C is for the supervisor alone
-            process = await trio.lowlevel.open_process(
-                [*COMMAND, str(number)], stdin=theirs.fileno(), env=environment, start_new_session=True
-            )
+            try:
+                # in a session of its own: Ctrl-C is for the supervisor alone
+                process = await trio.lowlevel.open_process(
+                    [*COMMAND, str(number)], stdin=theirs.fileno(), env=environment, start_new_session=True
+                )
+            except BaseException:
+                channel.close()
+                door.close()
+                raise
             # here an address for streams between workers has its place, when there are any
             values = {"number": number, "config": settings}
             channel.send("begin", values, [inner.fileno(), door.fileno()])
@@ -123,21 +128,19 @@ class Member:
 
     # -- what it is like --------------------------------------------------------------------------------------
 
-    def lived_s(self) -> float:
-        """Return for how long it has run."""
-        return trio.current_time() - self._began
-
     def readiness(self) -> Readiness:
         """Return what it said last; one that is silent is not ready."""
-        silent_s = trio.current_time() - self._heard_at
-        if silent_s > SILENT_S:
+        if (silent_s := self._silent_s()) > SILENT_S:
             return Readiness(ready=False, detail=f"silent for {silent_s:.0f} s")
         return self._readiness
+
+    def _silent_s(self) -> float:
+        return trio.current_time() - self._heard_at
 
     @property
     def taking(self) -> bool:
         """It takes connections."""
-        return self._connections.taking
+        return self._connections.taking and self._silent_s() <= SILENT_S
 
     @property
     def connections(self) -> int:

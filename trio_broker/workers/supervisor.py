@@ -115,28 +115,38 @@ class _Supervisor:
         """Keep one worker running, until all are to stop."""
         pauses = Pauses()
         while not self._stopping.is_set():
-            member = await Member.start(number, self._settings)
-            self._members[number] = member
-            if self._stopping.is_set():
-                member.stop()
+            began = trio.current_time()
+            code: int | None = None
+            failure: WorkerFailed | OSError | None
             try:
-                code = await member.run(self._hear)
-            finally:
-                del self._members[number]
-                self._doorman.hear()
+                code, failure = await self._run_one(number)
+            except OSError as error:  # no memory, or no process, for one more
+                failure = error
             if self._stopping.is_set():
                 self._exit_code = self._exit_code or (1 if code else 0)
                 return
-            why = {"why": str(member.failure)} if member.failure else {}
-            if member.failure and not self._announced:
-                self._fail(member.failure)  # so will the others: as asked it cannot be done
+            if failure is not None and not self._announced:
+                self._fail(failure)  # so will the others: as asked it cannot be done
                 return
-            pause_s = pauses.after(member.lived_s())
+            pause_s = pauses.after(trio.current_time() - began)
+            why = {} if failure is None else {"why": str(failure)}
             log.warning("worker_ended", worker=number, exit_code=code, again_in_s=pause_s, **why)
             with trio.move_on_after(pause_s):
                 await self._stopping.wait()
             if not self._stopping.is_set():
                 self._metrics.restarts[str(number)] += 1
+
+    async def _run_one(self, number: int) -> tuple[int, WorkerFailed | None]:
+        """Run one worker process to its end; return its exit code, and why it has given up, if it said so."""
+        member = await Member.start(number, self._settings)
+        self._members[number] = member
+        if self._stopping.is_set():
+            member.stop()
+        try:
+            return await member.run(self._hear), member.failure
+        finally:
+            del self._members[number]
+            self._doorman.hear()
 
     def _hear(self) -> None:
         """A worker has told something."""
@@ -248,7 +258,7 @@ class _Supervisor:
     async def _kill_in_time(self) -> None:
         await self._stopping.wait()
         await trio.sleep(self._config.drain_delay + self._config.grace + LAST_RESORT_S)
-        log.error("workers_stuck", workers=sorted(self._members))
+        log.warning("workers_stuck", workers=sorted(self._members))
         self._kill()
 
     def _kill(self) -> None:
