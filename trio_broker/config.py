@@ -26,6 +26,9 @@ PositiveDuration = Annotated[float, BeforeValidator(seconds), Field(gt=0, allow_
 Size = Annotated[int, BeforeValidator(size), Field(gt=0)]
 Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
 
+_OF_ONE_PROCESS = ("sqlite", "memory")
+"""Stores that a second broker is refused."""
+
 METRICS_SUBJECTS_MAX = 100
 """Each adds series that a Prometheus server keeps for as long as it keeps anything."""
 
@@ -103,8 +106,9 @@ class Config(BaseModel):
     )
     sweep_interval: PositiveDuration = Field(1, description="pause between sweeps of what has expired")
 
+    workers: Count = Field(1, description="processes that serve the gRPC address together; see docs/SCALING.md")
     memory_max: Annotated[int, BeforeValidator(size), Field(ge=0)] = Field(
-        0, description="memory that the process may use; 0: what its container or the machine has"
+        0, description="memory that all workers together may use; 0: what the container or the machine has"
     )
     queue_messages: Count = Field(50_000, description="publishes that may wait for the store; more are refused")
     queue_bytes: Size = Field(64 * 1024 * 1024, description="bytes of publishes that may wait; more are refused")
@@ -151,6 +155,12 @@ class Config(BaseModel):
                 f"{self.listen} can be reached from other machines, and nothing authenticates clients: anybody could "
                 "publish and read. If that is meant, pass --allow-anonymous (TRIO_BROKER_ALLOW_ANONYMOUS=true); "
                 "otherwise listen on 127.0.0.1"
+            )
+        kind = self.store.partition(":")[0]
+        if self.workers > 1 and kind in _OF_ONE_PROCESS:
+            raise ValueError(
+                f"--workers {self.workers} needs a store that several processes can share, and --store {kind}: is for "
+                "one alone: use postgresql:// or cassandra://, or --workers 1"
             )
         largest = self.body_max_bytes + MESSAGE_OVERHEAD_BYTES
         if self.queue_bytes < largest:  # such a message would be told for ever that the queue is full: try again
