@@ -21,7 +21,7 @@ from trio_broker.line_budget import LineBudget
 from trio_broker.logs import configure_logging
 from trio_broker.serve import serve
 from trio_broker.workers.channel import Channel
-from trio_broker.workers.worker import Door, WorkerFront
+from trio_broker.workers.worker import Door, WorkerFront, peering
 
 
 def main() -> NoReturn:
@@ -39,7 +39,7 @@ async def _work(channel: Channel) -> int:
     message = await channel.receive()
     if message is None:
         return 0
-    config = Config.model_validate(message.values["config"])
+    config = peering(Config.model_validate(message.values["config"]), message.values["number"])
     inner, outer = message.descriptors
     budget = configure_logging(config.log_format, config.log_level, worker=message.values["number"])
     try:

@@ -1,6 +1,6 @@
 """A worker, seen from inside: what is around a broker whose clients come through a supervisor.
 
-Owns:      `WorkerFront`; `Door`, through which connections come.
+Owns:      `WorkerFront`; `Door`, through which connections come; where other brokers reach it.
 Not here:  the process's beginning and end (trio_broker/cli/worker.py), the supervisor's side (member.py).
 Threads:   the trio thread.
 """
@@ -16,8 +16,10 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from metrics.workers import pack
+from trio_broker.config import Config
 from trio_broker.front import Attended
 from trio_broker.logs import Started
+from trio_broker.notation import TcpAddress, parse_tcp
 from trio_broker.tasktree import describe_process
 from trio_broker.workers.channel import Channel, stream_on
 
@@ -29,6 +31,17 @@ GATHER_S = 5.0
 """How long the supervisor may take to read the metrics."""
 
 log = structlog.get_logger()
+
+
+def peering(config: Config, number: int) -> Config:
+    """Give a worker an address of its own for other brokers: the one that is set, so many ports on; 0 stays 0."""
+
+    def moved(address: str) -> str:
+        host, port = parse_tcp(address)
+        return str(TcpAddress(host, port + number if port else 0))
+
+    advertise = config.advertise and moved(config.advertise)
+    return config.model_copy(update={"peer_listen": moved(config.peer_listen), "advertise": advertise})
 
 
 class Door(socket.socket):
