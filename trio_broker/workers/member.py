@@ -90,7 +90,6 @@ class Member:
                 channel.close()
                 door.close()
                 raise
-            # here an address for streams between workers has its place, when there are any
             values = {"number": number, "config": settings}
             channel.send("begin", values, [inner.fileno(), door.fileno()])
         log.info("worker_started", worker=number, pid=process.pid)
