@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from trio_broker.fanout import Fanout
 
 WAITING_BYTES = 8 * 1024 * 1024
-"""What may wait for one other broker."""
+"""What may wait for one other broker,"""
+WAITING_SHARE = 8
+"""and the part of what may wait for all subscribers together that this may be."""
 
 Admit = Callable[[pb.Greeting], Status | None]
 """Says why somebody who greets is not to be told anything; None: nothing is wrong."""
@@ -43,6 +45,7 @@ class TailFeed:
         self.dropped = 0
         """Batches for which there was no room."""
         self._fanout = fanout
+        self._most_bytes = min(WAITING_BYTES, fanout.backlog.max_bytes // WAITING_SHARE)
         self._call = call
         self._admit = admit
         self._admitted = False
@@ -56,7 +59,7 @@ class TailFeed:
 
     def offer(self, batch: "Batch", lifetimes: Lifetimes) -> None:
         """Pass on a batch, or note that there was no room for it."""
-        if self._waiting and self._waiting_bytes + batch.memory_bytes > WAITING_BYTES:
+        if self._waiting and self._waiting_bytes + batch.memory_bytes > self._most_bytes:
             self._missed[batch.subject] = batch.last_id
             self.dropped += 1
         else:
