@@ -50,7 +50,7 @@ class TailFeed:
         self._admit = admit
         self._admitted = False
         self._subjects: dict[str, None] = {}  # a dict for a set that keeps its order
-        self._waiting: deque[tuple[Batch, Lifetimes]] = deque()
+        self._waiting: deque[tuple[Batch, Lifetimes, int]] = deque()  # with what it counts for
         self._waiting_bytes = 0
         self._missed: dict[str, int] = {}  # how far subjects go of which something had no room
         self._heard = 0
@@ -63,7 +63,7 @@ class TailFeed:
             self._missed[batch.subject] = batch.last_id
             self.dropped += 1
         else:
-            self._waiting.append((batch, lifetimes))
+            self._waiting.append((batch, lifetimes, batch.memory_bytes))  # that may grow
             self._waiting_bytes += batch.memory_bytes
         self._call.connection.mark(self._call)
 
@@ -103,8 +103,8 @@ class TailFeed:
             self._heard_told = self._heard
             parts.append(framed(pb.TailResponse(heard=self._heard).SerializeToString()))
         while self._waiting and size < credit:
-            batch, lifetimes = self._waiting.popleft()
-            self._waiting_bytes -= batch.memory_bytes
+            batch, lifetimes, size_bytes = self._waiting.popleft()
+            self._waiting_bytes -= size_bytes
             part = tail_response(batch, lifetimes)
             parts.append(part)
             size += len(part)
