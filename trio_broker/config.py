@@ -29,6 +29,8 @@ Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
 _OF_ONE_PROCESS = ("sqlite", "memory")
 """Stores that a second broker is refused."""
 
+WORKERS_MAX = 64
+"""Each is a process of 65 MiB or more, and has connections of its own to the database."""
 METRICS_SUBJECTS_MAX = 100
 """Each adds series that a Prometheus server keeps for as long as it keeps anything."""
 
@@ -106,7 +108,9 @@ class Config(BaseModel):
     )
     sweep_interval: PositiveDuration = Field(1, description="pause between sweeps of what has expired")
 
-    workers: Count = Field(1, description="processes that serve the gRPC address together; see docs/SCALING.md")
+    workers: Annotated[Count, Field(le=WORKERS_MAX)] = Field(
+        1, description="processes that serve the gRPC address together; see docs/SCALING.md"
+    )
     memory_max: Annotated[int, BeforeValidator(size), Field(ge=0)] = Field(
         0, description="memory that all workers together may use; 0: what the container or the machine has"
     )
