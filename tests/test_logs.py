@@ -177,7 +177,7 @@ def test_the_banner_says_what_started_in_few_lines() -> None:
 
 
 def test_the_banner_says_what_brokers_that_share_a_store_may_expect() -> None:
-    told = "each delivers to its own subscribers only what was published to itself"
+    told = "others on this store hear of what this one appends"
     assert told in "\n".join(started(Config(), Durability(), shared=True).banner())
     assert told not in "\n".join(started(Config(), Durability()).banner())
 
@@ -213,6 +213,7 @@ def test_programs_get_one_event_with_all_that_the_banner_says(log_stream: io.Str
         "durability": "journal_mode=wal synchronous=full",
         "durable": True,
         "store_shared": False,
+        "workers": 1,
         "tls": False,
         "client_certificates": False,
         "open_to_strangers": False,

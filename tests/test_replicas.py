@@ -13,8 +13,7 @@ from trio_broker.broker import run_broker
 from trio_broker.config import Config
 from trio_broker.fanout import COMMIT, POLL, TAIL, WAKEUP
 from trio_broker.replicas import Replicas, run_replicas
-
-ANY = "127.0.0.1:0"
+from trio_broker.rpc.listeners import listen_tcp
 
 
 @asynccontextmanager
@@ -23,7 +22,7 @@ async def replica(url: str, **settings: float) -> AsyncGenerator[tuple[Broker, R
     async with (
         open_store(url, poll_interval_s=config.poll_interval) as store,
         run_broker(store, config) as broker,
-        run_replicas(store, broker, listen=ANY) as replicas,
+        run_replicas(store, broker, listen_tcp("127.0.0.1", 0)) as replicas,
     ):
         yield broker, replicas
 

@@ -28,7 +28,6 @@ from trio_broker.replicas.membership import Member, Membership, common_secret
 from trio_broker.replicas.service import ReplicasService
 from trio_broker.replicas.tails import TailFeed
 from trio_broker.rpc.limits import Limits
-from trio_broker.rpc.listeners import listen_tcp
 from trio_broker.rpc.server import Server
 from trio_broker.service.statuses import BrokerRefusals
 
@@ -43,22 +42,19 @@ log = structlog.get_logger()
 
 @asynccontextmanager
 async def run_replicas(
-    store: Store, broker: Broker, *, listen: str, advertise: str = "", peers: tuple[str, ...] = ()
+    store: Store, broker: Broker, listener: socket.socket, *, advertise: str = "", peers: tuple[str, ...] = ()
 ) -> AsyncGenerator["Replicas"]:
     """Let ``broker`` hear of the others' commits, and them of its own, for the length of the block.
 
     Args:
         store: the one that they share.
         broker: this one.
-        listen: HOST:PORT where other brokers connect; port 0: any free one.
-        advertise: HOST:PORT that they are told; empty: found out from ``listen``.
+        listener: where other brokers connect; it is closed at the end.
+        advertise: HOST:PORT that they are told; empty: found out from ``listener``.
         peers: where others are, instead of what their registers say.
-
-    Raises:
-        OSError: the address is taken, or cannot be resolved.
     """
     async with AsyncExitStack() as opened:
-        listener = opened.enter_context(closing(listen_tcp(*parse_tcp(listen))))
+        opened.enter_context(closing(listener))
         replicas = Replicas(store, broker, advertise or _reachable_at(listener), peers)
         nursery = await opened.enter_async_context(trio.open_nursery())
         await nursery.start(replicas.server.serve_on, [listener])
@@ -105,10 +101,19 @@ class Replicas:
         """Those that are alive, as far as their registers say."""
         return self._membership.others
 
+    @property
+    def known(self) -> int:
+        """How many others there are."""
+        return len(self._peers) or len(self._membership.others)
+
+    @property
+    def heard(self) -> int:
+        """How many of them stream their commits to this one."""
+        return sum(link.connected for link in self.links.values())
+
     def is_linked(self) -> bool:
         """Say whether all others are heard."""
-        known = len(self._peers) or len(self._membership.others)
-        return known == len(self.links) and all(link.connected for link in self.links.values())
+        return self.known == len(self.links) == self.heard
 
     async def run(self) -> None:
         """Find the others and follow them, until cancelled."""
