@@ -41,7 +41,8 @@ class Session:
     missed: int = 0
     """Messages that it was not given, and that were live while it listened."""
     ended: str = ""
-    last_message_id: int = 0
+    messages: int = 0
+    """That it got."""
 
 
 class CheckedStreams:
@@ -192,7 +193,7 @@ class CheckedStreams:
             self._world.violated("its subject's", f"{session.who} got {message}, which is not in the log")
         elif (fact.message.body, fact.time_us) != (message.body, message.published_us):
             self._world.violated("its subject's", f"{session.who} got {message}, and {fact} is in the log")
-        session.last_message_id = message.id
+        session.messages += 1
         self._go_on(session, message.id, message.id)
 
     def _got_gap(self, session: Session, gap: Gap) -> None:

@@ -29,6 +29,7 @@ from .store import Faults, SimulatedStore
 from .subscribers import Subscriber
 from .world import World, pause, ticks
 
+ROUNDS = 6
 IN_TIME_S = 1.5
 """With one way left everybody hears of a message within this, and the interval of polling if that is the way."""
 
@@ -225,6 +226,7 @@ class ReplicatedScenario:
                 async with trio.open_nursery() as listening:
                     await self._listen_and_publish(listening)
                     await self._end()
+                    await self._check_latecomer(listening)
                     for subscriber in self._subscribers:
                         subscriber.is_over = True
                     listening.cancel_scope.cancel()
@@ -339,12 +341,35 @@ class ReplicatedScenario:
             self.world.violated("in time", f"{late} did not hear of the end by {way} within {within_s} s")
 
     async def _check_fire_and_forget(self, closer: Publisher) -> None:
-        """Check that what is not kept reaches those that listen at other brokers."""
+        """Let two brokers at a time publish what is not kept: those that listen get all of it, wherever they are."""
         subject = self._subjects[0]
-        id_ = await closer.publish_end(subject, 0)
-        await trio.sleep(IN_TIME_S)
-        for each in self._subscribers:
-            if each.subject == subject and not each.is_over and each.session is not None and not each.session.ended:
-                self.world.count("not kept, and heard of")
-                if each.session.last_message_id != id_:
-                    self.world.violated("live", f"{each.who} was not given {id_}, which was not kept")
+        other = self._publisher(await self.some_broker(self._random), "closer too")
+        listening = [
+            (each.who, each.session, each.session.messages)
+            for each in self._subscribers
+            if each.subject == subject and not each.is_over and each.session is not None and not each.session.ended
+        ]
+        before_id = self.store.last_id(subject)
+        for _ in range(ROUNDS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(closer.publish_end, subject, 0)
+                nursery.start_soon(other.publish_end, subject, 0)
+            await trio.sleep(0.1)
+        published = self.store.last_id(subject) - before_id
+        for who, session, messages in listening:
+            self.world.count("not kept, and heard of", session.messages - messages)
+            if not session.ended and session.messages - messages < published:
+                self.world.violated("live", f"{who} was given {session.messages - messages} of {published} not kept")
+
+    async def _check_latecomer(self, listening: trio.Nursery) -> None:
+        """See that who comes when nothing is published any more gets all there is."""
+        subject = self._subjects[0]
+        late = RoamingSubscriber(
+            self.world, self.store, self._streams, await self.some_broker(self._random), "latecomer", subject
+        )
+        late.scenario = self
+        late.hurries = True
+        listening.start_soon(late.run, name=late.who)
+        await trio.sleep(2 * IN_TIME_S)
+        if late.session is not None and not late.is_over and not late.has_reached(self.store.last_id(subject)):
+            self.world.violated("in time", f"{late.who} has not reached {self.store.last_id(subject)}")
