@@ -1,5 +1,7 @@
 """A TCP proxy that a test turns into a black hole: connections stay open, and nothing comes through any more.
 
+It can also be slow, reset connections, or leave clients with connections whose other end is gone.
+
 Owns:      its listener, its connections and their threads; what is held back.
 Not here:  the server behind it, and loss of packets: here the kernel still acknowledges what nobody forwards, so
            neither keepalives nor tcp_user_timeout notice anything, as with a server that hangs.
@@ -8,7 +10,9 @@ Threads:   one that accepts, two per connection; the methods may be called from 
 An answer that is lost after the commit:  ``hold_replies()``, send, ``wait_reply_held()``, ``cut()``, ``release()``.
 """
 
+import math
 import socket
+import struct
 import threading
 from contextlib import suppress
 from typing import Self
@@ -18,6 +22,8 @@ SAFETY_S = 30
 """What hangs fails after this long; nothing that works comes near."""
 
 _CHUNK_BYTES = 64 * 1024
+_NO_GOODBYE = struct.pack("ii", 1, 0)
+"""SO_LINGER for a close by RST."""
 
 
 class Blackhole:
@@ -30,6 +36,8 @@ class Blackhole:
         self._replies = _Gate(self._changed)
         self._connections: set[_Connection] = set()
         self._ending = False
+        self.accepted = 0
+        """Connections so far."""
 
     @classmethod
     def before(cls, url: str) -> Self:
@@ -88,6 +96,32 @@ class Blackhole:
             self._changed.notify_all()
         return connections
 
+    def slow(self, latency_s: float = 0.0, bytes_per_s: float = math.inf) -> None:
+        """Let everything take ``latency_s`` each way, and no more through than that; without arguments: at once again.
+
+        What is said while something is on its way waits for that: a round trip takes twice the latency, and a lot that
+        is said piece by piece takes longer than over a slow network.
+        """
+        with self._changed:
+            self._requests.latency_s = self._replies.latency_s = latency_s
+            self._requests.bytes_per_s = self._replies.bytes_per_s = bytes_per_s
+
+    def reset(self) -> None:
+        """End all connections by RST: clients and server are told ECONNRESET, and what was held back is lost."""
+        with self._changed:
+            for connection in self._connections:
+                connection.reset()
+            self._changed.notify_all()
+
+    def abandon(self) -> None:
+        """Let the server see all clients gone, and tell them nothing: half-open connections, until `cut`.
+
+        New connections are treated as before.
+        """
+        with self._changed:
+            for connection in self._connections:
+                connection.abandon()
+
     def wait_reply_held(self) -> None:
         """Wait until something that the server said is held back: it has answered, and the client has not heard."""
         self._wait(self._replies)
@@ -118,6 +152,7 @@ class Blackhole:
                     client.close()
                     return
                 self._connections.add(connection)
+                self.accepted += 1
             connection.thread.start()
 
     def _serve(self, connection: "_Connection") -> None:
@@ -142,6 +177,9 @@ class Blackhole:
         replies.start()
         _pump(connection, client, server, self._requests)
         replies.join()
+        if connection.is_abandoned:
+            with self._changed:
+                self._changed.wait_for(lambda: connection.is_cut)
 
 
 class _Connection:
@@ -151,13 +189,30 @@ class _Connection:
         self.client = client
         self.server: socket.socket | None = None
         self.is_cut = False
+        self.is_abandoned = False
+        self.is_reset = False
+
+    def ends(self) -> list[socket.socket]:
+        return [self.client] if self.server is None else [self.client, self.server]
 
     def cut(self) -> None:
         self.is_cut = True
-        for end in (self.client, self.server):
-            if end is not None:
-                with suppress(OSError):  # it may have ended by itself
-                    end.shutdown(socket.SHUT_RDWR)
+        for end in self.ends():
+            with suppress(OSError):  # it may have ended by itself
+                end.shutdown(socket.SHUT_RDWR)
+
+    def reset(self) -> None:
+        self.is_cut = self.is_reset = True
+        for end in self.ends():
+            with suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_GOODBYE)
+                end.shutdown(socket.SHUT_RD)  # wakes who reads, and says nothing to the other end
+
+    def abandon(self) -> None:
+        self.is_abandoned = True
+        if self.server is not None:
+            with suppress(OSError):
+                self.server.shutdown(socket.SHUT_RDWR)
 
 
 class _Gate:
@@ -166,6 +221,8 @@ class _Gate:
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
         self.closed = False
+        self.latency_s = 0.0
+        self.bytes_per_s = math.inf
         self.waiting = 0
         """How many connections have something held back."""
 
@@ -178,13 +235,22 @@ class _Gate:
             self.waiting -= 1
             return not connection.is_cut
 
+    def delay(self, connection: _Connection, size: int) -> None:
+        """Wait as long as so many bytes are on their way, or until the connection is cut."""
+        with self._changed:
+            on_its_way_s = self.latency_s + size / self.bytes_per_s
+            if on_its_way_s:
+                self._changed.wait_for(lambda: connection.is_cut, on_its_way_s)
+
 
 def _pump(connection: _Connection, source: socket.socket, sink: socket.socket, gate: _Gate) -> None:
     """Pass on what ``source`` says until it has no more to say; its end is held back as anything else."""
     with suppress(OSError):
         data = source.recv(_CHUNK_BYTES)
         while gate.passes(connection) and data:
+            gate.delay(connection, len(data))
             sink.sendall(data)
             data = source.recv(_CHUNK_BYTES)
-    with suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+    if not (connection.is_abandoned or connection.is_reset):
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
