@@ -74,10 +74,14 @@ class Cluster:
         await self.start(number)
         await trio.to_thread.run_sync(old.stop)
 
+    async def readiness(self, broker: BrokerProcess, status: int) -> None:
+        """Wait until ``/readyz`` of a broker answers so."""
+        await trio.to_thread.run_sync(eventually, lambda: broker.get("/readyz")[0], status)
+
     async def all_ready(self, since: float) -> None:
         """Wait until every broker is ready; fail if that takes more than `READY_S` from ``since`` (time.monotonic)."""
         for broker in self.running():
-            await trio.to_thread.run_sync(eventually, partial(_readiness, broker), 200)
+            await self.readiness(broker, 200)
         assert time.monotonic() - since < READY_S
 
     async def at_rest(self, url: str) -> None:
@@ -106,10 +110,6 @@ async def cluster(url: str, *flags: str, urls: list[str] | None = None, brokers:
             if broker is not None:
                 await made.stop(number)
         await trio.to_thread.run_sync(eventually, partial(_backends, url), [])
-
-
-def _readiness(broker: BrokerProcess) -> int:
-    return broker.get("/readyz")[0]
 
 
 def _backends(url: str) -> list[tuple]:

@@ -61,12 +61,15 @@ class Oracle:
             await self._check()
             reading.cancel_scope.cancel(reason="everything was read and checked")
 
-    async def more(self, count: int) -> None:
-        """Wait until so many more publishes are acknowledged, and subscribers have all that was acknowledged."""
+    async def more(self, count: int, *, delivered: bool = True) -> None:
+        """Wait until so many more publishes are acknowledged, and subscribers have all that was acknowledged.
+
+        ``delivered=False``: whether they have it or not.
+        """
         enough = self.acknowledged + count
         while self.acknowledged < enough:
             await self._advanced.wait()
-        for subscriber in self.subscribers:
+        for subscriber in self.subscribers if delivered else ():
             await subscriber.reach(max(self.told[subscriber.subject].kept, default=0))
 
     def failed(self) -> int:
