@@ -11,9 +11,12 @@ An answer that is lost after the commit:  ``hold_replies()``, send, ``wait_reply
 """
 
 import math
+import select
 import socket
 import struct
 import threading
+import time
+from collections import deque
 from contextlib import suppress
 from typing import Self
 from urllib.parse import urlsplit
@@ -99,8 +102,7 @@ class Blackhole:
     def slow(self, latency_s: float = 0.0, bytes_per_s: float = math.inf) -> None:
         """Let everything take ``latency_s`` each way, and no more through than that; without arguments: at once again.
 
-        What is said while something is on its way waits for that: a round trip takes twice the latency, and a lot that
-        is said piece by piece takes longer than over a slow network.
+        A round trip takes twice the latency.
         """
         with self._changed:
             self._requests.latency_s = self._replies.latency_s = latency_s
@@ -235,22 +237,36 @@ class _Gate:
             self.waiting -= 1
             return not connection.is_cut
 
-    def delay(self, connection: _Connection, size: int) -> None:
-        """Wait as long as so many bytes are on their way, or until the connection is cut."""
+    def arrival(self, size: int, before: float) -> float:
+        """When so many bytes arrive that leave now, if what left before them arrives at ``before`` (time.monotonic)."""
         with self._changed:
-            on_its_way_s = self.latency_s + size / self.bytes_per_s
-            if on_its_way_s:
-                self._changed.wait_for(lambda: connection.is_cut, on_its_way_s)
+            return max(time.monotonic() + self.latency_s, before) + size / self.bytes_per_s
 
 
 def _pump(connection: _Connection, source: socket.socket, sink: socket.socket, gate: _Gate) -> None:
     """Pass on what ``source`` says until it has no more to say; its end is held back as anything else."""
+    on_its_way: deque[tuple[float, bytes]] = deque()
+    arrival = 0.0
+    said = select.poll()
+    said.register(source, select.POLLIN)
     with suppress(OSError):
-        data = source.recv(_CHUNK_BYTES)
-        while gate.passes(connection) and data:
-            gate.delay(connection, len(data))
-            sink.sendall(data)
-            data = source.recv(_CHUNK_BYTES)
+        while True:
+            wait_s = on_its_way[0][0] - time.monotonic() if on_its_way else math.inf
+            if said.poll(None if wait_s == math.inf else max(0, math.ceil(wait_s * 1000))):
+                data = source.recv(_CHUNK_BYTES)
+                arrival = gate.arrival(len(data), arrival)
+                on_its_way.append((arrival, data))
+                if not data:
+                    said.unregister(source)
+            while on_its_way and on_its_way[0][0] <= time.monotonic():
+                _, data = on_its_way.popleft()
+                if not gate.passes(connection) or not data:
+                    raise _Ended
+                sink.sendall(data)
     if not (connection.is_abandoned or connection.is_reset):
         with suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
+
+
+class _Ended(OSError):
+    """The source has no more to say, or the connection was cut."""

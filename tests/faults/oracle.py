@@ -1,6 +1,6 @@
 """The one oracle of all faults: clients at work on a cluster, and at the end what they were told held against the log.
 
-Owns:      `Oracle`: starting publishers and subscribers, waiting for load, the final checks.
+Owns:      `Oracle`: starting publishers and subscribers, waiting for load, the final checks; how long faults last.
 Not here:  a client (clients.py); brokers and what they leave in the database (cluster.py); the faults (the tests).
 Threads:   the trio thread only.
 
@@ -9,15 +9,20 @@ body is there once, unless it was sent again without a key after an outcome that
 same log; every subscriber has each kept message of its subject once, in order, and was told of every other id.
 """
 
+import os
+import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import count, takewhile
 
 import trio
 
 from .clients import Publisher, Subscriber, Told, connected
 from .cluster import Cluster
 
+FAULT_S = float(os.environ.get("TRIO_BROKER_FAULT_SECONDS", "3"))
+"""How long a fault lasts that may last as long as one likes."""
 FETCHES = 100
 """How many messages of a subject are also fetched one by one."""
 
@@ -61,12 +66,12 @@ class Oracle:
             await self._check()
             reading.cancel_scope.cancel(reason="everything was read and checked")
 
-    async def more(self, count: int, *, delivered: bool = True) -> None:
+    async def more(self, publishes: int, *, delivered: bool = True) -> None:
         """Wait until so many more publishes are acknowledged, and subscribers have all that was acknowledged.
 
         ``delivered=False``: whether they have it or not.
         """
-        enough = self.acknowledged + count
+        enough = self.acknowledged + publishes
         while self.acknowledged < enough:
             await self._advanced.wait()
         for subscriber in self.subscribers if delivered else ():
@@ -113,6 +118,12 @@ class Oracle:
             for id_ in [*log][:: len(log) // FETCHES + 1]:
                 assert (await client.fetch(subject, id_)).body == log[id_]
         return log, last_id
+
+
+def rounds(least: int) -> Iterator[int]:
+    """Count rounds: so many at least, and then as long as `FAULT_S` is not over."""
+    over = time.monotonic() + FAULT_S
+    return takewhile(lambda number: number < least or time.monotonic() < over, count())
 
 
 def _check_log(subject: str, told: Told, log: dict[int, bytes], last_id: int) -> None:

@@ -14,7 +14,7 @@ from postgres_server import PostgresServer
 from trio_broker._proto import broker_pb2 as pb
 
 from .cluster import cluster
-from .oracle import Oracle
+from .oracle import Oracle, rounds
 
 SAFETY_S = 120
 """What hangs fails after this long; nothing that works comes near."""
@@ -42,15 +42,14 @@ CALLS: dict[str, Message] = {
 """Every call that there is, as one that needs the store."""
 
 
-@pytest.mark.parametrize("times", [1, 2])
 async def test_kill_9_of_the_database_loses_nothing_and_brokers_recover_by_themselves(
-    own_postgres: PostgresServer, own_url: str, times: int
+    own_postgres: PostgresServer, own_url: str
 ) -> None:
     with trio.fail_after(SAFETY_S):
         async with cluster(own_url, *NOTICED_SOON) as brokers:
             oracle = Oracle(brokers)
             async with oracle.at_work():
-                for _ in range(times):
+                for _ in rounds(least=1):
                     await oracle.more(ROUND)
                     await trio.to_thread.run_sync(own_postgres.kill9)
                     for broker in brokers.running():
@@ -121,3 +120,37 @@ def test_a_broker_stops_within_the_grace_period_with_every_kind_of_call_waiting_
         Wire(broker.address) as wire,
     ):
         stop_amid_calls(broker, wire, hole.hold)
+
+
+def check_cut_off(broker: BrokerProcess) -> None:
+    """A broker without its database takes nothing, and says so in time."""
+    with Wire(broker.address) as wire:
+        began = time.monotonic()
+        publishes = [wire.publish("orders", keep=True, timeout=f"{DEADLINE_S}S") for _ in range(10)]
+        fetch = wire.fetch("orders", 1, timeout=f"{DEADLINE_S}S")
+        failures = [wire.failed(call) for call in (*publishes, fetch)]
+        assert time.monotonic() - began < DEADLINE_S + SLACK_S
+        assert {failure.code for failure in failures} <= {"DEADLINE_EXCEEDED", "UNAVAILABLE"}
+
+
+@pytest.mark.parametrize("cut", [Blackhole.cut, Blackhole.reset, Blackhole.abandon])
+async def test_a_broker_that_alone_is_cut_from_the_database_says_so_and_the_other_goes_on(
+    postgres_url: str, cut: Callable[[Blackhole], object]
+) -> None:
+    with trio.fail_after(SAFETY_S), Blackhole.before(postgres_url) as hole:
+        async with cluster(postgres_url, *NOTICED_SOON, urls=[hole.through(postgres_url), postgres_url]) as brokers:
+            oracle = Oracle(brokers)
+            async with oracle.at_work():
+                await oracle.more(ROUND)
+                hole.hold()
+                cut(hole)
+                await brokers.readiness(brokers[0], 503)
+                await trio.to_thread.run_sync(check_cut_off, brokers[0])
+                for _ in rounds(least=1):
+                    await oracle.more(ROUND, delivered=False)
+                    assert brokers[1].get("/readyz")[0] == 200
+                hole.cut()
+                hole.release()
+                await brokers.all_ready(time.monotonic())
+                await oracle.more(ROUND)
+            assert set(oracle.errors()) <= {"STORAGE_UNAVAILABLE", "OUTCOME_UNKNOWN", "NOT_APPLIED"}
