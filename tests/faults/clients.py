@@ -7,7 +7,7 @@ Threads:   the trio thread only.
 
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -68,8 +68,7 @@ class Publisher:
     Args:
         cluster: whom it publishes to.
         number: its own, and that of its broker at first.
-        subject: one.
-        told: where it notes what it is told of that subject.
+        told: its subjects, in turn from the one of its number on, and where it notes what it is told of each.
         keyed: with idempotency keys.
         pause_s: between publishes.
         on_acknowledged: called after each one that is.
@@ -79,8 +78,7 @@ class Publisher:
         self,
         cluster: Cluster,
         number: int,
-        subject: str,
-        told: Told,
+        told: Mapping[str, Told],
         on_acknowledged: Callable[[], None],
         *,
         keyed: bool,
@@ -90,7 +88,6 @@ class Publisher:
         """Why attempts failed."""
         self._cluster = cluster
         self._number = self._home = number
-        self._subject = subject
         self._told = told
         self._on_acknowledged = on_acknowledged
         self._keyed = keyed
@@ -115,8 +112,10 @@ class Publisher:
         while self._in_hand or not self._ending:
             if self._in_hand is None:
                 number = next(self._numbers)
-                self._in_hand = _InHand(number, f"{self._number}.{number}".encode())
-                self._told.sent.add(self._in_hand.body)
+                subjects = [*self._told]
+                subject = subjects[(self._number + number) % len(subjects)]
+                self._in_hand = _InHand(number, subject, f"{self._number}.{number}".encode())
+                self._told[subject].sent.add(self._in_hand.body)
             await self._publish(client, self._in_hand)
             self._in_hand = None
             await trio.sleep(self._pause_s)
@@ -125,13 +124,13 @@ class Publisher:
         key = message.body.decode() if self._keyed else ""
         message.may_be_there = True
         with trio.move_on_after(CALL_S) as patience:
-            id_ = await client.publish(self._subject, message.body, message.expiration, idempotency_key=key)
+            id_ = await client.publish(message.subject, message.body, message.expiration, idempotency_key=key)
         if patience.cancelled_caught:
             raise OutcomeUnknown("out of time")
-        ids = self._told.unkept if message.expiration == 0 else self._told.kept
-        assert id_ not in self._told.kept, f"id {id_} of {self._subject} was given twice"
-        assert id_ not in self._told.unkept, f"id {id_} of {self._subject} was given twice"
-        ids[id_] = message.body
+        told = self._told[message.subject]
+        assert id_ not in told.kept, f"id {id_} of {message.subject} was given twice"
+        assert id_ not in told.unkept, f"id {id_} of {message.subject} was given twice"
+        (told.unkept if message.expiration == 0 else told.kept)[id_] = message.body
         self._on_acknowledged()
 
     async def _recover(self, error: BrokerError) -> None:
@@ -143,10 +142,10 @@ class Publisher:
             message.attempts += 1
             pause_s *= 2**message.attempts
             if message.may_be_there and not error.retryable and not self._keyed:
-                self._told.twice.add(message.body)
+                self._told[message.subject].twice.add(message.body)
             message.may_be_there = False
             if message.attempts == ATTEMPTS:
-                self._told.failed.add(message.body)
+                self._told[message.subject].failed.add(message.body)
                 self._in_hand = None
         await trio.sleep(error.retry_after_s or pause_s)
 
@@ -156,6 +155,7 @@ class _InHand:
     """The message that a publisher is publishing."""
 
     number: int
+    subject: str
     body: bytes
     attempts: int = 0
     """That failed."""

@@ -23,7 +23,7 @@ from .cluster import Cluster
 
 FAULT_S = float(os.environ.get("TRIO_BROKER_FAULT_SECONDS", "3"))
 """How long a fault lasts that may last as long as one likes."""
-FETCHES = 100
+FETCHES = 20
 """How many messages of a subject are also fetched one by one."""
 
 
@@ -39,11 +39,12 @@ class Oracle:
 
     @asynccontextmanager
     async def at_work(
-        self, *, publishers: int = 6, subscribers: int = 6, pause_s: float = 0.01
+        self, *, publishers: int = 6, subscribers: int = 6, pause_s: float = 0.01, unkeyed_every: int = 3
     ) -> AsyncGenerator[None]:
         """Publish and subscribe for the length of the block, over all subjects and brokers; then check everything.
 
-        Every third publisher has no idempotency keys. The brokers must be well when the block ends.
+        One publisher of ``unkeyed_every`` has no idempotency keys; 0: all have. The brokers must be well when the block
+        ends.
         """
         async with trio.open_nursery() as reading:
             self.subscribers = [
@@ -53,10 +54,9 @@ class Oracle:
                 reading.start_soon(subscriber.run)
             async with trio.open_nursery() as writing:
                 for number in range(publishers):
-                    subject = self._subject(number)
-                    told = self.told[subject]
+                    keyed = not unkeyed_every or (number + 1) % unkeyed_every != 0
                     publisher = Publisher(
-                        self._cluster, number, subject, told, self._acknowledged, keyed=number % 3 != 2, pause_s=pause_s
+                        self._cluster, number, self.told, self._acknowledged, keyed=keyed, pause_s=pause_s
                     )
                     self.publishers.append(publisher)
                     writing.start_soon(publisher.run)
@@ -76,6 +76,12 @@ class Oracle:
             await self._advanced.wait()
         for subscriber in self.subscribers if delivered else ():
             await subscriber.reach(max(self.told[subscriber.subject].kept, default=0))
+
+    async def forget(self) -> None:
+        """Delete the subjects."""
+        async with connected(self._cluster, 0) as client:
+            for subject in self._subjects:
+                await client.delete_subject(subject)
 
     def failed(self) -> int:
         """How many publishes failed after all attempts."""

@@ -11,7 +11,6 @@ import trio
 from blackhole import Blackhole
 from e2e_broker import BrokerProcess, eventually
 from e2e_wire import Wire
-from google.protobuf.message import Message
 from postgres_kit import Outside, until
 
 from trio_broker import connect
@@ -20,15 +19,13 @@ from trio_broker.message import Draft
 
 from .clients import Subscriber
 from .cluster import CONNECTIONS_MAX, cluster
+from .storm import KEPT, SUBJECTS, storm
 
 SAFETY_S = 120
 """What hangs fails after this long; nothing that works comes near."""
 STORM = 10_000
-OPEN_MAX = 100
-"""Subscriptions that are open at once, on each of two connections."""
 MEMORY_MAX_BYTES = 32 * 1024 * 1024
 """How much a broker may grow: the C library gives back what it likes."""
-KEPT = 50
 SUBSCRIBERS = 100
 WAVE = 50
 WAVES = 30
@@ -40,45 +37,14 @@ SLOWER_MAX = 2.0
 # -- F10 --------------------------------------------------------------------------------------------------------
 
 
-def storm(address: str, count: int, dice: random.Random) -> None:
-    """Subscribe from anywhere, and cancel: with the request, before or after the headers, amid messages, or later."""
-    with Wire(address) as wire:
-        open_streams = []
-        for n in range(count):
-            stream = wire.prepare(
-                dice.choice(["/broker.Broker/Subscribe", "/broker.Broker/SubscribeBatch"]), start(dice)
-            )
-            open_streams.append(stream)
-            match dice.randrange(20):
-                case 0:
-                    wire.round_trip()
-                case 1:
-                    wire.stand(stream)
-                case 2:
-                    wire.publish(f"orders.{n % 3}", b"live")
-                case 3 | 4 | 5 | 6:
-                    wire.cancel(open_streams.pop())
-            if len(open_streams) >= OPEN_MAX:
-                dice.shuffle(open_streams)
-                wire.cancel(*[each for each in open_streams[OPEN_MAX // 4 :] if not each.over])
-                del open_streams[OPEN_MAX // 4 :]
-        wire.cancel(*[each for each in open_streams if not each.over])
-        wire.round_trip()
-
-
-def start(dice: random.Random) -> Message:
-    where = dice.choice([{}, {"earliest": True}, {"after_id": dice.randrange(KEPT)}, {"last": 10}])
-    return pb.SubscribeRequest(subject=f"orders.{dice.randrange(3)}", **where)
-
-
 async def test_ten_thousand_subscriptions_cancelled_at_random_points_leave_nothing(postgres_url: str) -> None:
     with trio.fail_after(SAFETY_S), Outside(postgres_url) as outside:
         async with cluster(postgres_url, "--cache-bytes", "0", brokers=1) as brokers:
             (broker,) = brokers.running()
             system = broker.system()
             async with connect(broker.address) as client:
-                for n in range(3):
-                    await client.publish_batch([Draft(f"orders.{n}", bytes(100), None)] * KEPT)
+                for subject in SUBJECTS:
+                    await client.publish_batch([Draft(subject, bytes(100), None)] * KEPT)
             descriptors = system.num_fds()
             dice = random.Random(10)
             await trio.to_thread.run_sync(storm, broker.address, STORM // 10, dice)  # what is made once is made here
