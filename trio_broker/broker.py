@@ -467,7 +467,7 @@ class Broker:
                 nursery.start_soon(keep_probing, self._store, self._availability, self._store_clock)
                 nursery.start_soon(keep_sweeping, self._store, self._availability, self._sweep_interval_s)
                 nursery.start_soon(self.hearing.keep_listening, self._store)
-                nursery.start_soon(self.replay.run)
+                nursery.start_soon(self.replay.run, self.committer.rest)
                 await self.committer.run()
                 nursery.cancel_scope.cancel()
         finally:

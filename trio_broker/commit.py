@@ -192,6 +192,12 @@ class Committer:
         for lane in self._lanes:
             await lane.idle.wait()
 
+    async def rest(self) -> None:
+        """Wait until nothing is queued and nothing in flight, if something is. A checkpoint only then."""
+        for lane in self._lanes:
+            if not lane.idle.is_set():
+                await lane.idle.wait()
+
     def close(self) -> None:
         """Refuse new publishes, and those that are queued, with `BrokerClosed`; `run` returns after what is in flight.
 

@@ -13,6 +13,7 @@ fast its log is read. No task exists for a subscription, however long it lives.
 
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 import trio
@@ -23,11 +24,13 @@ from trio_broker.config import Config
 from trio_broker.storage import Availability
 from trio_broker.subscription import Subscription
 
-READERS = 4
+READERS = 2
 """Pages that are read at once."""
-PAGE_MESSAGES = 2048
+PAGE_MESSAGES = 1024
 PAGE_BYTES = 512 * 1024
 """What a page holds at most, or one message; no more than what may wait for one subscriber, live and collected."""
+GIVE_WAY_S = 0.02
+"""A page of the store waits so long at most for publishes under way: their commit needs the interpreter, too."""
 RETRY_S = 0.5
 """A reader rests so long when the store did not answer."""
 DROPPED_REST_S = 0.05
@@ -56,12 +59,12 @@ class Replay:
         recent = self._cache.end_after(subscription.subject, subscription.position.taken_id) is not None
         (self._for_memory if recent else self._for_store).put(subscription)
 
-    async def run(self) -> None:
-        """Read pages until cancelled."""
+    async def run(self, publishes_rest: Callable[[], Awaitable[None]]) -> None:
+        """Read pages until cancelled; those of the store between publishes, which ``publishes_rest`` waits for."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._for_memory.keep_taking, self._recall)
             for _ in range(READERS):
-                nursery.start_soon(self._for_store.keep_taking, self._read)
+                nursery.start_soon(self._for_store.keep_taking, partial(self._read, publishes_rest))
 
     async def _recall(self, subscription: Subscription) -> None:
         """Give it what memory has, or let it wait for the store. A checkpoint."""
@@ -80,8 +83,12 @@ class Replay:
             await _give(subscription, page)
         await trio.lowlevel.checkpoint()
 
-    async def _read(self, subscription: Subscription) -> None:
+    async def _read(self, publishes_rest: Callable[[], Awaitable[None]], subscription: Subscription) -> None:
         """Give it its page; if the store does not answer, let it wait for its next turn. A checkpoint."""
+        with trio.move_on_after(GIVE_WAY_S):
+            await publishes_rest()
+        if not subscription.live:
+            return
         after_id = subscription.position.begin_read()
         self.store_pages += 1
         try:

@@ -18,7 +18,7 @@ from trio_broker.start import Last, Start, Until
 
 from .scenario import simulate
 
-SEEDS = 120
+SEEDS = 200
 """A bug is found within so many."""
 
 Plant = Callable[[pytest.MonkeyPatch], None]

@@ -58,7 +58,7 @@ REACHED = {
     "part of a run tried again": 10,
     "queued when closing": 3,
     "queued when draining": 5,
-    "rewound": 20,
+    "rewound": 10,
     "start: After": 50,
     "start: At": 20,
     "start: Earliest": 20,
