@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import IO, NamedTuple, Protocol
 
-from benchmarks.clocks import cpu_s_of
+from benchmarks.clocks import cpu_s_of_family
 
 ROOT = Path(__file__).parent.parent
 SCRATCH = ROOT / ".cache"
@@ -61,14 +61,14 @@ Command = Callable[[Place], Sequence[str]]
 """Makes the command line of a server."""
 
 
-def broker(store: str) -> Command:
+def broker(store: str, *flags: str) -> Command:
     """The broker as anybody runs it. ``{directory}`` and ``{database_url}`` in ``store`` are replaced."""
 
     def command(place: Place) -> Sequence[str]:
         url = store.format(**place._asdict())
         script = Path(sys.executable).with_name("trio-broker")
         listeners = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
-        return [str(script), "serve", "--store", url, *listeners, "--log-format", "json"]
+        return [str(script), "serve", "--store", url, *listeners, "--log-format", "json", *flags]
 
     return command
 
@@ -98,8 +98,8 @@ class Server:
     """Its own, if it has one."""
 
     def cpu_s(self) -> float:
-        """CPU time of all its threads so far."""
-        return cpu_s_of(self.pid)
+        """CPU time of all its threads, and of its workers', so far."""
+        return cpu_s_of_family(self.pid)
 
     def database_cpu_s(self) -> float:
         """CPU time of all processes of its database so far."""

@@ -198,6 +198,13 @@ def read_back(kept: Callable[[Server, str], Kept], streams: Sequence[tuple[int, 
     return AtOnce(*(H2Load(connections=connections, streams=each, kept=kept) for connections, each in streams))
 
 
+def workers_on_postgres(name: str, what: str, load: Load) -> Workload:
+    """Two workers and one, each with a database of its own."""
+    two = Side(name="--workers 2", command=broker("{database_url}", "--workers", "2"), load=load, database=POSTGRES)
+    one = Side(name="--workers 1", command=ON_DATABASE, load=load, database=POSTGRES)
+    return Workload(name=name, what=what, sides=(two, one), measures=(RATE, CPU, DATABASE_CPU, P50, P99))
+
+
 def lone_on_cassandra(name: str, what: str) -> Workload:
     """One caller, the same at the peer, and what one conditional batch takes."""
     sides = (
@@ -215,6 +222,7 @@ def in_memory(load: Load) -> Side:
 
 FOUR_BY_25 = H2Load(connections=4, streams=25)
 EIGHT_BY_100 = H2Load(connections=8, streams=100)
+EIGHT_SUBJECTS = AtOnce(*[H2Load(connections=1, streams=100)] * 8)
 WAITING = BrokerLoad("fanout", subscribers=100, window=1)
 LATENCY = BrokerLoad("latency", rate=200)
 IDLE = BrokerLoad("idle", subscribers=5000, connections=10)
@@ -260,6 +268,8 @@ WORKLOADS = (
     on_postgres("postgres-4x25", "unary Publish, h2load, 4 x 25", FOUR_BY_25),
     on_postgres("postgres-8x100", "unary Publish, h2load, 8 x 100", EIGHT_BY_100),
     lone_on_postgres("postgres-lone", "one caller"),
+    workers_on_postgres("postgres-workers", "unary Publish to 8 subjects, h2load, 8 x 100", EIGHT_SUBJECTS),
+    workers_on_postgres("postgres-workers-1", "unary Publish to 1 subject, h2load, 8 x 100", EIGHT_BY_100),
     on_cassandra("cassandra-1x100", "unary Publish to 1 subject, h2load, 100 streams", [(4, 25)]),
     on_cassandra("cassandra-1x800", "unary Publish to 1 subject, h2load, 800 streams", [(8, 100)]),
     on_cassandra("cassandra-8x100", "unary Publish to 8 subjects, h2load, 100 streams", [(1, 12), (1, 13)] * 4),

@@ -4,9 +4,10 @@ from metrics.calls import UNKNOWN_METHOD, CallMetrics
 from metrics.http import serve_http
 from metrics.messages import MessageMetrics
 from metrics.pages import Readiness
-from metrics.process import ProcessMetrics, build_registry
+from metrics.process import ProcessMetrics, build_plain_registry, build_registry
 from metrics.state import State, StateMetrics
 from metrics.store import StoreMetrics
+from metrics.workers import WorkersMetrics, merge, pack
 
 __all__ = [
     "UNKNOWN_METHOD",
@@ -17,6 +18,10 @@ __all__ = [
     "State",
     "StateMetrics",
     "StoreMetrics",
+    "WorkersMetrics",
+    "build_plain_registry",
     "build_registry",
+    "merge",
+    "pack",
     "serve_http",
 ]

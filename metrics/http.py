@@ -5,7 +5,7 @@ Not here:  what is answered (metrics/pages.py).
 Threads:   the trio thread only. A scrape is rendered there too: it takes about 5 ms, ten times a second at most.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
@@ -36,10 +36,13 @@ async def serve_http(
     port: int,
     registry: CollectorRegistry,
     readiness: Callable[[], Readiness],
+    gather: Callable[[], Awaitable[None]] | None = None,
     *,
     task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve /metrics, /healthz and /readyz on one address until cancelled.
+
+    ``gather`` is awaited before each rendering of the metrics: what takes time to learn is learnt then.
 
     ``started`` yields the address that was bound, with the port that was found where ``port`` is 0. A name of several
     addresses is served on each; the first is told.
@@ -54,7 +57,7 @@ async def serve_http(
         raise OSError(error.errno, f"cannot serve metrics on {address}: {error.strerror}") from error
     bound: tuple[str, int] = listeners[0].socket.getsockname()[:2]
     task_status.started(bound)
-    await trio.serve_listeners(Endpoint(Pages(registry, readiness)).serve, listeners)
+    await trio.serve_listeners(Endpoint(Pages(registry, readiness, gather)).serve, listeners)
 
 
 class Endpoint:

@@ -7,7 +7,7 @@ Threads:   the trio thread only.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
@@ -66,8 +66,14 @@ def text(status: HTTPStatus, *lines: str, allow: str | None = None) -> Reply:
 class Pages:
     """The pages of one broker process."""
 
-    def __init__(self, registry: CollectorRegistry, readiness: Callable[[], Readiness]) -> None:
-        self._exposition = _Exposition(registry)
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        readiness: Callable[[], Readiness],
+        gather: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """``gather``: awaited before each rendering of the registry."""
+        self._exposition = _Exposition(registry, gather)
         self._readiness = readiness
 
     async def answer(self, request: Request) -> Reply:
@@ -97,8 +103,9 @@ class Pages:
 class _Exposition:
     """/metrics. However many ask, it is rendered once per `RENDER_INTERVAL_S`, for all that have asked till then."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, gather: Callable[[], Awaitable[None]] | None) -> None:
         self._registry = registry
+        self._gather = gather
         self._turn = trio.Lock()
         self._rendered_s = -math.inf
         self._last: dict[str, tuple[float, Reply]] = {}
@@ -114,6 +121,8 @@ class _Exposition:
                 return last[1]
             await trio.sleep_until(self._rendered_s + RENDER_INTERVAL_S)
             self._rendered_s = trio.current_time()
+            if self._gather is not None:
+                await self._gather()
             reply = Reply(HTTPStatus.OK, encode(self._registry), content_type)
             if len(self._last) >= _FORMATS_MAX:
                 self._last.clear()

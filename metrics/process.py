@@ -45,12 +45,18 @@ def build_registry(*collectors: Collector) -> CollectorRegistry:
 
     Never prometheus_client's global one: a user's process may hold two brokers, and metrics of its own.
     """
-    registry = CollectorRegistry()
-    for collector in collectors:
-        registry.register(collector)
+    registry = build_plain_registry(*collectors)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
+    return registry
+
+
+def build_plain_registry(*collectors: Collector) -> CollectorRegistry:
+    """Return a new registry of ``collectors`` alone."""
+    registry = CollectorRegistry()
+    for collector in collectors:
+        registry.register(collector)
     return registry
 
 

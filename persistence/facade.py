@@ -157,6 +157,8 @@ class Limits(NamedTuple):
     expiration_max_s: int
     shared: bool = False
     """Several brokers may use it at once."""
+    leaves_subjects: bool = False
+    """They had better leave each subject to one of them: two that append to it at once hinder each other."""
     body_max_bytes: int = 512 * 1024 * 1024
     """The largest body that it keeps."""
 
@@ -206,8 +208,11 @@ class Wakeups:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> frozenset[str]:
-        """Wait for the next hint: subjects that may have changed; none are named when any may have. A checkpoint."""
+    async def __anext__(self) -> Mapping[str, int]:
+        """Wait for the next hint: subjects that may have changed; empty when any may have. A checkpoint.
+
+        Each with its last id, as far as the hint tells: there may be more by now. 0: it does not tell.
+        """
         await trio.sleep_forever()
 
 
@@ -253,6 +258,13 @@ class Store(ABC):
     @abstractmethod
     async def head(self, subject: str) -> Head:
         """Return the ends of a subject's log; ``Head(1, 0)`` for one that never had a message."""
+
+    @abstractmethod
+    async def heads(self, subjects: Collection[str]) -> dict[str, int]:
+        """Return the last ids of subjects, without those that never had a message: few trips for any number of them.
+
+        Each is what it was at some time since the call. Those of one call are not a snapshot.
+        """
 
     async def id_before(self, subject: str, time_us: int) -> int:
         """Return the id before the first kept message that was appended at ``time_us`` or later.

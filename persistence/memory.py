@@ -7,7 +7,7 @@ Threads:   the trio thread only. Each method is one checkpoint, and then runs to
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
 
 import trio
@@ -133,6 +133,10 @@ class MemoryStore(Store):
         if log is None:
             return Head(1, 0)
         return Head(log.first_kept(self._clock()), log.last_id)
+
+    async def heads(self, subjects: Collection[str]) -> dict[str, int]:
+        await trio.lowlevel.checkpoint()
+        return {subject: self._logs[subject].last_id for subject in subjects if subject in self._logs}
 
     async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
         await trio.lowlevel.checkpoint()

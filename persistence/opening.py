@@ -27,6 +27,7 @@ async def open_store(
     exclusive: bool = False,
     migrate: bool = True,
     commit_timeout_s: float = 10.0,
+    poll_interval_s: float | None = None,
     clock: Callable[[], int] | None = None,
 ) -> AsyncGenerator[Store]:
     """Open the store at ``url`` for the length of the ``async with`` block. A checkpoint.
@@ -38,6 +39,8 @@ async def open_store(
         exclusive: refuse when another process has opened this store exclusively (SQLite: the broker's file lock).
         migrate: create or upgrade the schema; otherwise a missing or old one is `CannotOpen`.
         commit_timeout_s: how long one append may take before it is given up.
+        poll_interval_s: how often wake-ups ask the heads of subjects, on Cassandra, or hint at anything, on PostgreSQL
+            while nothing is heard there; above 0. None: as each store has it, 0.5 and 1 s.
         clock: for tests only: the store's clock in microseconds, where the store has none of its own.
 
     Raises:
@@ -57,12 +60,20 @@ async def open_store(
     elif scheme in POSTGRES_SCHEMES:
         with needs_extra("postgres"):
             from persistence.postgres.store import open_postgres
-        async with open_postgres(url, listen_url or url, migrate=migrate, commit_timeout_s=commit_timeout_s) as store:
+        async with open_postgres(
+            url,
+            listen_url or url,
+            migrate=migrate,
+            commit_timeout_s=commit_timeout_s,
+            poll_interval_s=poll_interval_s,
+        ) as store:
             yield store
     elif scheme == "cassandra":
         with needs_extra("cassandra"):
             from persistence.cassandra.store import open_cassandra
-        async with open_cassandra(url, migrate=migrate, commit_timeout_s=commit_timeout_s, clock=clock) as store:
+        async with open_cassandra(
+            url, migrate=migrate, commit_timeout_s=commit_timeout_s, poll_interval_s=poll_interval_s, clock=clock
+        ) as store:
             yield store
     else:
         raise CannotOpen(

@@ -143,6 +143,8 @@ async def test_a_store_that_is_closed(cassandra_url: str) -> None:
         pass
     with pytest.raises(StoreUnavailable):
         await store.head("orders")
+    with pytest.raises(StoreUnavailable):
+        await store.heads(["nothing", "orders"])
 
 
 async def test_subjects_that_are_too_many_to_remember(cassandra_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

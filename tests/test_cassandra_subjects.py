@@ -118,8 +118,10 @@ async def test_a_sealed_bucket_whose_next_one_has_not_begun_is_purged(store: Sto
     await fill(store, BUCKET, each=BUCKET)
     await store.purge("orders", BUCKET)
     assert await store.head("orders") == Head(BUCKET + 1, BUCKET)
+    assert await store.heads(["orders"]) == {"orders": BUCKET}
     assert await one(store, 1) == ExpiredId(BUCKET)
     assert ids(await other.append([message()])) == [BUCKET + 1]
+    assert await store.heads(["orders"]) == {"orders": BUCKET + 1}
     assert await kept_ids(store) == [BUCKET + 1]
 
 

@@ -103,3 +103,30 @@ def test_the_broker_itself_is_asked_whatever_proxy_is_set(
     with answering(200, b"another_metric 1\n") as other:
         run_command_line(["top", "--metrics-listen", other, "--count", "1"])
     assert "is not a broker's page" in capsys.readouterr().err
+
+
+WORKERS = """\
+trio_broker_workers 2
+trio_broker_workers_ready 1
+method_count{worker="0",method="Publish",status="OK"} 100
+method_count{worker="1",method="Publish",status="OK"} 200
+method_duration{worker="0",method="Publish",quantile="0.5"} NaN
+method_duration{worker="1",method="Publish",quantile="0.5"} 0.004
+active_subscribers{worker="0"} 3
+active_subscribers{worker="1"} 4
+trio_broker_ready{worker="0"} 1
+trio_broker_ready{worker="1"} 0
+trio_broker_draining{worker="0"} 0
+trio_broker_draining{worker="1"} 1
+trio_broker_listen_connected{worker="0"} 1
+trio_broker_listen_connected{worker="1"} 0
+"""
+
+
+def test_of_workers_it_shows_the_sum_or_the_worst_whichever_makes_sense() -> None:
+    screen = list(lines(TcpAddress("127.0.0.1", 9464), Interval(*(Reading.parse(at, WORKERS) for at in (1.0, 2.0)))))
+    assert "  ready  1 of 2 workers  up" in screen[0]
+    (publish,) = [line for line in screen if line.startswith("Publish")]
+    assert publish.split()[3:5] == ["4", "ms"]
+    assert any(line.startswith("subscribers  7;") for line in screen)
+    assert any(line.endswith("wake-ups not heard") for line in screen)

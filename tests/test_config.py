@@ -142,6 +142,14 @@ def test_a_wrong_value_is_refused_and_named(name: str, value: object) -> None:
     assert [error["loc"] for error in refused.value.errors()] == [(name,)]
 
 
+@pytest.mark.parametrize("store", ["memory:", "sqlite:///x.db"])
+def test_workers_need_a_store_that_processes_share_and_the_refusal_says_what_to_do(store: str) -> None:
+    with pytest.raises(ValidationError, match=r"--workers 2 needs .* --store (sqlite|memory): .* use postgresql://"):
+        Config(store=store, workers=2)
+    assert Config(store=store).workers == 1
+    assert Config(store="postgresql://db/x", workers=2).workers == 2
+
+
 def test_a_queue_without_room_for_the_largest_message_is_refused_with_what_to_do() -> None:
     with pytest.raises(ValidationError, match=r"--queue-bytes 4095KiB .* --body-max-bytes 4032KiB .* at least 4MiB"):
         Config(queue_bytes="4095KiB")

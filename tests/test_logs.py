@@ -213,6 +213,7 @@ def test_programs_get_one_event_with_all_that_the_banner_says(log_stream: io.Str
         "durability": "journal_mode=wal synchronous=full",
         "durable": True,
         "store_shared": False,
+        "workers": 1,
         "tls": False,
         "client_certificates": False,
         "open_to_strangers": False,

@@ -57,6 +57,7 @@ async def test_every_operation_is_counted_once(measured: Measured) -> None:
     await store.read("a", 0, max_messages=1, max_bytes=1)
     await store.get([Key("a", 1)])
     await store.head("a")
+    await store.heads(["a"])
     await store.id_before("a", 0)
     await store.subjects()
     await store.purge("a", 1)

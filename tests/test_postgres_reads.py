@@ -189,6 +189,8 @@ async def test_a_closed_store_is_unavailable(postgres_url: str) -> None:
         pass
     with pytest.raises(StoreUnavailable, match="closed"):
         await store.now()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.heads(["orders"])
 
 
 async def test_closing_leaves_no_connection_and_no_thread(postgres_url: str, outside: Outside) -> None:

@@ -29,7 +29,7 @@ class CountedStore(TrialStore):
     def __init__(self) -> None:
         super().__init__()
         self.reads = 0
-        self.heads = 0
+        self.looks = 0
         self.shared = False
 
     async def read(self, subject: str, after_id: int, *, max_messages: int, max_bytes: int) -> Page:
@@ -37,7 +37,7 @@ class CountedStore(TrialStore):
         return await super().read(subject, after_id, max_messages=max_messages, max_bytes=max_bytes)
 
     async def head(self, subject: str) -> Head:
-        self.heads += 1
+        self.looks += 1
         return await super().head(subject)
 
     def limits(self) -> Limits:
@@ -90,10 +90,10 @@ async def test_who_comes_back_costs_a_store_of_one_broker_nothing(broker: Broker
     async with broker.subscribe("a", start=After(20), until=22) as messages:
         await fill(broker, 2)
         assert await take(messages, 2) == [21, 22]
-    assert (store.reads, store.heads) == (0, 0)
+    assert (store.reads, store.looks) == (0, 0)
     assert await resume(broker, Earliest(), 22) == list(range(1, 23))
     assert await resume(broker, Last(2), 2) == [21, 22]
-    assert (store.reads, store.heads) == (0, 2)
+    assert (store.reads, store.looks) == (0, 2)
     with pytest.raises(InvalidId):
         await resume(broker, After(23), 1)
 
@@ -104,8 +104,9 @@ async def test_who_comes_back_to_a_store_of_several_asks_it_for_the_end_and_read
     store.shared = True
     async with broker_on(store) as broker, broker.subscribe("a"):
         await fill(broker, 10)
+        looks = store.looks
         assert await resume(broker, After(5), 5) == [6, 7, 8, 9, 10]
-        assert (store.reads, store.heads) == (0, 1)
+        assert (store.reads, store.looks) == (0, looks + 1)
         await store.append([NewMessage("a", b"by another broker", None)])
         assert await resume(broker, After(5), 6) == [6, 7, 8, 9, 10, 11]
         assert await resume(broker, After(10), 1) == [11]
@@ -285,8 +286,7 @@ async def test_two_brokers_on_one_postgres_hide_nothing_of_each_other(postgres_u
                         assert await resume(reader, After(after_id), len(expected)) == expected
         assert (await ours.publish("a", b"", None), await theirs.publish("a", b"", None)) == (last_id + 1, last_id + 2)
         assert await take(messages, last_id + 1) == list(range(1, last_id + 2))
-        assert (await their_messages.receive()).id == 2, "the first was there before anything was heard of"
-        assert await take(their_messages, last_id) == list(range(3, last_id + 3))
+        assert await take(their_messages, last_id + 2) == list(range(1, last_id + 3))
         assert ours.cache.hits > 0
         assert ours.fanout.gaps == theirs.fanout.gaps
         assert set(ours.fanout.gaps.values()) == {0}

@@ -14,8 +14,9 @@ from trio.testing import MockClock
 from persistence import StoreUnavailable
 from trio_broker import serve as serve_module
 from trio_broker.config import Config
+from trio_broker.front import Alone
 from trio_broker.line_budget import LineBudget
-from trio_broker.serve import REMIND_S, _Process, serve
+from trio_broker.serve import REMIND_S, _Process, _Stopping, serve
 
 
 @pytest.fixture
@@ -73,7 +74,8 @@ async def test_a_store_that_stays_away_is_told_of_every_minute(
         yield
 
     monkeypatch.setattr(serve_module, "configured_store", away)
-    process = _Process(Config(store="memory:"), LineBudget(), None, trio.CancelScope())
+    config = Config(store="memory:")
+    process = _Process(config, LineBudget(), None, _Stopping(), Alone(config))
     async with AsyncExitStack() as opened:
         with capture_logs() as logs, trio.move_on_after(2.5 * REMIND_S):
             await process._open_store(opened)

@@ -14,7 +14,7 @@ Threads:   the trio thread only.
 """
 
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
 from typing import Any, Literal, NoReturn, assert_never, overload
 
@@ -28,7 +28,7 @@ import persistence  # noqa: E402
 from persistence import NO_HEADERS, Key, NewMessage, Record, Store, open_store  # noqa: E402
 from trio_broker.administration import Administration  # noqa: E402
 from trio_broker.cache import Cache  # noqa: E402
-from trio_broker.commit import Committer, Flushing  # noqa: E402
+from trio_broker.commit import Append, Committer, Flushing  # noqa: E402
 from trio_broker.config import Config  # noqa: E402
 from trio_broker.errors import (  # noqa: E402
     BrokerClosed,
@@ -42,13 +42,14 @@ from trio_broker.errors import (  # noqa: E402
     StorageUnavailable,
 )
 from trio_broker.fanout import NEW, Fanout, Span  # noqa: E402
+from trio_broker.hearing import Hearing  # noqa: E402
 from trio_broker.message import Draft, Gap, Message, MessagePage, microseconds_of  # noqa: E402
 from trio_broker.paging import PAGE_MAX_BYTES, PAGE_MAX_MESSAGES, cut_page, never_assigned  # noqa: E402
 from trio_broker.publishing import Publishing, abort_others, check_count  # noqa: E402
 from trio_broker.replay import Replay  # noqa: E402
 from trio_broker.runs import Answer, Group  # noqa: E402
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until  # noqa: E402
-from trio_broker.storage import Availability, Hearing, StoreClock, keep_probing, keep_sweeping  # noqa: E402
+from trio_broker.storage import Availability, StoreClock, keep_probing, keep_sweeping  # noqa: E402
 from trio_broker.subject import check_subject  # noqa: E402
 from trio_broker.subscription import Messages, Subscription  # noqa: E402
 from trio_broker.validation import ID_MAX, check_expiration, check_key, check_range, check_span, frozen_headers  # noqa: E402
@@ -82,6 +83,7 @@ def configured_store(url: str, config: Config) -> AbstractAsyncContextManager[St
         url,
         listen_url=config.store_listen,
         exclusive=True,
+        poll_interval_s=config.poll_interval,
         migrate=not config.no_migrate,
         commit_timeout_s=config.commit_timeout,
     )
@@ -137,16 +139,17 @@ class Broker:
         """For its counters."""
         self.replay = Replay(store, config, self._availability, self.cache)
         """For its counters."""
-        self.fanout = Fanout(config, backlog_max_bytes, self.replay.want_page, self.cache)
+        self.fanout = Fanout(config, backlog_max_bytes, self.replay.want_page, self.cache, shared=limits.shared)
         """For its counters."""
         self.committer = Committer(store, config, self._deliver, self._availability, flushing, doubt=self._doubt)
         """For its counters."""
-        self.hearing = Hearing()
-        """Whether wake-ups are heard."""
+        self.hearing = Hearing(store, self.fanout, self._availability, config.poll_interval)
+        """What is learned of other brokers' appends."""
         self.administration = Administration(store, self.fanout, self._reading, self.refusal, self.cache.drop)
         """What operators ask and do about subjects."""
         self.on_stopping: dict[Callable[[BrokerError], None], None] = {}
         """Each is told why, when no more publishes are taken. (A dict for a set that keeps its order.)"""
+        self._take_told: Callable[[], Collection[str]] = tuple
         self._refusal: Callable[[], BrokerError] | None = None
         self._stopped = False
         self._reads: set[trio.CancelScope] = set()
@@ -400,10 +403,10 @@ class Broker:
     async def locate(self, subject: str, start: Start, until: Until | None) -> Span:
         """Find the part of a subject's log that is asked for, as `open_subscription` needs it.
 
-        A checkpoint, except from `New` on without an end, which needs no look at the store. Nor needs one who goes on
-        in what is kept in memory, where nobody else can have appended or purged anything.
+        A checkpoint, and whoever asks listens before the next one. Where this broker is the only one, `New` without an
+        end is no checkpoint and needs no look at the store; nor does who goes on in what is kept in memory.
         """
-        if until is None and isinstance(start, New):
+        if until is None and isinstance(start, New) and not self._shared:
             return NEW
         self._check_subscribing(subject)
         check_span(start, until)
@@ -412,9 +415,12 @@ class Broker:
             end_id = self.cache.end_after(subject, start.id)
             if end_id is not None:
                 return Span(start.id, until, end_id)
-        with self._reading():
-            after_id = await self._store.id_before(subject, microseconds_of(start.time)) if isinstance(start, At) else 0
-            first_id, last_id = await self._store.head(subject)
+        with self.fanout.expecting(subject):  # who listens from then on misses nothing of what comes meanwhile
+            with self._reading():
+                at_us = microseconds_of(start.time) if isinstance(start, At) else None
+                after_id = 0 if at_us is None else await self._store.id_before(subject, at_us)
+                first_id, last_id = await self._store.head(subject)
+            last_id = max(last_id, self.fanout.offered_id(subject))
         self.cache.drop(subject, first_id - 1)  # another broker may have purged it
         match start:
             case New():
@@ -430,7 +436,8 @@ class Broker:
                 pass
             case _:
                 assert_never(start)
-        return Span(after_id, last_id if isinstance(until, AtEnd) else until, last_id)
+        live = self._shared and after_id == last_id
+        return Span(after_id, last_id if isinstance(until, AtEnd) else until, last_id, live)
 
     def open_subscription(
         self,
@@ -446,6 +453,17 @@ class Broker:
         """
         self._check_subscribing(subject)
         return self.fanout.subscribe(subject, span, slow, report_gaps=report_gaps)
+
+    def leave(self, is_left: Callable[[str], bool], append: Append, take_told: Callable[[], Collection[str]]) -> None:
+        """Leave appending to subjects to other brokers.
+
+        Args:
+            is_left: says whether a subject is.
+            append: does it in place of `Store.append`.
+            take_told: returns, at once after that, the subjects of which all other brokers have been told.
+        """
+        self.committer.is_left, self.committer.append_left = is_left, append
+        self._take_told = take_told
 
     def refusal(self) -> BrokerError | None:
         """Return why nothing is published any more, if so."""
@@ -466,7 +484,8 @@ class Broker:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(keep_probing, self._store, self._availability, self._store_clock)
                 nursery.start_soon(keep_sweeping, self._store, self._availability, self._sweep_interval_s)
-                nursery.start_soon(self.hearing.keep_listening, self._store)
+                if self._shared:
+                    nursery.start_soon(self.hearing.run)
                 nursery.start_soon(self.replay.run, self.committer.rest)
                 await self.committer.run()
                 nursery.cancel_scope.cancel()
@@ -478,7 +497,7 @@ class Broker:
     def _deliver(self, committed: Sequence[tuple[NewMessage, persistence.Appended]]) -> None:
         if committed and self.cache.subjects:
             self._store_clock.appended(committed[-1][1].time_us)
-        self.fanout.deliver(committed)
+        self.fanout.deliver(committed, told=self._take_told())
 
     def _doubt(self, subjects: Iterable[str]) -> None:
         """What is kept of them may not be all that there is."""

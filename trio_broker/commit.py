@@ -12,7 +12,7 @@ store has not been given can be withdrawn; after that its outcome stands, whethe
 What is queued are runs of messages: cost is paid per run, and all bounds count messages.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import assert_never, cast
@@ -46,6 +46,8 @@ ATOMIC_MESSAGES_MAX = 1_000
 WAITING_SHARE = 2
 """Those who can wait for room fill this part of the queue at most: others are not refused for their sake."""
 
+Append = Callable[[Sequence[NewMessage]], Awaitable[list[Outcome]]]
+"""As `Store.append`."""
 Flushing = Callable[[Sequence[Pending]], AbstractContextManager[object]]
 """Told of what is flushed; returns what is around it, such as a span of a trace."""
 
@@ -81,7 +83,13 @@ class Committer:
         self._flush_messages = min(config.flush_messages, limits.flush_messages_max)
         self._flush_bytes = min(int(config.flush_bytes), limits.flush_bytes_max)
         self._timeout_s = config.commit_timeout
-        self._lanes = [_Lane(self._max_messages, self._max_bytes) for _ in range(limits.lanes)]
+        self._lanes = [_Lane(self._max_messages, self._max_bytes) for _ in range(limits.lanes + limits.leaves_subjects)]
+        self._own_lanes = self._lanes[: limits.lanes]
+        self._left_lane = self._lanes[-1] if limits.leaves_subjects else None
+        self.is_left: Callable[[str], bool] = _never
+        """Says whether appending to a subject is left to another broker: those messages have a lane of their own."""
+        self.append_left: Append = store.append
+        """What that lane does with them."""
         self._waiting: dict[Callable[[], None], None] = {}  # a dict for a set that keeps its order
         self._groups = count(1)
         self._refusal: Callable[[], BrokerError] | None = None
@@ -138,7 +146,8 @@ class Committer:
             else:
                 room_messages -= pending.count
                 room_bytes -= pending.size_bytes
-                lane = self._lane_of(pending.messages[0].subject)
+                first = pending.messages[0]
+                lane = self._lane_of(first.subject, may_be_left=not first.group)
                 pending.enter(lane.queue, source)
                 lane.wake()
         return group
@@ -238,7 +247,7 @@ class Committer:
         messages = [message for run in part for message in run.messages]
         try:
             with self._availability.trying():
-                outcomes = await self._store.append(messages)
+                outcomes = await (self.append_left if lane is self._left_lane else self._store.append)(messages)
             assert len(outcomes) == len(messages), "one outcome per message"
         except persistence.BadContent as error:
             if not lane.split(part):
@@ -315,10 +324,11 @@ class Committer:
                     _complete_open(lane.part, why)
             await trio.sleep_until(next_due)
 
-    def _lane_of(self, subject: str) -> "_Lane":
-        if len(self._lanes) == 1:
-            return self._lanes[0]
-        return self._lanes[crc32(subject.encode()) % len(self._lanes)]
+    def _lane_of(self, subject: str, *, may_be_left: bool = True) -> "_Lane":
+        if may_be_left and self._left_lane is not None and self.is_left(subject):
+            return self._left_lane
+        lanes = self._own_lanes
+        return lanes[0] if len(lanes) == 1 else lanes[crc32(subject.encode()) % len(lanes)]
 
     def _overloaded(self) -> Overloaded:
         return Overloaded(
@@ -378,6 +388,11 @@ class _Lane:
         middle = len(runs) // 2
         self._parts += [half for half in (runs[middle:], runs[:middle]) if half]
         return True
+
+
+def _never(_subject: str) -> bool:
+    """Stand in where there are no other brokers."""
+    return False
 
 
 def _complete_flown(run: Pending, outcomes: Sequence[Result]) -> None:

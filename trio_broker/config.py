@@ -26,6 +26,9 @@ PositiveDuration = Annotated[float, BeforeValidator(seconds), Field(gt=0, allow_
 Size = Annotated[int, BeforeValidator(size), Field(gt=0)]
 Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
 
+_OF_ONE_PROCESS = ("sqlite", "memory")
+"""Stores that a second broker is refused."""
+
 METRICS_SUBJECTS_MAX = 100
 """Each adds series that a Prometheus server keeps for as long as it keeps anything."""
 
@@ -45,6 +48,15 @@ def _subjects(subjects: tuple[str, ...]) -> tuple[str, ...]:
 
 Subjects = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_subjects)]
 
+
+def _peers(peers: tuple[str, ...]) -> tuple[str, ...]:
+    for peer in peers:
+        parse_tcp(peer)
+    return tuple(dict.fromkeys(peers))
+
+
+Peers = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_peers)]
+
 BODY_MAX_BYTES = 4 * 1024 * 1024 - 64 * 1024
 """So that every encoded response fits gRPC clients' default limit of 4 MiB on what they receive."""
 
@@ -63,6 +75,15 @@ class Config(BaseModel):
         description="where messages are kept: sqlite:///path, postgresql://.., cassandra://.., memory:",
     )
     store_listen: str = Field("", description="PostgreSQL: where to LISTEN, if --store goes through a pooler")
+    peer_listen: str = Field(
+        "127.0.0.1:0", description="where other brokers on the same database connect: HOST:PORT; port 0: any free one"
+    )
+    advertise: str = Field(
+        "", description="HOST:PORT where other brokers reach that; without it, what can be found out"
+    )
+    peers: Peers = Field(
+        (), description="HOST:PORT of the other brokers, separated by spaces, instead of asking the store"
+    )
     metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics, /healthz and /readyz")
     metrics_subjects: Subjects = Field((), description="subjects with metrics of their own, separated by spaces")
     allow_anonymous: bool = Field(default=False, description="let anybody call, also on an address beyond loopback")
@@ -80,10 +101,14 @@ class Config(BaseModel):
     grace: Duration = Field(10, description="how long calls in flight may go on when the broker stops")
     commit_timeout: PositiveDuration = Field(10, description="how long one flush to the store may take")
     store_grace: Duration = Field(5, description="how long the store may be away before the broker is not ready")
+    poll_interval: PositiveDuration = Field(
+        0.5, description="how often to ask a shared store what other brokers appended, while nothing better tells"
+    )
     sweep_interval: PositiveDuration = Field(1, description="pause between sweeps of what has expired")
 
+    workers: Count = Field(1, description="processes that serve the gRPC address together; see docs/SCALING.md")
     memory_max: Annotated[int, BeforeValidator(size), Field(ge=0)] = Field(
-        0, description="memory that the process may use; 0: what its container or the machine has"
+        0, description="memory that all workers together may use; 0: what the container or the machine has"
     )
     queue_messages: Count = Field(50_000, description="publishes that may wait for the store; more are refused")
     queue_bytes: Size = Field(64 * 1024 * 1024, description="bytes of publishes that may wait; more are refused")
@@ -103,10 +128,17 @@ class Config(BaseModel):
         parse_listen(text)
         return text
 
-    @field_validator("metrics_listen")
+    @field_validator("metrics_listen", "peer_listen")
     @classmethod
     def _is_tcp(cls, text: str) -> str:
         parse_tcp(text)
+        return text
+
+    @field_validator("advertise")
+    @classmethod
+    def _is_tcp_or_empty(cls, text: str) -> str:
+        if text:
+            parse_tcp(text)
         return text
 
     @model_validator(mode="after")
@@ -123,6 +155,12 @@ class Config(BaseModel):
                 f"{self.listen} can be reached from other machines, and nothing authenticates clients: anybody could "
                 "publish and read. If that is meant, pass --allow-anonymous (TRIO_BROKER_ALLOW_ANONYMOUS=true); "
                 "otherwise listen on 127.0.0.1"
+            )
+        kind = self.store.partition(":")[0]
+        if self.workers > 1 and kind in _OF_ONE_PROCESS:
+            raise ValueError(
+                f"--workers {self.workers} needs a store that several processes can share, and --store {kind}: is for "
+                "one alone: use postgresql:// or cassandra://, or --workers 1"
             )
         largest = self.body_max_bytes + MESSAGE_OVERHEAD_BYTES
         if self.queue_bytes < largest:  # such a message would be told for ever that the queue is full: try again

@@ -1,17 +1,22 @@
 """Hand committed messages to the live subscribers of a subject.
 
-Owns:      who listens to what; cutting those farthest behind when too much waits.
-Not here:  what a subscriber has in its buffer (trio_broker/subscription.py); which batch is next for it
-           (trio_broker/position.py); when a batch comes (trio_broker/commit.py); storage (persistence/).
+Owns:      who listens to what, here and at other brokers; cutting those farthest behind when too much waits.
+Not here:  the order of what comes from several brokers (trio_broker/merge.py); what a subscriber has in its buffer
+           (trio_broker/subscription.py); which batch is next for it (trio_broker/position.py); when a batch comes
+           (trio_broker/commit.py); storage (persistence/).
 Threads:   the trio thread only; no function here is a checkpoint.
 """
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable
+from contextlib import contextmanager
 from copy import copy
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+import trio
 
 from persistence import Appended, NewMessage
 from trio_broker.batch import Backlog, Batch
@@ -19,6 +24,7 @@ from trio_broker.cache import Cache
 from trio_broker.config import Config
 from trio_broker.deliveries import Deliveries
 from trio_broker.errors import BrokerError, SlowConsumer
+from trio_broker.merge import Lifetimes, Merge
 from trio_broker.message import GAP_REASONS, Gap, Message
 from trio_broker.position import Position
 from trio_broker.start import SlowPolicy
@@ -43,9 +49,21 @@ class Span(NamedTuple):
     """None: it has no end."""
     end_id: int = 0
     """The subject's last id, as far as it is known."""
+    live: bool = False
+    """It begins at that end: the log has nothing to read."""
 
 
 NEW = Span()
+
+COMMIT, TAIL, WAKEUP, POLL = PATHS = ("commit", "tail", "wakeup", "poll")
+"""How a broker learns of messages: its own commits, other brokers' streams, the store's wake-ups, asking the store."""
+
+
+class Tail(Protocol):
+    """Another broker that listens to some subjects."""
+
+    def offer(self, batch: Batch, lifetimes: Lifetimes) -> None:
+        """Pass on what this broker has committed. It neither waits nor raises."""
 
 
 class Fanout:
@@ -57,11 +75,13 @@ class Fanout:
         backlog_max_bytes: int = sys.maxsize,
         want_page: Callable[[Subscription], None] | None = None,
         cache: Cache | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         """``backlog_max_bytes`` bounds what waits for all subscribers; beyond, those farthest behind are cut.
 
         ``want_page`` is called for a subscription that has nothing more to give until it gets a page of the log.
-        ``cache`` gets what is delivered; None: nobody keeps it.
+        ``cache`` gets what is delivered; None: nobody keeps it. ``shared``: other brokers append to the same log.
         """
         self.backlog = Backlog(backlog_max_bytes)
         self.count = 0
@@ -72,6 +92,16 @@ class Fanout:
         """How often one left the live stream to catch up later."""
         self.gaps = dict.fromkeys(GAP_REASONS, 0)
         """By reason."""
+        self.learned: Counter[str] = Counter(dict.fromkeys(PATHS, 0))
+        """How many messages of subjects of interest were heard of first, by path."""
+        self.tails: dict[str, dict[Tail, None]] = {}
+        """Other brokers that listen, by subject. (A dict for a set that keeps its order.)"""
+        self.on_interest: list[Callable[[str], None]] = []
+        """Each is told of a subject that somebody here begins to be interested in, or nobody is any more."""
+        self.holes = trio.lowlevel.ParkingLot()
+        """Whoever parks here is woken when a batch has to wait for its turn."""
+        self.merge = Merge(self._offer) if shared else None
+        self._expected: Counter[str] = Counter()
         self.want_page = want_page or _nobody_reads
         self._cache = cache or Cache(0, int)
         self.deliveries = Deliveries()
@@ -94,38 +124,109 @@ class Fanout:
             after_id=span.after_id,
             until_id=span.until_id,
             end_id=span.end_id,
+            live=span.live,
             report_gaps=report_gaps,
             max_messages=self._max_messages,
             max_bytes=self._max_bytes,
         )
         subscription = Subscription(self, position, slow, self._max_messages, self._max_bytes, report_gaps=report_gaps)
-        self._by_subject.setdefault(subject, {})[subscription] = None
+        subscriptions = self._by_subject.setdefault(subject, {})
+        subscriptions[subscription] = None
         self.count += 1
+        if self.merge is not None and span.after_id is not None:
+            self.merge.begin(subject, span.end_id)
+        if len(subscriptions) == 1:
+            self._tell_of_interest(subject)
         if position.finished:
             subscription.finish()
         return subscription
 
-    def deliver(self, committed: Iterable[tuple[NewMessage, Appended]]) -> None:
+    def deliver(self, committed: Iterable[tuple[NewMessage, Appended]], *, told: Collection[str] = ()) -> None:
         """Publish what one commit has appended, in commit order: one batch per subject that somebody listens to.
 
-        Of a subject that the cache has something of it gets one, too.
+        Of a subject that the cache has something of it gets one, too. ``told``: of these subjects another broker did
+        the commit for this one, and has told the others.
         """
-        listened, cached = self._by_subject, self._cache.subjects
-        if not listened and not cached:
+        listened, cached, tails, expected = self._by_subject, self._cache.subjects, self.tails, self._expected
+        if not listened and not cached and not tails and not expected:
             return
         committed_s = time.perf_counter()
         by_subject: dict[str, tuple[list[Message], list[int | None]]] = {}
         for (subject, body, expiration_s, headers, *_), (id_, time_us) in committed:
-            if subject in listened or subject in cached:
+            if subject in listened or subject in cached or subject in tails or subject in expected:
                 messages, lifetimes = by_subject.get(subject) or by_subject.setdefault(subject, ([], []))
                 messages.append(Message(subject, id_, body, headers, time_us))
                 lifetimes.append(expiration_s)
         for subject, (messages, lifetimes) in by_subject.items():
             batch = Batch(messages, committed_s)
             batch.enter(self.backlog)
-            self._cache.keep(batch, lifetimes, heard=subject in listened)
-            self._make_room()
-            self.publish(batch)
+            if subject not in told:
+                for tail in tails.get(subject, ()):
+                    tail.offer(batch, lifetimes)
+            if subject in listened or subject in cached or subject in expected:
+                self.arrive(batch, lifetimes, COMMIT)
+
+    def arrive(self, batch: Batch, lifetimes: Lifetimes, path: str) -> None:
+        """Publish a batch that counts as waiting, when its turn has come."""
+        if self.merge is None:
+            self._offer(batch, lifetimes)
+            return
+        if batch.last_id > self.merge.offered_id(batch.subject):
+            self.learned[path] += batch.count
+        self.merge.arrive(batch, lifetimes, trio.current_time())
+        if self.merge.due is not None:
+            self.holes.unpark_all()
+
+    def _offer(self, batch: Batch, lifetimes: Lifetimes) -> None:
+        self._cache.keep(batch, lifetimes, heard=batch.subject in self._by_subject)
+        self._make_room()
+        self.publish(batch)
+
+    def hear(self, subject: str, last_id: int, path: str) -> None:
+        """Learn that the log of a subject goes up to ``last_id``: what of that does not come is read."""
+        if self.merge is None or last_id <= self.merge.offered_id(subject):
+            return
+        self.merge.begin(subject, last_id - 1)  # of what is not known nobody wants more than the last
+        self.learned[path] += last_id - self.merge.offered_id(subject)
+        for subscription in tuple(self._by_subject.get(subject, ())):
+            subscription.hear(last_id)
+        self.merge.skip(subject, last_id)
+
+    def offered_id(self, subject: str) -> int:
+        """Return up to which id a subject was offered here, as far as it is known."""
+        return 0 if self.merge is None else self.merge.offered_id(subject)
+
+    def interesting(self) -> Collection[str]:
+        """Return the subjects that somebody here is interested in."""
+        return self._by_subject.keys() | self._expected.keys()
+
+    def is_interesting(self, subject: str) -> bool:
+        """Say whether somebody here is interested in a subject."""
+        return subject in self._by_subject or subject in self._expected
+
+    @contextmanager
+    def expecting(self, subject: str) -> Generator[None]:
+        """Be interested in a subject for the length of the block, as a subscriber who is to come."""
+        self._expected[subject] += 1
+        if self._expected[subject] == 1 and subject not in self._by_subject:
+            self._tell_of_interest(subject)
+        try:
+            yield
+        finally:
+            self._expected[subject] -= 1
+            if not self._expected[subject]:
+                del self._expected[subject]
+                self._lose_interest(subject)
+
+    def _lose_interest(self, subject: str) -> None:
+        if not self.is_interesting(subject):
+            if self.merge is not None:
+                self.merge.forget(subject)
+            self._tell_of_interest(subject)
+
+    def _tell_of_interest(self, subject: str) -> None:
+        for tell in self.on_interest:
+            tell(subject)
 
     def enter(self, batch: Batch) -> None:
         """Count a new batch as waiting; if that is too much, make room."""
@@ -186,6 +287,7 @@ class Fanout:
         del subscriptions[subscription]
         if not subscriptions:
             del self._by_subject[subscription.subject]  # clients choose subjects: keep no trace
+            self._lose_interest(subscription.subject)
         self.count -= 1
         self.slow_consumers += isinstance(subscription.error, SlowConsumer)
 

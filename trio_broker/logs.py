@@ -45,13 +45,14 @@ def configure_logging(
     log_format: Literal["auto", "console", "json"],
     level: Literal["debug", "info", "warning", "error"],
     stream: TextIO | None = None,
+    worker: int | None = None,
 ) -> LineBudget:
     """Send everything that is logged to ``stream`` (stderr), whether by structlog or by logging.
 
     Return what bounds it: the caller renews it every minute.
 
     ``level`` is for this project's loggers. Libraries speak from WARNING up: what they log below may hold what
-    clients sent.
+    clients sent. ``worker``: the number of this process among several, which every line is to have.
     """
     stream = stream or sys.stderr
     before: list[Processor] = [
@@ -59,6 +60,8 @@ def configure_logging(
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if worker is not None:
+        before.append(_of_worker(worker))
     structlog.configure(
         processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
@@ -80,6 +83,13 @@ def configure_logging(
         logging.getLogger(name).setLevel(level.upper())
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # it warns every second while a database is away
     return budget
+
+
+def _of_worker(number: int) -> Processor:
+    def add(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+        return {**event, "worker": number}
+
+    return add
 
 
 def _with_values(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:  # noqa: ARG001
@@ -171,6 +181,11 @@ class Started(NamedTuple):
         subscriber = f"{config.subscriber_messages} messages or {write_size(config.subscriber_bytes)} each"
         return [
             f"trio-broker {__version__}, Python {platform.python_version()}, trio {trio.__version__}",
+            *(
+                [f"workers     {config.workers} processes; queue, buffers and cache are of each"]
+                if config.workers > 1
+                else []
+            ),
             f"store       {redact_url(config.store)}, {durability.kind}",
             f"durability  {durability.meaning} ({durability.setting})",
             *([f"brokers     {_SHARED}"] if self.shared else []),
@@ -199,6 +214,7 @@ class Started(NamedTuple):
             "durability": durability.setting,
             "durable": durability.durable,
             "store_shared": self.shared,
+            "workers": config.workers,
             "tls": bool(config.tls_cert),
             "client_certificates": bool(config.tls_client_ca),
             "open_to_strangers": open_to_strangers(config),

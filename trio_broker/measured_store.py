@@ -42,6 +42,7 @@ OPERATIONS: Final = (
     "read",
     "get",
     "head",
+    "heads",
     "id_before",
     "subjects",
     "load",
@@ -100,6 +101,10 @@ class MeasuredStore(Store):
     async def head(self, subject: str) -> Head:
         with self.measuring("head"):
             return await self._store.head(subject)
+
+    async def heads(self, subjects: Collection[str]) -> dict[str, int]:
+        with self.measuring("heads"):
+            return await self._store.heads(subjects)
 
     async def id_before(self, subject: str, time_us: int) -> int:
         with self.measuring("id_before"):

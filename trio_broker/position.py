@@ -83,14 +83,15 @@ class Position:
         after_id: int | None = None,
         until_id: int | None = None,
         end_id: int = 0,
+        live: bool = False,
         report_gaps: bool = False,
         max_messages: int,
         max_bytes: int,
     ) -> None:
         """Begin after ``after_id``, or with the first live batch (None); end with ``until_id``.
 
-        ``end_id``: the last id when it was registered, if that is known. At most ``max_messages`` and ``max_bytes`` are
-        collected of the live stream, or one batch.
+        ``end_id``: the last id when it was registered, if that is known. ``live``: that is ``after_id``, so there is
+        nothing to read. At most ``max_messages`` and ``max_bytes`` are collected of the live stream, or one batch.
         """
         self.subject = subject
         self.follows = ASIDE
@@ -107,8 +108,11 @@ class Position:
         self._collected: deque[Batch] = deque()  # consecutive, and of what was heard since they were begun the first
         self._settled_id = end_id  # up to here, what was not offered will not be: what the log lacks is missing
         self._behind_as = State.REPLAYING  # until it was live once
-        self.state = State.LIVE if after_id is None else self._behind()
-        self._heard_from: int | None = None  # everything above was offered live
+        self.state = State.LIVE if live or after_id is None else self._behind()
+        self._heard_from = after_id if live else None  # everything above was offered live
+        if live:
+            self._behind_as = State.LAGGING
+            self._step_in()
 
     @property
     def taken_id(self) -> int:
@@ -155,6 +159,14 @@ class Position:
         if piece is None:
             self._step_in()
         return piece
+
+    def hear(self, last_id: int) -> None:
+        """Learn that the log goes up to ``last_id``, whoever appended that: it was offered, or will not be."""
+        self._step_aside()
+        self._settled_id = max(self._settled_id, last_id)
+        if self.state is State.LIVE and self._taken_id is not None and self._taken_id < last_id:
+            self.state = State.JOINING
+        self._step_in()
 
     def take(self, batch: Batch) -> None:
         """Note that what `arrive` returned was taken."""

@@ -1,7 +1,8 @@
 """A broker process, from its first listener to its exit code.
 
 Owns:      the order of starting and stopping, readiness, signals.
-Not here:  settings and the set-up of logging (trio_broker/cli/), and each part itself.
+Not here:  settings and the set-up of logging (trio_broker/cli/), what is around the process (trio_broker/front.py),
+           and each part itself.
 Threads:   the trio thread; while stopping, one timer thread of last resort.
 
 Starting: metrics endpoint (alive, not ready) -> store, once it can be reached -> broker -> gRPC listener -> ready.
@@ -17,8 +18,15 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,21 +34,23 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from metrics import Readiness, State, serve_http
+from metrics import Readiness, State
 from persistence import Store, StoreUnavailable
 from trio_broker._proto.pool import POOL
 from trio_broker.broker import Broker, configured_store, run_broker
 from trio_broker.call_log import CallLog
 from trio_broker.config import MESSAGE_OVERHEAD_BYTES, Config
+from trio_broker.front import Alone, Attended, Connections, Front, telling
 from trio_broker.line_budget import LineBudget
 from trio_broker.logs import Started
 from trio_broker.memory import CALL_BYTES, CONNECTION_BYTES, Pressure, guard, use_few_heaps
 from trio_broker.metering import Metering
-from trio_broker.notation import TcpAddress, UnixAddress, parse_listen, parse_tcp
+from trio_broker.notation import parse_tcp
+from trio_broker.replicas import Replicas, run_replicas
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.health import Health
 from trio_broker.rpc.limits import Limits
-from trio_broker.rpc.listeners import format_address, listen_tcp, listen_unix
+from trio_broker.rpc.listeners import format_address, listen_tcp
 from trio_broker.rpc.reflection import reflection_services
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import OK
@@ -74,12 +84,16 @@ log = structlog.get_logger()
 
 
 async def serve(  # noqa: ASYNC128 - `_Process.run` calls it
-    config: Config, budget: LineBudget, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+    config: Config,
+    budget: LineBudget,
+    front: Front | None = None,
+    *,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> int:
     """Run a broker until SIGTERM or SIGINT; return the exit code. Started, with the gRPC address, when it is ready.
 
     A second signal ends the process at once, with exit code 1; SIGUSR1 lets it log what it is doing. ``budget`` is
-    renewed every minute.
+    renewed every minute. ``front``: what is around it; None: nothing, the process is alone.
 
     Raises:
         OSError: an address is taken or cannot be resolved, or traces cannot be sent as asked; the text names it and the
@@ -89,36 +103,53 @@ async def serve(  # noqa: ASYNC128 - `_Process.run` calls it
     gc.freeze()  # what was imported stays: nobody needs to look at it again
     gc.set_threshold(YOUNG_OBJECTS, 10, 10)
     use_few_heaps()
-    opening = trio.CancelScope()
-    signalled = trio.Event()
+    stopping = _Stopping()
     with trio.open_signal_receiver(*_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_await_signals, signals, signalled, opening)
+            nursery.start_soon(_await_signals, signals, stopping)
             async with _tracing(config) as tracing:
-                await _Process(config, budget, tracing, opening).run(signalled, task_status.started)
+                process = _Process(config, budget, tracing, stopping, front or Alone(config))
+                await process.run(task_status.started)
             nursery.cancel_scope.cancel()
         log.info("stopped")
         budget.renew()
     return 0
 
 
-async def _await_signals(signals: AsyncIterator[int], signalled: trio.Event, opening: trio.CancelScope) -> None:
+class _Stopping:
+    """Whether the process is to stop."""
+
+    def __init__(self) -> None:
+        self.begun = trio.Event()
+        self.opening = trio.CancelScope()
+        """Cancelled when it is to stop before the store could be opened."""
+        self.signalled = False
+        """By a signal, that is: another one ends the process at once."""
+
+    def begin(self) -> None:
+        self.begun.set()
+        self.opening.cancel()
+
+
+async def _await_signals(signals: AsyncIterator[int], stopping: _Stopping) -> None:
     """The first signal to stop begins it, the second ends the process at once."""
     async for number in signals:
         if number == signal.SIGUSR1:
             log.warning("process_described", stack=describe_process())
             continue
         log.info("signal", name=signal.Signals(number).name)
-        if signalled.is_set():
+        if stopping.signalled:
             os._exit(1)
-        signalled.set()
-        opening.cancel()
+        stopping.signalled = True
+        stopping.begin()
 
 
 class _Process:
     def __init__(
-        self, config: Config, budget: LineBudget, tracing: "Tracing | None", opening: trio.CancelScope
+        self, config: Config, budget: LineBudget, tracing: "Tracing | None", stopping: _Stopping, front: Front
     ) -> None:
+        self._front = front
+        self._stopping = stopping
         self._budget = budget
         self._tracing = tracing
         self._service: BrokerService
@@ -133,9 +164,10 @@ class _Process:
         self._starting = "starting"
         """What /readyz says until there is a broker."""
         self._store: Store | None = None
-        self._opening = opening
-        """Cancelled when the process is to stop before the store could be opened."""
+        self._replicas: Replicas | None = None
         self._draining = False
+        self._closing = False
+        """The drain delay is over: nobody is accepted any more."""
         self._services = (NAME,) if config.no_admin else (NAME, ADMIN)
         self._health = Health(*self._services)
         self._metering = Metering(config, self._state)
@@ -148,7 +180,12 @@ class _Process:
         wakeups = {True: "heard", False: "not heard: polling instead", None: "none"}[self._broker.hearing.connected]
         durability = self._store.durability()
         not_durable = "" if durability.durable else f", {durability.meaning}"
-        facts = (f"store: {durability.kind} ({durability.setting}){not_durable}", f"wake-ups: {wakeups}")
+        facts: tuple[str, ...] = (
+            f"store: {durability.kind} ({durability.setting}){not_durable}",
+            f"wake-ups: {wakeups}",
+        )
+        if self._replicas is not None:
+            facts += (f"replicas: {self._replicas.heard} of {self._replicas.known} others are heard",)
         away_s = self._broker.store_away_s()
         if away_s > self._config.store_grace:
             return Readiness(ready=False, detail=f"the store has been away for {away_s:.0f} s", facts=facts)
@@ -166,23 +203,28 @@ class _Process:
             memory_pressure=bool(self._guard.pressure),
         )
 
-    async def run(self, signalled: trio.Event, started: Callable[[str], None]) -> None:
-        config = self._config
+    def _connections(self) -> Connections:
+        if (server := self._server) is None:
+            return Connections()
+        taking = server.accepts and not self._closing
+        return Connections(opened=server.connections_opened, open=server.connections, taking=taking)
+
+    async def run(self, started: Callable[[str], None]) -> None:
         with ExitStack() as until_the_end:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._budget.keep_renewing)
-                with _telling("--metrics-listen"):
-                    address, registry = parse_tcp(config.metrics_listen), self._metering.registry()
-                    metrics_at = await nursery.start(serve_http, *address, registry, self.readiness)
+                attended = Attended(self._metering.registry(), self.readiness, self._connections, self._stopping.begin)
+                with telling("--metrics-listen"):
+                    metrics_at = await nursery.start(self._front.attend, attended)
                 nursery.start_soon(self._metering.process.keep_measuring)
                 async with AsyncExitStack() as opened:
                     store = None
-                    with self._opening:
+                    with self._stopping.opening:
                         store = await self._open_store(opened)
                     if store is not None:
-                        nursery.start_soon(self._give_up_in_time, store, signalled)
+                        nursery.start_soon(self._give_up_in_time, store)
                         announce = partial(self._announce, store, format_address(metrics_at), started)
-                        await self._serve(store, announce, signalled, until_the_end)
+                        await self._serve(store, announce, until_the_end)
                 nursery.cancel_scope.cancel()
 
     async def _open_store(self, opened: AsyncExitStack) -> Store:
@@ -202,15 +244,13 @@ class _Process:
                 return store
             await trio.sleep(OPEN_AGAIN_S)
 
-    async def _give_up_in_time(self, store: Store, signalled: trio.Event) -> None:
+    async def _give_up_in_time(self, store: Store) -> None:
         """Wait for the database no longer than the grace period, also while the store is being closed."""
-        await signalled.wait()
+        await self._stopping.begun.wait()
         await trio.sleep(self._config.drain_delay + self._config.grace)
         store.give_up()
 
-    async def _serve(
-        self, store: Store, announce: Callable[[socket.socket], None], signalled: trio.Event, until_the_end: ExitStack
-    ) -> None:
+    async def _serve(self, store: Store, announce: Callable[[socket.socket], None], until_the_end: ExitStack) -> None:
         """Serve until a signal comes; then stop."""
         config = self._config
         self._store = store
@@ -218,8 +258,11 @@ class _Process:
         operating, flushing = (nullcontext, nullcontext) if tracing is None else (tracing.operation, tracing.flush)
         measured = self._metering.measured(store, operating)
         backlog_max_bytes = self._shares.backlog
-        async with run_broker(measured, config, backlog_max_bytes=backlog_max_bytes, flushing=flushing) as broker:
-            with _listen(config.listen) as listener:
+        async with (
+            run_broker(measured, config, backlog_max_bytes=backlog_max_bytes, flushing=flushing) as broker,
+            self._among_others(measured, broker),
+        ):
+            with self._front.listening() as listener:
                 self._server = server = self._make_server(broker)
                 self._metering.watch(broker, server)
                 async with trio.open_nursery() as serving:
@@ -228,11 +271,25 @@ class _Process:
                     serving.start_soon(self._report_health)
                     serving.start_soon(self._guard.run)
                     announce(listener)
-                    await signalled.wait()
+                    await self._stopping.begun.wait()
                     last_resort_s = config.drain_delay + config.grace + LAST_RESORT_S
                     until_the_end.enter_context(_last_resort(last_resort_s))
                     await self._stop(server, broker)
                     serving.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def _among_others(self, store: Store, broker: Broker) -> AsyncGenerator[None]:
+        """Let the broker and the others on its log hear of each other, where there can be others."""
+        config = self._config
+        if not store.limits().shared:
+            yield
+            return
+        with telling("--peer-listen"):
+            listener = listen_tcp(*parse_tcp(config.peer_listen))
+        async with run_replicas(
+            store, broker, listener, advertise=config.advertise, peers=config.peers
+        ) as self._replicas:
+            yield
 
     def _on_pressure(self, pressure: Pressure) -> None:
         """Take in no more than memory allows: from the headers of a call on, before its message is received."""
@@ -307,7 +364,7 @@ class _Process:
     ) -> None:
         """Say what has started."""
         address = format_address(listener.getsockname())
-        Started(
+        told = Started(
             config=self._config,
             durability=store.durability(),
             shared=store.limits().shared,
@@ -316,7 +373,8 @@ class _Process:
             memory_max_bytes=self._guard.limit_bytes,
             connections_max=self._guard.connections_max(self._config),
             ready_after_s=time.perf_counter() - self._began,
-        ).announce()
+        )
+        self._front.announce(told)
         started(address)
 
     async def _report_health(self) -> None:
@@ -333,6 +391,7 @@ class _Process:
         self._draining = True
         log.info("stopping", drain_delay_s=config.drain_delay, grace_s=config.grace)
         await trio.sleep(config.drain_delay)
+        self._closing = True
         with trio.move_on_after(config.grace) as grace:
             async with trio.open_nursery() as draining:
                 draining.start_soon(server.drain)
@@ -360,26 +419,3 @@ def _last_resort(seconds: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-@contextmanager
-def _listen(address: str) -> Iterator[socket.socket]:
-    """Listen where the settings say; remove a unix socket's file afterwards."""
-    where = parse_listen(address)
-    with _telling("--listen"):
-        listener = listen_tcp(*where) if isinstance(where, TcpAddress) else listen_unix(where.path)
-    with listener:
-        try:
-            yield listener
-        finally:
-            if isinstance(where, UnixAddress):
-                Path(where.path).unlink(missing_ok=True)
-
-
-@contextmanager
-def _telling(flag: str) -> Iterator[None]:
-    """Add to an address that cannot be listened on the flag that says it."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error} ({flag})") from error

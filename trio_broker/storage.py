@@ -1,8 +1,8 @@
 """The broker's view of its store: its errors in our words, whether it is there, and its upkeep.
 
-Owns:      `broker_error`, `Availability`, `StoreClock`, `Hearing`, and the tasks that probe the store, sweep
-           it and listen to it.
-Not here:  appends (trio_broker/commit.py) and reads (trio_broker/broker.py), which report here how they went.
+Owns:      `broker_error`, `Availability`, `StoreClock`, and the tasks that probe the store and sweep it.
+Not here:  appends (trio_broker/commit.py) and reads (trio_broker/broker.py), which report here how they went;
+           hearing of what others append (trio_broker/hearing.py).
 Threads:   the trio thread only.
 """
 
@@ -15,7 +15,7 @@ import structlog
 import trio
 
 import persistence
-from persistence import Store, StoreError, Wakeups
+from persistence import Store, StoreError
 from trio_broker.errors import BrokerError, OutcomeUnknown, Rejected, StorageFull, StorageUnavailable
 
 PROBE_INTERVAL_S = 1.0
@@ -162,26 +162,6 @@ async def keep_sweeping(store: Store, availability: Availability, interval_s: fl
         except Exception:
             log.exception("sweep_failed")  # a bug in the store must not stop the broker
         await trio.sleep(SWEEP_PAUSE_S if more else interval_s)
-
-
-class Hearing:
-    """What this broker hears of appends, its own and those of others that share the store."""
-
-    def __init__(self) -> None:
-        self.hints = 0
-        """How often something was heard."""
-        self._wakeups: Wakeups | None = None
-
-    @property
-    def connected(self) -> bool | None:
-        """False while the store's wake-ups are down; None where there is nothing to be heard of."""
-        return None if self._wakeups is None else self._wakeups.connected
-
-    async def keep_listening(self, store: Store) -> None:
-        """Listen until cancelled. Before there are replicas nobody acts on what is heard: no subject is of interest."""
-        async with store.wakeups(tuple) as self._wakeups:
-            async for _ in self._wakeups:
-                self.hints += 1
 
 
 async def _probe(store: Store, availability: Availability, clock: StoreClock) -> None:

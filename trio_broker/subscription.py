@@ -120,6 +120,12 @@ class Subscription:
             log.exception("wake_failed", subject=self.subject)
         return True
 
+    def hear(self, last_id: int) -> None:
+        """Learn that the log goes up to ``last_id``: what of that does not come live is read. Never waits."""
+        if self.live and self.position.taken_id < last_id:
+            self.position.hear(last_id)
+            self.pull()
+
     def pull(self) -> None:
         """Ask for a page of the log, if nothing is buffered and nothing else can come. Never waits."""
         if not self._pulled and self.live and not self.buffered_messages and self.position.behind:

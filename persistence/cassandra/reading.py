@@ -80,6 +80,11 @@ def read_head(subject: str, clock: Clock) -> Steps[Head]:
         after_id = page.scanned_to
 
 
+def read_last_id(subject: str) -> Steps[int]:
+    head = yield from find_head(subject)
+    return head.last_id if head else 0
+
+
 def list_subjects(after: str, limit: int) -> Steps[list[str]]:
     shards = sorted(row["shard"] for row in (yield from surely(_SHARDS())))
     names: list[str] = []

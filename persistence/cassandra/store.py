@@ -20,7 +20,7 @@ from persistence.cassandra.database import Database, Patience
 from persistence.cassandra.opening import Opened, open_keyspace
 from persistence.cassandra.shares import EXPIRATION_MAX_S
 from persistence.cassandra.steps import Steps
-from persistence.cassandra.wakeups import Heads, Polling, look_again
+from persistence.cassandra.wakeups import POLL_INTERVAL_S, Heads, Polling, look_again
 from persistence.cassandra.writing import ATTEMPT_SLACK_S, SHARE_BYTES_MAX, Writer
 from persistence.errors import OutcomeUnknown, StoreError, StoreUnavailable
 from persistence.facade import (
@@ -50,10 +50,13 @@ LIMITS = Limits(
     flush_bytes_max=SHARE_BYTES_MAX,
     expiration_max_s=EXPIRATION_MAX_S,
     shared=True,
+    leaves_subjects=True,
     body_max_bytes=SHARE_BYTES_MAX - HEADERS_ROOM_BYTES,
 )
 READERS = 8
 """One that waits for a node does not hold up the others."""
+HEADS_MAX = 1_000
+"""So many subjects are asked for within one timeout."""
 TIMEOUT_SHARE = 0.5
 """Part of the commit timeout for which anything but an append is waited for."""
 SLACK_S = 0.25
@@ -64,7 +67,12 @@ R = TypeVar("R")
 
 @asynccontextmanager
 async def open_cassandra(
-    url: str, *, migrate: bool, commit_timeout_s: float, clock: Callable[[], int] | None
+    url: str,
+    *,
+    migrate: bool,
+    commit_timeout_s: float,
+    poll_interval_s: float | None,
+    clock: Callable[[], int] | None,
 ) -> AsyncGenerator[Store]:
     """Open the keyspace that ``url`` names for the length of the block. See `persistence.open_store`.
 
@@ -80,7 +88,8 @@ async def open_cassandra(
         check_cancelled=trio.from_thread.check_cancelled,
     )
     opened = await threads.to_the_end(opening)
-    store = CassandraStore(opened, nodes_clock, commit_timeout_s)
+    poll_interval_s = POLL_INTERVAL_S if poll_interval_s is None else poll_interval_s
+    store = CassandraStore(opened, nodes_clock, commit_timeout_s, poll_interval_s)
     async with threads.closing_within(commit_timeout_s, store.close, opened.address):
         yield store
 
@@ -88,7 +97,7 @@ async def open_cassandra(
 class CassandraStore(Store):
     """One thread appends, a few do everything else."""
 
-    def __init__(self, opened: Opened, clock: Clock, commit_timeout_s: float) -> None:
+    def __init__(self, opened: Opened, clock: Clock, commit_timeout_s: float, poll_interval_s: float) -> None:
         self._address, self._database, self._durability = opened
         self._clock = clock
         self._writer = Writer(self._database, clock, commit_timeout_s)
@@ -96,6 +105,7 @@ class CassandraStore(Store):
         self._changing = threads.Worker("cassandra-changes")
         self._limiter = threads.Tokens(READERS)
         self._timeout_s = commit_timeout_s * TIMEOUT_SHARE
+        self._poll_interval_s = poll_interval_s
         self._closing = trio.CancelScope()
 
     async def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
@@ -109,6 +119,15 @@ class CassandraStore(Store):
 
     async def head(self, subject: str) -> Head:
         return await self._read(reading.read_head(subject, self._clock))
+
+    async def heads(self, subjects: Collection[str]) -> dict[str, int]:
+        names = [*subjects]
+        found: dict[str, int] = {}
+        for start in range(0, max(1, len(names)), HEADS_MAX):
+            asked = names[start : start + HEADS_MAX]
+            last_ids = await self._read_all([reading.read_last_id(subject) for subject in asked])
+            found.update((name, last_id) for name, last_id in zip(asked, last_ids, strict=True) if last_id)
+        return found
 
     async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
         return await self._read(reading.list_subjects(after, limit))
@@ -146,7 +165,7 @@ class CassandraStore(Store):
     @asynccontextmanager
     async def wakeups(self, interest: Callable[[], Collection[str]]) -> AsyncGenerator[Wakeups]:
         await trio.lowlevel.checkpoint()
-        yield Polling(interest, self._look_again)
+        yield Polling(interest, self._look_again, self._poll_interval_s)
 
     def give_up(self) -> None:
         self._closing.cancel()

@@ -15,6 +15,7 @@ from persistence.errors import StoreUnavailable
 from persistence.facade import Wakeups
 
 POLL_INTERVAL_S = 0.5
+"""How often heads are asked for, if nothing else is asked for."""
 
 Heads = Mapping[str, Bucket | None]
 
@@ -22,9 +23,15 @@ Heads = Mapping[str, Bucket | None]
 class Polling(Wakeups):
     """Hints by polling. It asks for no subject but those of interest, and again only when it has been answered."""
 
-    def __init__(self, interest: Callable[[], Collection[str]], ask: Callable[[Heads], Awaitable[Heads]]) -> None:
+    def __init__(
+        self,
+        interest: Callable[[], Collection[str]],
+        ask: Callable[[Heads], Awaitable[Heads]],
+        poll_interval_s: float,
+    ) -> None:
         self._interest = interest
         self._ask = ask
+        self._poll_interval_s = poll_interval_s
         self._heads: Heads = {}
         self._connected: bool | None = None
 
@@ -32,9 +39,9 @@ class Polling(Wakeups):
     def connected(self) -> bool | None:
         return self._connected
 
-    async def __anext__(self) -> frozenset[str]:
+    async def __anext__(self) -> Mapping[str, int]:
         while True:
-            await trio.sleep(POLL_INTERVAL_S)
+            await trio.sleep(self._poll_interval_s)
             known = {subject: self._heads.get(subject) for subject in self._interest()}
             if not known:
                 self._connected = None
@@ -43,10 +50,11 @@ class Polling(Wakeups):
                 self._heads = await self._ask(known)
             except StoreUnavailable:
                 self._connected = False
-                return frozenset()
+                return {}
             self._connected = True
-            if changed := frozenset(subject for subject, head in self._heads.items() if head != known[subject]):
-                return changed
+            changed = {subject: head for subject, head in self._heads.items() if head != known[subject]}
+            if changed:
+                return {subject: head.last_id if head else 0 for subject, head in changed.items()}
 
 
 def look_again(subject: str, head: Bucket | None) -> Steps[Bucket | None]:

@@ -1,4 +1,4 @@
-"""What is said on the channel that brokers listen to: which subjects a flush has changed.
+"""What is said on the channel that brokers listen to: which subjects a flush has changed, and their last ids.
 
 Owns:      the channel, its payloads, and saying it beside the flushes on one connection.
 Not here:  listening (wakeups.py).
@@ -7,10 +7,14 @@ Threads:   one worker thread; only `Hints.finish` waits.
 Not part of the statement that appends. NOTIFY locks the database until its transaction is on disk: of four writers on
 a disk that takes 3 ms, one at a time could commit, and they made 280 flushes a second instead of 1,000. And it fails
 when somebody's listener has let the server's queue fill: that must fail no flush.
+
+A payload is a line for each subject: its name, a tab, its last id. An older release says the name alone, while brokers
+of both share a database. And whoever may connect may say anything: what cannot be read hints at anything.
 """
 
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping, Sequence
 
 import psycopg
 
@@ -20,8 +24,10 @@ CHANNEL = "trio_broker"
 
 _PAYLOAD_BYTES_MAX = 7_000
 """PostgreSQL takes up to 7,999."""
-_SEPARATOR = b"\n"
-"""In no subject."""
+_SUBJECTS_MAX = _PAYLOAD_BYTES_MAX // 4
+"""More are too long in any case: each is a byte at least, and has a tab, a digit and an end of line."""
+_LINE = r"\S+(?:\t[0-9]{1,18})?"
+_PAYLOAD = re.compile(rf"{_LINE}(?:\n{_LINE})*")
 _STATEMENT = b"trio_broker_hint"
 _BINARY = 1
 
@@ -37,9 +43,11 @@ class Hints:
         connection.pgconn.send_prepare(_STATEMENT, f"SELECT pg_notify('{CHANNEL}', $1)".encode())
         connection.results()
 
-    def send(self, subjects: Iterable[bytes]) -> None:
+    def send(self, subjects: Sequence[bytes], last_ids: Sequence[int]) -> None:
         """Say that these have changed, and do not wait until it is said."""
-        payload = _SEPARATOR.join(subjects)
+        payload = b""
+        if len(subjects) <= _SUBJECTS_MAX:
+            payload = b"\n".join([b"%b\t%d" % pair for pair in zip(subjects, last_ids, strict=True)])
         if len(payload) > _PAYLOAD_BYTES_MAX:
             payload = b""
         try:
@@ -63,6 +71,20 @@ class Hints:
             log.warning("hint_failed why=%s", reason(error))
 
 
-def changed_subjects(payload: bytes) -> frozenset[str]:
-    """Read a payload, whoever has sent it; none are named when any may have changed."""
-    return frozenset(payload.decode(errors="replace").split(_SEPARATOR.decode())) if payload else frozenset()
+def changed_subjects(payload: bytes) -> dict[str, int]:
+    """Read a payload, whoever has sent it: a hint, as `Wakeups` gives it."""
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError:
+        return {}
+    if not _PAYLOAD.fullmatch(text):
+        return {}
+    lines = [line.partition("\t") for line in text.split("\n")]
+    return {subject: int(last_id or 0) for subject, _, last_id in lines}
+
+
+def add_hint(gathered: dict[str, int], hint: Mapping[str, int]) -> None:
+    """Add one hint to another; neither is at anything. Who does not tell a last id may know of a higher one."""
+    for subject, last_id in hint.items():
+        before = gathered.get(subject, last_id)
+        gathered[subject] = max(before, last_id) if before and last_id else 0

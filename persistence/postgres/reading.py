@@ -52,6 +52,7 @@ _HEAD = """
     )
     FROM trio_broker.subjects AS subject WHERE name = %s
 """
+_HEADS = "SELECT name, last_id FROM trio_broker.subjects WHERE name = ANY (%s::text[])"
 _SUBJECTS = "SELECT name FROM trio_broker.subjects WHERE name > %s AND listed ORDER BY name LIMIT %s"
 
 
@@ -93,6 +94,10 @@ def read_head(connection: Connection, subject: str) -> Head:
         return Head(1, 0)
     ((last_id, first_id),) = rows
     return Head(last_id + 1 if first_id is None else first_id, last_id)
+
+
+def read_heads(connection: Connection, subjects: Sequence[str]) -> dict[str, int]:
+    return dict(connection.ask(_HEADS, [subjects]))
 
 
 def list_subjects(connection: Connection, after: str, limit: int) -> list[str]:

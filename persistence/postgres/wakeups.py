@@ -12,7 +12,7 @@ whole process (``asyncio.run`` gets a slower loop), must come before psycopg's i
 import logging
 import math
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, asynccontextmanager, closing
 
 import psycopg
@@ -21,25 +21,25 @@ import trio
 from persistence import threads
 from persistence.facade import Wakeups
 from persistence.postgres.connection import CONNECT_TIMEOUT_S, Address, Connection, failure
-from persistence.postgres.hints import CHANNEL, changed_subjects
+from persistence.postgres.hints import CHANNEL, add_hint, changed_subjects
 from persistence.postgres.patience import OutOfPatience, Patience
 
 POLL_INTERVAL_S = 1.0
-"""How often "anything" is hinted while nothing is heard."""
+"""How often "anything" is hinted while nothing is heard, if nothing else is asked for."""
 SUBJECTS_MAX = 1_000
 """So many are gathered while nobody asks; beyond it, anything may have changed."""
 
 _PAUSE_MIN_S = 0.1
 _PAUSE_MAX_S = 5.0
-_ANYTHING: frozenset[str] = frozenset()
+_ANYTHING: dict[str, int] = {}
 
 log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def listen(address: Address) -> AsyncGenerator[Wakeups]:
+async def listen(address: Address, poll_interval_s: float) -> AsyncGenerator[Wakeups]:
     """Listen for the length of the block. A checkpoint at its end; it does not wait for a connection."""
-    wakeups = PostgresWakeups(address)
+    wakeups = PostgresWakeups(address, poll_interval_s)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wakeups.run)
         yield wakeups
@@ -52,8 +52,9 @@ class PostgresWakeups(Wakeups):
     A task of its own reads, whether or not anybody asks: who listens and does not read fills the server's queue.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, poll_interval_s: float) -> None:
         self._address = address
+        self._poll_interval_s = poll_interval_s
         self._limiter = threads.Tokens(1)
         self._connected = False
         self._told = False
@@ -66,8 +67,8 @@ class PostgresWakeups(Wakeups):
     def connected(self) -> bool:
         return self._connected
 
-    async def __anext__(self) -> frozenset[str]:
-        with trio.move_on_after(math.inf if self._connected else POLL_INTERVAL_S) as waiting:
+    async def __anext__(self) -> Mapping[str, int]:
+        with trio.move_on_after(math.inf if self._connected else self._poll_interval_s) as waiting:
             await self._news.wait()
         if waiting.cancelled_caught:
             return _ANYTHING
@@ -103,12 +104,15 @@ class PostgresWakeups(Wakeups):
             await trio.lowlevel.wait_readable(connection.fileno())
             connection.pgconn.consume_input()  # all there is, without waiting; raises at its end
 
-    def _hear(self, changed: frozenset[str]) -> None:
-        if self._news.is_set() and self._changed and changed:
-            changed |= self._changed
-        elif self._news.is_set():
-            changed = _ANYTHING
-        self._changed = changed if len(changed) <= SUBJECTS_MAX else _ANYTHING
+    def _hear(self, hint: dict[str, int]) -> None:
+        if not self._news.is_set():
+            self._changed = hint
+        elif self._changed and hint:
+            add_hint(self._changed, hint)
+        else:
+            self._changed = _ANYTHING
+        if len(self._changed) > SUBJECTS_MAX:
+            self._changed = _ANYTHING
         self._news.set()
 
 

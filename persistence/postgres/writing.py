@@ -89,7 +89,7 @@ class Writer:
         if flush.subjects:
             self._acknowledged = self._flushes
             if self._session is not None:
-                self._session.hints.send(flush.subjects)
+                self._session.hints.send(flush.subjects, answer.last_ids)
         return flush.outcomes(answer)
 
     def _append(self, flush: Flush) -> Answer:

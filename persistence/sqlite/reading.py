@@ -32,6 +32,9 @@ _FIRST_KEPT = """
     SELECT id FROM messages
     WHERE subject_id = ? AND id > ? AND (expires_us IS NULL OR expires_us > ?) ORDER BY id LIMIT 1
 """
+_HEADS = "SELECT name, last_id FROM subjects WHERE name IN ({})"
+_HEADS_MAX = 500
+"""Of one statement. SQLite takes 32,766 by default, but its libraries may be made to take fewer."""
 _SUBJECTS = "SELECT name FROM subjects WHERE name > ? AND listed ORDER BY name LIMIT ?"
 
 
@@ -103,6 +106,14 @@ def read_head(connection: sqlite3.Connection, clock: Clock, subject: str) -> Hea
         subject_id, last_id, floor = found
         first = connection.execute(_FIRST_KEPT, (subject_id, floor, clock())).fetchone()
         return Head(first[0] if first else last_id + 1, last_id)
+
+
+def read_heads(connection: sqlite3.Connection, subjects: Sequence[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for start in range(0, len(subjects), _HEADS_MAX):
+        asked = subjects[start : start + _HEADS_MAX]
+        found.update(connection.execute(_HEADS.format(",".join("?" * len(asked))), asked))
+    return found
 
 
 def list_subjects(connection: sqlite3.Connection, after: str, limit: int) -> list[str]:

@@ -6,7 +6,7 @@ Threads:   the trio thread; everything that blocks goes to a worker thread, by p
 """
 
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -90,6 +90,9 @@ class SQLiteStore(Store):
 
     async def head(self, subject: str) -> Head:
         return await self._reading.run(reading.read_head, self._clock, subject)
+
+    async def heads(self, subjects: Collection[str]) -> dict[str, int]:
+        return await self._reading.run(reading.read_heads, [*subjects])
 
     async def subjects(self, after: str = "", *, limit: int = 1000) -> list[str]:
         return await self._reading.run(reading.list_subjects, after, limit)

@@ -4,7 +4,7 @@ What it appended is in `history`, and its answers to questions about it are work
 broker is measured by that. A fault is one of `Faults`; each scenario has some of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -235,6 +235,12 @@ class SimulatedStore(MemoryStore):
         self._asked().heads.append(Head(first_id, len(facts)))
         await self._take_time()
         return head
+
+    async def heads(self, subjects: Collection[str]) -> dict[str, int]:
+        await self._before_read()
+        heads = await super().heads(subjects)
+        await self._take_time()
+        return heads
 
     async def sweep(self) -> Swept:
         await self._before_read()

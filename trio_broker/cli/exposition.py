@@ -42,6 +42,14 @@ class Reading:
         found = self.samples(name, **labels)
         return math.fsum(sample.value for sample in found) if found else math.nan
 
+    def most(self, name: str, **labels: str) -> float:
+        """Return the largest of those samples: that of one worker, where there are several. NaN if there are none."""
+        return max((sample.value for sample in self.samples(name, **labels)), key=_nan_is_least, default=math.nan)
+
+    def least(self, name: str, **labels: str) -> float:
+        """Return the smallest of those samples; NaN if there are none."""
+        return min((sample.value for sample in self.samples(name, **labels)), default=math.nan)
+
     def labels(self, name: str, label: str) -> list[str]:
         """Return which values a label has, in the order of the page."""
         return list(dict.fromkeys(sample.labels[label] for sample in self.samples(name) if label in sample.labels))
@@ -84,6 +92,10 @@ def quantile_of(fraction: float, bounds: Sequence[float], cumulated: Sequence[fl
     if math.isinf(high):
         return low
     return low + (high - low) * _ratio(rank - below, cumulated[place] - below)
+
+
+def _nan_is_least(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -38,16 +38,26 @@ def run(command: Callable[[*Ts], Awaitable[int]], *args: *Ts) -> int:
     try:
         return trio.run(command, *args)
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
-        causes = list(leaves(error))
-        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
-            return INTERRUPTED
-        known = [cause for cause in causes if isinstance(cause, Failure | BrokerError | OSError)]
-        if len(known) < len(causes):
+        failure = failed(error)
+        if failure is None:
             raise
-        if any(isinstance(cause, BrokenPipeError) for cause in known):
-            return PIPE_CLOSED
-        say(getattr(known[0], "strerror", None) or str(known[0]))
-        return exit_code_of(known[0])
+        exit_code, text = failure
+        if text:
+            say(text)
+        return exit_code
+
+
+def failed(error: BaseException) -> tuple[int, str] | None:
+    """Return the exit code for an error, and what the user is told, which may be nothing. None: it is a bug."""
+    causes = list(leaves(error))
+    if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+        return INTERRUPTED, ""
+    known = [cause for cause in causes if isinstance(cause, Failure | BrokerError | OSError)]
+    if len(known) < len(causes):
+        return None
+    if any(isinstance(cause, BrokenPipeError) for cause in known):
+        return PIPE_CLOSED, ""
+    return exit_code_of(known[0]), getattr(known[0], "strerror", None) or str(known[0])
 
 
 def exit_code_of(error: Failure | BrokerError | OSError) -> int:

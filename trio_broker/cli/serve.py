@@ -18,6 +18,7 @@ from trio_broker.cli.options import config_option
 from trio_broker.cli.running import Failure, leaves, run
 from trio_broker.cli.settings import Settings, flag, load
 from trio_broker.config import Config
+from trio_broker.line_budget import LineBudget
 from trio_broker.logs import configure_logging
 from trio_broker.notation import seconds, size, write_seconds, write_size
 from trio_broker.own_packages import require_own
@@ -71,9 +72,6 @@ async def _serve(settings: Settings, file: Path | None) -> int:
         require_own("metrics")
     except ImportError as error:
         raise Failure(str(error)) from error
-    from persistence import CannotOpen
-    from trio_broker.serve import serve
-
     if settings.config.traces:
         try:
             import trio_broker.tracing  # noqa: F401 - told before anything is started
@@ -84,8 +82,27 @@ async def _serve(settings: Settings, file: Path | None) -> int:
         log.info("settings_read", file=str(file))
     for name, meant in settings.unknown_variables.items():
         log.warning("variable_unknown", name=name, **({"did_you_mean": meant} if meant else {}))
+    if settings.config.workers > 1:
+        return await _serve_by_workers(settings.config, budget)
+    return await _serve_alone(settings.config, budget)
+
+
+async def _serve_alone(config: Config, budget: LineBudget) -> int:
+    from persistence import CannotOpen
+    from trio_broker.serve import serve
+
     try:
-        return await serve(settings.config, budget)
+        return await serve(config, budget)
     except* CannotOpen as group:
         failure = next(leaves(group))
     raise Failure(str(failure)) from failure
+
+
+async def _serve_by_workers(config: Config, budget: LineBudget) -> int:
+    from trio_broker.workers.member import WorkerFailed
+    from trio_broker.workers.supervisor import supervise  # it needs nothing of what serves
+
+    try:
+        return await supervise(config, budget)
+    except WorkerFailed as failure:
+        raise Failure(str(failure), failure.exit_code) from failure

@@ -78,8 +78,12 @@ def lines(metrics: TcpAddress, interval: Interval) -> Iterator[str]:
     now = interval.after
     build = next(iter(now.samples("trio_broker_build_info")), None)
     labels = build.labels if build else {}
-    up_s = time.time() - now.total("process_start_time_seconds")
-    yield f"trio-broker {labels.get('version', '?')} at {metrics}  {_state(now)}  up {_duration(up_s)}"
+    up_s = time.time() - now.least("process_start_time_seconds")
+    workers = (
+        f"{_number(now.total('trio_broker_workers_ready'))} of {_number(now.total('trio_broker_workers'))} workers"
+    )
+    several = f"  {workers}" if now.total("trio_broker_workers") > 1 else ""
+    yield f"trio-broker {labels.get('version', '?')} at {metrics}  {_state(now)}{several}  up {_duration(up_s)}"
     yield ""
     yield from _calls(interval)
     yield ""
@@ -89,13 +93,13 @@ def lines(metrics: TcpAddress, interval: Interval) -> Iterator[str]:
 
 
 def _state(now: Reading) -> str:
-    if now.total("trio_broker_draining") == 1:
+    if now.least("trio_broker_draining") == 1:
         return "DRAINING"
-    if now.total("trio_broker_store_up") == 0:
+    if now.most("trio_broker_store_up") == 0:
         return "STORE AWAY"
-    if now.total("trio_broker_memory_pressure") == 1:
+    if now.most("trio_broker_memory_pressure") == 1:
         return "UNDER MEMORY PRESSURE"
-    return "ready" if now.total("trio_broker_ready") == 1 else "NOT READY"
+    return "ready" if now.most("trio_broker_ready") == 1 else "NOT READY"
 
 
 def _calls(interval: Interval) -> Iterator[str]:
@@ -106,7 +110,7 @@ def _calls(interval: Interval) -> Iterator[str]:
             continue
         rate = interval.rate("method_count", method=method)
         failed = _errors(interval, "trio_broker_rpc_errors_total", method=method)
-        quantiles = [now.total("method_duration", method=method, quantile=each) for each in ("0.5", "0.95", "0.99")]
+        quantiles = [now.most("method_duration", method=method, quantile=each) for each in ("0.5", "0.95", "0.99")]
         columns = "".join(f"{_seconds(value):>10}" for value in quantiles)
         yield f"{method:<22}{_number(rate):>10}{_number(failed):>10}{columns}"
     reasons = {
@@ -127,7 +131,7 @@ def _messages(interval: Interval) -> Iterator[str]:
     lag = _quantiles(interval, "trio_broker_delivery_lag_seconds")
     yield f"messages     {published}/s published, {delivered}/s delivered, {expired}/s expired; lag {lag}"
     cut = _number(now.total("trio_broker_slow_consumers_total"))
-    fullest = _percent(now.total("trio_broker_subscriber_buffer_fill_ratio"))
+    fullest = _percent(now.most("trio_broker_subscriber_buffer_fill_ratio"))
     waiting = _number(now.total("trio_broker_subscriber_buffer_messages"))
     subscribers = _number(now.total("active_subscribers"))
     yield f"subscribers  {subscribers}; {waiting} messages wait, the fullest buffer is at {fullest}; {cut} cut so far"
@@ -141,14 +145,14 @@ def _store(interval: Interval, kind: str) -> Iterator[str]:
     errors = _number(_errors(interval, "trio_broker_store_errors_total"))
     took = _quantiles(interval, "trio_broker_flush_seconds")
     yield f"store        {kind}: {flushes} flushes/s of {messages} messages, {took}; {errors} errors/s"
-    behind = _duration(now.total("trio_broker_sweep_behind_seconds"))
-    heard = {0.0: "not heard", 1.0: "heard"}.get(now.total("trio_broker_listen_connected"), "none")
+    behind = _duration(now.most("trio_broker_sweep_behind_seconds"))
+    heard = {0.0: "not heard", 1.0: "heard"}.get(now.least("trio_broker_listen_connected"), "none")
     yield f"             queue {queue} of {limit}; sweep {behind} behind; wake-ups {heard}"
 
 
 def _process(interval: Interval) -> Iterator[str]:
     now = interval.after
-    cpu, cpus = interval.rate("process_cpu_seconds_total"), now.total("trio_broker_cpu_limit")
+    cpu, cpus = interval.rate("process_cpu_seconds_total"), now.most("trio_broker_cpu_limit")
     resident, memory = (now.total(name) for name in ("process_resident_memory_bytes", "trio_broker_memory_limit_bytes"))
     lag = _quantiles(interval, "trio_broker_scheduler_lag_seconds")
     connections, tasks, threads, files = (

@@ -5,7 +5,7 @@ from typing import Final
 from grafana_foundation_sdk.models import units
 
 from boards.panels import Board, Graph, Levels, Query, Row
-from boards.promql import each, gauge, quantile, quantiles, rate
+from boards.promql import each, gauge, most, quantile, quantiles, rate
 
 MESSAGES: Final = Row(
     "Messages",
@@ -69,7 +69,7 @@ BUFFERS: Final = Row(
         Graph(
             "The fullest buffer of a subscription",
             units.PercentUnit,
-            [each("trio_broker_subscriber_buffer_fill_ratio")],
+            [most("trio_broker_subscriber_buffer_fill_ratio")],
             "A subscriber that stalls: it rises to 100 %, and what follows it gets later from the log, or it is cut. "
             "Others do not wait for it.",
             Levels(warning=0.5, bad=0.9),

@@ -10,9 +10,13 @@ from boards.promql import CLIENTS_FAULT, OUR_FAULT, PUBLISH_AND_FETCH, gauge, pa
 PANELS: Final = [
     Tile(
         "Ready",
-        Query(f"min({gauge('trio_broker_ready')} or {gauge('up')})"),
+        Query(
+            f"min(({gauge('trio_broker_workers_ready')} >= bool {gauge('trio_broker_workers')}) "
+            f"or {gauge('trio_broker_ready')} or {gauge('up')})"
+        ),
         units.NoUnit,
-        "The least of all instances. NO: one answers 503 on /readyz, or does not answer at all. Look at Store first.",
+        "The least of all instances. NO: one answers 503 on /readyz, or does not answer at all, or has a worker that "
+        "does not. Look at Store first.",
         "store",
         Levels(good=1),
         ("NO", "yes"),
@@ -108,7 +112,7 @@ PANELS: Final = [
         "CPU",
         Query(f"max({gauge('trio_broker_process_cpu_utilisation')})"),
         units.PercentUnit,
-        "CPUs in use, of the busiest instance; 100 % is one CPU, and about all that one broker can use.",
+        "CPUs in use, of the busiest process; 100 % is one CPU, and about all that one broker, or one worker, can use.",
         "process",
         Levels(warning=0.7, bad=0.9),
     ),

@@ -5,7 +5,7 @@ from typing import Final
 from grafana_foundation_sdk.models import units
 
 from boards.panels import Board, Graph, Levels, Query, Row, Table
-from boards.promql import each, gauge, quantiles, rate
+from boards.promql import each, gauge, most, of_instance, quantiles, rate
 
 MEMORY: Final = Row(
     "Memory",
@@ -15,10 +15,12 @@ MEMORY: Final = Row(
             units.PercentUnit,
             [
                 Query(
-                    f"{gauge('trio_broker_memory_used_bytes')} / {gauge('trio_broker_memory_limit_bytes')}",
+                    of_instance(
+                        "max", f"{gauge('trio_broker_memory_used_bytes')} / {gauge('trio_broker_memory_limit_bytes')}"
+                    ),
                     "{{instance}}",
                 ),
-                each("trio_broker_memory_pressure", "{{instance}}: refuses work (1)"),
+                most("trio_broker_memory_pressure", "{{instance}}: refuses work (1)"),
             ],
             "Near 100 % the broker refuses new work. See which buffers grow: Buffers (delivery), Queue (store).",
             Levels(warning=0.7, bad=0.85),
@@ -56,17 +58,17 @@ CPU: Final = Row(
             "CPUs in use",
             units.Short,
             [
-                each("trio_broker_process_cpu_utilisation"),
-                each("trio_broker_cpu_limit", "{{instance}}: limit"),
+                most("trio_broker_process_cpu_utilisation"),
+                most("trio_broker_cpu_limit", "{{instance}}: limit"),
             ],
-            "At 1 the one thread that serves all clients is at its end: more brokers, or fewer calls. At the limit the "
-            "kernel makes it wait.",
+            "Of the busiest worker. At 1 the one thread that serves its clients is at its end: more workers or "
+            "brokers, or fewer calls. At the limit the kernel makes it wait.",
         ),
         Graph(
             "Load of the machine",
             units.Short,
             [
-                each("trio_broker_load_average", "{{instance}}: 1 min", 'minutes="1"'),
+                most("trio_broker_load_average", "{{instance}}: 1 min", 'minutes="1"'),
                 Query(rate("trio_broker_cpu_throttled_seconds_total", "instance"), "{{instance}}: throttled, s/s"),
             ],
             "Load above the number of CPUs while the broker uses few: somebody else takes them. Throttled: it wants "
@@ -111,16 +113,17 @@ RUNTIME: Final = Row(
             "File descriptors",
             units.Short,
             [
-                each("process_open_fds"),
-                each("process_max_fds", "{{instance}}: limit"),
+                most("process_open_fds"),
+                most("process_max_fds", "{{instance}}: limit"),
             ],
             "At the limit no connection is accepted any more: raise it (LimitNOFILE, ulimit -n).",
         ),
         Graph(
             "Running for",
             units.Seconds,
-            [Query(f"time() - {gauge('process_start_time_seconds')}", "{{instance}}")],
-            "It falls to 0 again and again: it is killed (out of memory?) or crashes; see its log's end.",
+            [Query(f"time() - {of_instance('max', gauge('process_start_time_seconds'))}", "{{instance}}")],
+            "The youngest worker. It falls to 0 again and again: it is killed (out of memory?) or crashes; see its "
+            "log's end.",
         ),
         Table(
             "Versions",

@@ -1,4 +1,8 @@
-"""PromQL over the instances that were chosen: rates and histograms are summed over them, gauges are shown for each."""
+"""PromQL over the instances that were chosen: rates and histograms are summed over them, gauges are shown for each.
+
+An instance may be several worker processes with series of their own: a gauge says of them what its question is about,
+their sum (`each`), or the worst (`most` and `least`).
+"""
 
 from collections.abc import Sequence
 from typing import Final
@@ -40,9 +44,24 @@ def quantile(fraction: float, name: str, by: str = "", match: str = "") -> str:
     return f"histogram_quantile({fraction}, {rate(f'{name}_bucket', ','.join(filter(None, [by, 'le'])), match)})"
 
 
-def each(name: str, legend: str = "{{instance}}", match: str = "") -> Query:
-    """Return a gauge, a line for each of its series."""
-    return Query(gauge(name, match), legend)
+def each(name: str, legend: str = "{{instance}}", match: str = "", by: str = "") -> Query:
+    """Return a gauge, a line for each instance: what its workers have together. ``by``: more labels to tell apart."""
+    return Query(of_instance("sum", gauge(name, match), by), legend)
+
+
+def most(name: str, legend: str = "{{instance}}", match: str = "", by: str = "") -> Query:
+    """Return the same, of the worker that has most."""
+    return Query(of_instance("max", gauge(name, match), by), legend)
+
+
+def least(name: str, legend: str = "{{instance}}") -> Query:
+    """Return the same, of the worker that has least."""
+    return Query(of_instance("min", gauge(name)), legend)
+
+
+def of_instance(fold: str, expr: str, by: str = "") -> str:
+    """Return one value for each instance, of those of its workers."""
+    return f"{fold} by ({','.join(filter(None, ['instance', by]))}) ({expr})"
 
 
 def quantiles(name: str, match: str = "") -> Sequence[Query]:

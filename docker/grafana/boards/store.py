@@ -5,7 +5,7 @@ from typing import Final
 from grafana_foundation_sdk.models import units
 
 from boards.panels import Board, Graph, Levels, Query, Row
-from boards.promql import each, gauge, mean, quantile, quantiles, rate
+from boards.promql import each, gauge, least, mean, most, of_instance, quantile, quantiles, rate
 
 PRESENCE: Final = Row(
     "Is it there?",
@@ -13,16 +13,16 @@ PRESENCE: Final = Row(
         Graph(
             "Ready, draining",
             units.NoUnit,
-            [each("trio_broker_ready"), each("trio_broker_draining", "{{instance}} is being stopped")],
-            "What /readyz says. Load balancers send nobody to one that is 0.",
+            [least("trio_broker_ready"), most("trio_broker_draining", "{{instance}} is being stopped")],
+            "Of the worker that is worst off. Load balancers send nobody to an instance of which no worker is ready.",
             top=1,
         ),
         Graph(
             "Store and wake-ups",
             units.NoUnit,
             [
-                each("trio_broker_store_up", "{{instance}}: the store answers"),
-                each("trio_broker_listen_connected", "{{instance}}: wake-ups are heard"),
+                least("trio_broker_store_up", "{{instance}}: the store answers"),
+                least("trio_broker_listen_connected", "{{instance}}: wake-ups are heard"),
             ],
             "The store is 0: it does not answer; readiness follows after --store-grace; the log says why (store_away). "
             "Only wake-ups are: the connection that listens is lost, and the broker polls.",
@@ -61,14 +61,16 @@ FLUSHES: Final = Row(
             "Publishes that wait, of what may wait",
             units.PercentUnit,
             [
-                Query(
-                    f"{gauge('trio_broker_publish_queue_messages')} "
-                    f"/ {gauge('trio_broker_publish_queue_limit_messages')}",
-                    "{{instance}}: messages",
-                ),
-                Query(
-                    f"{gauge('trio_broker_publish_queue_bytes')} / {gauge('trio_broker_publish_queue_limit_bytes')}",
-                    "{{instance}}: bytes",
+                *(
+                    Query(
+                        of_instance(
+                            "max",
+                            f"{gauge(f'trio_broker_publish_queue_{unit}')} "
+                            f"/ {gauge(f'trio_broker_publish_queue_limit_{unit}')}",
+                        ),
+                        f"{{{{instance}}}}: {unit}",
+                    )
+                    for unit in ("messages", "bytes")
                 ),
             ],
             "At 100 % publishes are refused (OVERLOADED).",
@@ -111,7 +113,8 @@ POOLS: Final = Row(
             units.PercentUnit,
             [
                 Query(
-                    f"{gauge('trio_broker_store_pool_in_use')} / {gauge('trio_broker_store_pool_size')}",
+                    f"{of_instance('sum', gauge('trio_broker_store_pool_in_use'), 'pool')} "
+                    f"/ {of_instance('sum', gauge('trio_broker_store_pool_size'), 'pool')}",
                     "{{instance}} {{pool}}",
                 )
             ],
@@ -121,7 +124,7 @@ POOLS: Final = Row(
         Graph(
             "Waiting",
             units.Short,
-            [each("trio_broker_store_pool_waiting", "{{instance}} {{pool}}")],
+            [each("trio_broker_store_pool_waiting", "{{instance}} {{pool}}", by="pool")],
             "Operations that wait for a thread of the pool. For long: the store is slower than what is asked of it.",
         ),
         Graph(
@@ -140,7 +143,7 @@ SWEEPING: Final = Row(
         Graph(
             "Since nothing was left to remove",
             units.Seconds,
-            [each("trio_broker_sweep_behind_seconds")],
+            [most("trio_broker_sweep_behind_seconds")],
             "Grows while sweeping does not keep up, or fails. The store grows meanwhile; nobody sees expired messages.",
             Levels(warning=300, bad=3600),
             columns=12,

@@ -1,0 +1,117 @@
+"""Brokers on one log that stream to each other what they commit."""
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+import trio
+from postgres_kit import until
+
+from persistence import open_store
+from trio_broker import Broker
+from trio_broker.broker import run_broker
+from trio_broker.config import Config
+from trio_broker.fanout import COMMIT, POLL, TAIL, WAKEUP
+from trio_broker.replicas import Replicas, run_replicas
+from trio_broker.rpc.listeners import listen_tcp
+
+
+@asynccontextmanager
+async def replica(url: str, **settings: float) -> AsyncGenerator[tuple[Broker, Replicas]]:
+    config = Config.model_validate(settings)
+    async with (
+        open_store(url, poll_interval_s=config.poll_interval) as store,
+        run_broker(store, config) as broker,
+        run_replicas(store, broker, listen_tcp("127.0.0.1", 0)) as replicas,
+    ):
+        yield broker, replicas
+
+
+@asynccontextmanager
+async def linked(url: str, count: int) -> AsyncGenerator[tuple[list[Broker], list[Replicas]]]:
+    async with AsyncExitStack() as stack:
+        both = [await stack.enter_async_context(replica(url)) for _ in range(count)]
+        brokers, replicas = [broker for broker, _ in both], [each for _, each in both]
+        await until(lambda: all(len(each.links) == count - 1 and each.is_linked() for each in replicas))
+        yield brokers, replicas
+
+
+@pytest.fixture
+def url(postgres_url: str) -> str:
+    return postgres_url
+
+
+async def test_what_one_commits_is_streamed_to_the_others(url: str) -> None:
+    async with linked(url, 3) as ((ours, theirs, _), _), ours.subscribe("a") as messages:
+        await ours.publish("b", b"nobody listens to this", None)
+        with trio.fail_after(10):
+            for id_ in range(1, 51):
+                assert await theirs.publish("a", b"%d" % id_, None, headers={"n": b"%d" % id_}) == id_
+                message = await messages.receive()
+                assert (message.id, message.body, message.headers) == (id_, b"%d" % id_, {"n": b"%d" % id_})
+        learned = ours.fanout.learned
+        assert learned[TAIL] >= 45, learned
+        assert learned[COMMIT] == 0
+
+
+async def test_all_at_once_keep_the_order_of_ids(url: str) -> None:
+    async with linked(url, 3) as (brokers, _), AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        listeners = [await stack.enter_async_context(broker.subscribe("a")) for broker in brokers]
+
+        async def publish(broker: Broker) -> None:
+            for n in range(200):
+                await broker.publish("a", b"%d" % n, None if n % 3 else 60)
+
+        with trio.fail_after(60):
+            for broker in brokers:
+                nursery.start_soon(publish, broker)
+            for messages in listeners:
+                assert [(await messages.receive()).id for _ in range(600)] == list(range(1, 601))
+        learned = brokers[0].fanout.learned
+        assert learned[TAIL] + learned[COMMIT] > 540, learned
+        assert not any(broker.fanout.gaps[reason] for broker in brokers for reason in broker.fanout.gaps)
+
+
+async def test_what_is_not_to_be_kept_crosses_too(url: str) -> None:
+    async with linked(url, 2) as ((ours, theirs), _), ours.subscribe("a") as messages:
+        with trio.fail_after(10):
+            for id_ in range(1, 11):
+                assert await theirs.publish("a", b"x") == id_
+                assert (await messages.receive()).id == id_
+
+
+async def test_without_links_the_store_tells(url: str) -> None:
+    async with linked(url, 2) as ((ours, theirs), replicas), ours.subscribe("a") as messages:
+        for each in replicas:
+            for link in each.links.values():
+                assert link.channel is not None
+                link.channel.lose("cut by the test")
+        with trio.fail_after(10):
+            for id_ in range(1, 11):
+                assert await theirs.publish("a", b"x", None) == id_
+                assert (await messages.receive()).id == id_
+        await until(replicas[0].is_linked)
+
+
+async def test_one_that_leaves_is_followed_no_longer(url: str) -> None:
+    async with replica(url) as (_, ours):
+        async with replica(url) as (_, theirs):
+            await until(lambda: bool(ours.links) and ours.is_linked() and theirs.is_linked())
+        await until(lambda: not ours.links)
+
+
+async def test_a_stranger_is_told_nothing(url: str) -> None:
+    from trio_broker._proto import replicas_pb2 as pb
+    from trio_broker.client.channel import open_channel
+    from trio_broker.errors import BrokerError
+    from trio_broker.replicas.links import PATH
+
+    async with replica(url) as (_, ours), open_channel(ours.address) as channel:
+        call = await channel.open(PATH)
+        await call.send(pb.TailRequest(greeting=pb.Greeting(secret=b"guessed"), add=["a"]).SerializeToString())
+        with pytest.raises(BrokerError, match="not one of the brokers"), trio.fail_after(5):
+            await call.receive_some()
+
+
+def test_paths_are_named() -> None:
+    assert {COMMIT, TAIL, WAKEUP, POLL} == {"commit", "tail", "wakeup", "poll"}

@@ -1,0 +1,171 @@
+"""Hear of what other brokers append to the same log.
+
+Owns:      what the store's wake-ups say, asking the store every so often, and how long what another broker streams may
+           take before the log is read instead.
+Not here:  those streams (trio_broker/replicas/), the order of batches (trio_broker/merge.py), reading the log
+           (trio_broker/replay.py).
+Threads:   the trio thread only.
+
+Nothing here is needed twice: a batch that another broker streams is delivered without a look at the store. Wake-ups
+and polling find what did not come that way. Both say how far the log of a subject goes; if that much has not been
+offered within `PATIENCE_S`, subscribers read it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import structlog
+import trio
+
+from persistence import Store, StoreError, Wakeups
+from trio_broker.fanout import POLL, WAKEUP, Fanout
+from trio_broker.merge import PATIENCE_S
+from trio_broker.storage import Availability
+
+RARELY = 10
+"""While wake-ups are heard the store is asked so many times less."""
+SETTLE_S = 0.25
+"""After so long every other broker knows that somebody here listens to a subject: what was appended before is found by
+asking the store once more."""
+
+log = structlog.get_logger()
+
+
+class Hearing:
+    """What this broker learns of appends that are not its own."""
+
+    def __init__(self, store: Store, fanout: Fanout, availability: Availability, poll_interval_s: float) -> None:
+        """``poll_interval_s``: how often the store is asked while wake-ups are not heard."""
+        self.hints = 0
+        """How often a wake-up was heard."""
+        self.is_linked: Callable[[], bool] = _never
+        """Says whether every other broker streams its commits to this one."""
+        self._store = store
+        self._fanout = fanout
+        self._availability = availability
+        self._poll_interval_s = poll_interval_s
+        self._wakeups: Wakeups | None = None
+        self._suspected: dict[str, int] = {}
+        self._hinted: dict[str, int] = {}  # with the last ids that hints say; 0: they do not
+        self._fresh: dict[str, None] = {}  # somebody began to listen to these. (A dict for a set with an order.)
+        self._something_hinted = trio.lowlevel.ParkingLot()
+        self._something_suspected = trio.lowlevel.ParkingLot()
+        self._something_fresh = trio.lowlevel.ParkingLot()
+        self._ask_now = trio.Event()
+        fanout.on_interest.append(self._on_interest)
+
+    @property
+    def connected(self) -> bool | None:
+        """False while the store's wake-ups are down; None where there is nothing to be heard of."""
+        return None if self._wakeups is None else self._wakeups.connected
+
+    async def run(self) -> None:
+        """Listen and ask until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._listen)
+            nursery.start_soon(self._follow_hints)
+            nursery.start_soon(self._keep_asking)
+            nursery.start_soon(self._look_at_fresh_ones)
+            nursery.start_soon(self._pursue)
+            nursery.start_soon(self._give_up_holes)
+
+    async def _listen(self) -> None:
+        async with self._store.wakeups(self._fanout.interesting) as self._wakeups:
+            async for changed in self._wakeups:
+                self.hints += 1
+                if not changed:
+                    self._ask_now.set()
+                elif new := [subject for subject, last_id in changed.items() if self._is_news(subject, last_id)]:
+                    self._hinted.update((subject, changed[subject]) for subject in new)
+                    self._something_hinted.unpark_all()
+
+    def _is_news(self, subject: str, last_id: int) -> bool:
+        """Say whether a hint says more than is known; 0: it does not say how far the subject goes."""
+        return self._fanout.is_interesting(subject) and not 0 < last_id <= self._fanout.offered_id(subject)
+
+    async def _follow_hints(self) -> None:
+        """Ask the store about what was hinted at and has not come in time: anybody can hint at anything."""
+        while True:
+            while not self._hinted:
+                await self._something_hinted.park()
+            if self.is_linked():
+                await trio.sleep(PATIENCE_S)
+            hinted, self._hinted = self._hinted, {}
+            await self._ask([each for each, last_id in hinted.items() if self._is_news(each, last_id)], WAKEUP)
+
+    async def _keep_asking(self) -> None:
+        while True:
+            with trio.move_on_after(self._interval_s()):
+                await self._ask_now.wait()
+            self._ask_now = trio.Event()
+            await self._ask(self._fanout.interesting())
+
+    def _interval_s(self) -> float:
+        return self._poll_interval_s * (RARELY if self.connected else 1)
+
+    async def _look_at_fresh_ones(self) -> None:
+        while True:
+            while not self._fresh:
+                await self._something_fresh.park()
+            await trio.sleep(SETTLE_S)
+            fresh, self._fresh = self._fresh, {}
+            await self._ask([subject for subject in fresh if self._fanout.is_interesting(subject)])
+
+    async def _ask(self, subjects: Iterable[str], path: str = POLL) -> None:
+        """Ask the store how far these go, and look at what has not come, in a moment. A checkpoint."""
+        subjects = list(subjects)
+        if not subjects:
+            return
+        try:
+            heads = await self._store.heads(subjects)
+            if path == POLL:
+                self._suspect(heads)
+            else:
+                self._learn(heads, path)
+        except StoreError as error:
+            self._availability.failed(error)
+        except Exception:
+            log.exception("poll_failed")  # a bug in the store must not stop the broker
+
+    def _suspect(self, heads: Mapping[str, int]) -> None:
+        for subject, last_id in heads.items():
+            if last_id > self._fanout.offered_id(subject):
+                self._suspected[subject] = last_id
+        if self._suspected:
+            self._something_suspected.unpark_all()
+
+    async def _pursue(self) -> None:
+        """Let subscribers read what has not come in time."""
+        while True:
+            while not self._suspected:
+                await self._something_suspected.park()
+            if self.is_linked():
+                await trio.sleep(PATIENCE_S)
+            else:
+                await trio.lowlevel.checkpoint()
+            suspected, self._suspected = self._suspected, {}
+            self._learn(suspected, POLL)
+
+    def _learn(self, heads: Mapping[str, int], path: str) -> None:
+        for subject, last_id in heads.items():
+            if self._fanout.is_interesting(subject):
+                self._fanout.hear(subject, last_id, path)
+
+    async def _give_up_holes(self) -> None:
+        """Pass on batches whose turn has not come in time."""
+        merge = self._fanout.merge
+        assert merge is not None
+        while True:
+            while merge.due is None:
+                await self._fanout.holes.park()
+            await trio.sleep_until(merge.due)
+            merge.give_up(trio.current_time())
+
+    def _on_interest(self, subject: str) -> None:
+        if self._fanout.is_interesting(subject):
+            self._fresh[subject] = None
+            self._something_fresh.unpark_all()
+
+
+def _never() -> bool:
+    """Stand in where there are no other brokers."""
+    return False

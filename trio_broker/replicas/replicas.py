@@ -1,0 +1,206 @@
+"""This broker among the others that share its log.
+
+Owns:      the links to all others, the server that they call, who is admitted, and which replica a subject is left to.
+Not here:  who there is (membership.py), one stream (tails.py, links.py), appending for others (forwarding.py).
+Threads:   the trio thread only.
+"""
+
+import hmac
+import secrets
+import socket
+import uuid
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from pathlib import Path
+
+import structlog
+import trio
+from purerpc import Status, StatusCode
+
+from persistence import Store, StoreError
+from trio_broker import __version__
+from trio_broker._proto import replicas_pb2 as pb
+from trio_broker.broker import Broker
+from trio_broker.notation import TcpAddress, is_loopback, parse_tcp
+from trio_broker.replicas.forwarding import Forwarding
+from trio_broker.replicas.links import Link
+from trio_broker.replicas.membership import Member, Membership, common_secret
+from trio_broker.replicas.service import ReplicasService
+from trio_broker.replicas.tails import TailFeed
+from trio_broker.rpc.limits import Limits
+from trio_broker.rpc.server import Server
+from trio_broker.service.statuses import BrokerRefusals
+
+RETRY_S = 1.0
+"""Pause before the store is asked again for the common secret."""
+REQUEST_MAX_BYTES = 16 * 1024 * 1024
+"""What another broker asks for at most: to append a flush."""
+_ID_BYTES = 6
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def run_replicas(
+    store: Store, broker: Broker, listener: socket.socket, *, advertise: str = "", peers: tuple[str, ...] = ()
+) -> AsyncGenerator["Replicas"]:
+    """Let ``broker`` hear of the others' commits, and them of its own, for the length of the block.
+
+    Args:
+        store: the one that they share.
+        broker: this one.
+        listener: where other brokers connect; it is closed at the end.
+        advertise: HOST:PORT that they are told; empty: found out from ``listener``.
+        peers: where others are, instead of what their registers say.
+    """
+    async with AsyncExitStack() as opened:
+        opened.enter_context(closing(listener))
+        replicas = Replicas(store, broker, advertise or _reachable_at(listener), peers)
+        nursery = await opened.enter_async_context(trio.open_nursery())
+        await nursery.start(replicas.server.serve_on, [listener])
+        nursery.start_soon(replicas.run)
+        try:
+            yield replicas
+        finally:
+            with trio.move_on_after(RETRY_S, shield=True):
+                await replicas.leave()
+            nursery.cancel_scope.cancel()
+
+
+class Replicas:
+    """This broker among the others."""
+
+    def __init__(self, store: Store, broker: Broker, address: str, peers: tuple[str, ...]) -> None:
+        self.id = secrets.token_hex(_ID_BYTES)
+        self.address = address
+        self.feeds: dict[TailFeed, None] = {}
+        """Streams to others. (A dict for a set that keeps its order.)"""
+        self.server = Server(limits=Limits(message_max_bytes=REQUEST_MAX_BYTES), refusals=BrokerRefusals())
+        self.server.add_service(ReplicasService(broker, self.admit, self.feeds).service)
+        self._store = store
+        self._broker = broker
+        self._peers = peers
+        self._machine = _machine()
+        self._secret = b""
+        me = Member(self.id, address, self._machine, __version__)
+        self._membership = Membership(store, me, self._members_changed)
+        self.links: dict[str, Link] = {}
+        """Those to the others, by their ids, or by their addresses where those are given."""
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._changed = trio.Event()
+        broker.fanout.on_interest.append(self._interest_changed)
+        broker.hearing.is_linked = self.is_linked
+        self.forwarding: Forwarding | None = None
+        """Which appends are left to others; None: each replica appends what it is given."""
+        if store.limits().leaves_subjects and not peers:
+            self.forwarding = Forwarding(self.id, store.append, lambda: self.links, self._greeting)
+            broker.leave(self.forwarding.is_left, self.forwarding.append, self.forwarding.take_told)
+
+    @property
+    def others(self) -> Mapping[str, Member]:
+        """Those that are alive, as far as their registers say."""
+        return self._membership.others
+
+    @property
+    def known(self) -> int:
+        """How many others there are."""
+        return len(self._peers) or len(self._membership.others)
+
+    @property
+    def heard(self) -> int:
+        """How many of them stream their commits to this one."""
+        return sum(link.connected for link in self.links.values())
+
+    def is_linked(self) -> bool:
+        """Say whether all others are heard."""
+        return self.known == len(self.links) == self.heard
+
+    async def run(self) -> None:
+        """Find the others and follow them, until cancelled."""
+        self._secret = await self._learn_secret()
+        async with trio.open_nursery() as nursery:
+            if not self._peers:
+                nursery.start_soon(self._membership.keep)
+            while True:
+                self._adjust_links(nursery)
+                await self._changed.wait()
+                self._changed = trio.Event()
+
+    async def leave(self) -> None:
+        """Tell the others that this one is gone. A checkpoint."""
+        for feed in tuple(self.feeds):
+            feed.stop()
+        await self._membership.leave()
+
+    def admit(self, greeting: pb.Greeting) -> Status | None:
+        """Say why somebody is not to be spoken to; None: it is one of us."""
+        if not self._secret or not hmac.compare_digest(greeting.secret, self._secret):
+            return Status(StatusCode.PERMISSION_DENIED, "not one of the brokers of this log")
+        if greeting.to not in ("", self.id) or getattr(greeting, "from") == self.id:
+            return Status(StatusCode.NOT_FOUND, f"this is replica {self.id}, and not {greeting.to or 'another one'}")
+        if getattr(greeting, "from") not in self._membership.others:
+            self._membership.look_now()
+        return None
+
+    async def _learn_secret(self) -> bytes:
+        while True:
+            try:
+                return await common_secret(self._store)
+            except StoreError as error:
+                log.debug("secret_unknown", why=str(error))
+            await trio.sleep(RETRY_S)
+
+    def _members_changed(self) -> None:
+        self._changed.set()
+
+    def _adjust_links(self, nursery: trio.Nursery) -> None:
+        """Follow those that are there, and nobody else."""
+        if self._peers:
+            wanted = {address: (address, "") for address in self._peers}
+        else:
+            wanted = {
+                other.id: (other.address, other.id)
+                for other in self._membership.others.values()
+                if other.machine == self._machine or not is_loopback(parse_tcp(other.address))
+            }
+        for gone in self.links.keys() - wanted.keys():
+            del self.links[gone]
+            self._scopes.pop(gone).cancel()
+        for key in wanted.keys() - self.links.keys():
+            address, id_ = wanted[key]
+            self.links[key] = link = Link(address, self._greeting(id_), self._broker.fanout)
+            self._scopes[key] = scope = trio.CancelScope()
+            nursery.start_soon(_run, link, scope)
+
+    def _greeting(self, to: str) -> pb.Greeting:
+        greeting = pb.Greeting(secret=self._secret, to=to)
+        setattr(greeting, "from", self.id)  # a keyword in Python
+        return greeting
+
+    def _interest_changed(self, subject: str) -> None:
+        for link in self.links.values():
+            link.interest_changed(subject)
+
+
+async def _run(link: Link, scope: trio.CancelScope) -> None:
+    with scope:
+        await link.run()
+
+
+def _reachable_at(listener: socket.socket) -> str:
+    """Return where others on the network reach a listener, as far as this host knows."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - it is compared, not bound to
+        host = socket.gethostbyname(socket.gethostname())
+        if is_loopback(TcpAddress(host, port)):
+            log.warning("replica_address_local", address=str(TcpAddress(host, port)), hint="pass --advertise HOST:PORT")
+    return str(TcpAddress(host, port))
+
+
+def _machine() -> str:
+    """Return what is equal for processes with the same loopback interface."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/net').readlink()}"
+    except OSError:  # not Linux
+        return f"{uuid.getnode():x}"
