@@ -68,6 +68,11 @@ class Blackhole:
             connection.thread.join(SAFETY_S)
         assert not any(connection.thread.is_alive() for connection in connections)
 
+    def lead_to(self, port: int) -> None:
+        """Put it in front of another port, for new connections: of who is started only once he knows of this one."""
+        with self._changed:
+            self._server = (self._server[0], port)
+
     def through(self, url: str) -> str:
         """Return a URL that leads through the proxy."""
         parts = urlsplit(url)

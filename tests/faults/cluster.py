@@ -6,7 +6,7 @@ Threads:   the trio thread; what waits for a process waits in a thread of trio's
 """
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 
@@ -24,17 +24,16 @@ SELECT state, wait_event_type FROM pg_stat_activity
 WHERE datname = current_database() AND application_name = 'trio-broker'
 """
 
-Start = Callable[[str], BrokerProcess]
+Start = Callable[[int], BrokerProcess]
 
 
 class Cluster:
     """Brokers by number, the first is 0. Use `cluster` to make one."""
 
-    def __init__(self, stack: ExitStack, urls: list[str], start: Start) -> None:
-        self.brokers: list[BrokerProcess | None] = [None] * len(urls)
+    def __init__(self, stack: ExitStack, count: int, start: Start) -> None:
+        self.brokers: list[BrokerProcess | None] = [None] * count
         """None: it does not run."""
         self._stack = stack
-        self._urls = urls
         self._start = start
 
     def __getitem__(self, number: int) -> BrokerProcess:
@@ -53,7 +52,7 @@ class Cluster:
 
     async def start(self, number: int) -> None:
         """Start a broker; return when it is ready. One that runs under this number goes on, and is found no more."""
-        broker = await trio.to_thread.run_sync(self._start, self._urls[number])
+        broker = await trio.to_thread.run_sync(self._start, number)
         self.brokers[number] = self._stack.enter_context(broker)
 
     async def kill(self, number: int) -> None:
@@ -91,17 +90,26 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(url: str, *flags: str, urls: list[str] | None = None, brokers: int = 2) -> AsyncGenerator[Cluster]:
+async def cluster(
+    url: str,
+    *flags: str,
+    urls: Sequence[str] | None = None,
+    own_flags: Sequence[Sequence[str]] | None = None,
+    brokers: int = 2,
+) -> AsyncGenerator[Cluster]:
     """Brokers on the database of ``url`` for the length of the block; afterwards nothing of them is left there.
 
     Args:
         url: what an administrator reaches the database by, whatever happens to the brokers.
         flags: for all brokers.
         urls: for each broker the URL that it gets; otherwise ``brokers`` of them get ``url``.
-        brokers: how many.
+        own_flags: for each broker.
+        brokers: how many, where neither says so.
     """
+    count = len(urls or own_flags or range(brokers))
+    stores, more = urls or [url] * count, own_flags or [()] * count
     with ExitStack() as stack:
-        made = Cluster(stack, urls or [url] * brokers, lambda store: BrokerProcess(store, *flags))
+        made = Cluster(stack, count, lambda number: BrokerProcess(stores[number], *flags, *more[number]))
         for number in range(len(made.brokers)):
             await made.start(number)
         yield made
