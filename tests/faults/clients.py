@@ -196,7 +196,7 @@ class Subscriber:
                     client.subscribe(self.subject, start=After(self.last_id), report_gaps=True) as items,
                 ):
                     async for item in items:
-                        self._take(item)
+                        self.take(item)
                 raise AssertionError("the stream ended well, and nobody asked for its end")
             except BrokerError as error:
                 self.ends.append(error.reason)
@@ -208,7 +208,8 @@ class Subscriber:
         while self.last_id < id_:
             await self._advanced.wait()
 
-    def _take(self, item: Message | Gap) -> None:
+    def take(self, item: Message | Gap) -> None:
+        """Note what the stream gave; it has to go on where the one before ended."""
         first = item.id if isinstance(item, Message) else item.first_id
         assert first == self.last_id + 1, f"{self.subject}: {item} follows {self.last_id}"
         if isinstance(item, Message):

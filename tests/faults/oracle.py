@@ -104,11 +104,11 @@ class Oracle:
             logs = [await self._log(number, subject) for number in range(len(self._cluster.brokers))]
             assert all(log == logs[0] for log in logs), f"{subject}: brokers show different logs"
             log, last_id = logs[0]
-            _check_log(subject, told, log, last_id)
+            check_log(subject, told, log, last_id)
             for subscriber in self.subscribers:
                 if subscriber.subject == subject:
                     await subscriber.reach(last_id)
-                    _check_subscriber(subscriber, told, log)
+                    check_subscriber(subscriber, told, log)
 
     async def _log(self, number: int, subject: str) -> tuple[dict[int, bytes], int]:
         """What a broker shows of a subject: each kept message by its id, and the last id; some fetched one by one."""
@@ -132,7 +132,7 @@ def rounds(least: int) -> Iterator[int]:
     return takewhile(lambda number: number < least or time.monotonic() < over, count())
 
 
-def _check_log(subject: str, told: Told, log: dict[int, bytes], last_id: int) -> None:
+def check_log(subject: str, told: Told, log: dict[int, bytes], last_id: int) -> None:
     missing = told.kept.items() - log.items()
     assert not missing, f"{subject}: acknowledged and not there, or not so: {missing}"
     assert not told.unkept.keys() & log.keys(), f"{subject}: kept, and was not to be"
@@ -142,7 +142,7 @@ def _check_log(subject: str, told: Told, log: dict[int, bytes], last_id: int) ->
     assert {body for body, number in times.items() if number > 1} <= told.twice, f"{subject}: there twice"
 
 
-def _check_subscriber(subscriber: Subscriber, told: Told, log: dict[int, bytes]) -> None:
+def check_subscriber(subscriber: Subscriber, told: Told, log: dict[int, bytes]) -> None:
     """It read every id in order, or was told of a gap (`Subscriber`): so what is left is what it got for each."""
     missing = log.items() - subscriber.received.items()
     assert not missing, f"{subscriber.subject}: never delivered, or not so: {missing}"
