@@ -28,7 +28,7 @@ DEADLINE_S = 2
 SLACK_S = 1
 MEMORY_MAX_BYTES = 64 * 1024 * 1024
 """How much a broker may grow while its database is slow."""
-FLOOR = 0.5
+FLOOR = 0.2
 """Of the rate of publishing without the snapshot; what is lost is told, and belongs to a quiet machine."""
 
 LISTENERS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN %'"

@@ -6,7 +6,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from statistics import median
 
-import psycopg
 import pytest
 import trio
 from blackhole import Blackhole
@@ -32,8 +31,6 @@ WAVE = 50
 WAVES = 24
 """While one stalls: together more than may wait for a subscriber."""
 WAVES_BEFORE = 8
-SLOWER_MAX = 2.0
-"""For how much longer a wave may take with one that stalls; what it takes is printed, for a quiet machine."""
 
 
 # -- F10 --------------------------------------------------------------------------------------------------------
@@ -59,7 +56,7 @@ async def test_ten_thousand_subscriptions_cancelled_at_random_points_leave_nothi
             assert system.num_fds() <= descriptors + CONNECTIONS_MAX
             assert system.num_threads() <= threads + CONNECTIONS_MAX
             assert system.memory_info().rss - memory_bytes < MEMORY_MAX_BYTES
-            assert outside.active() == []
+            await trio.to_thread.run_sync(eventually, outside.active, [])
 
 
 # -- F11 --------------------------------------------------------------------------------------------------------
@@ -68,12 +65,6 @@ async def test_ten_thousand_subscriptions_cancelled_at_random_points_leave_nothi
 @contextmanager
 def commits_held(outside: Outside) -> Generator[None]:
     """Let every commit of messages wait, when all is done but that, until the block ends."""
-    with psycopg.connect(outside.url, autocommit=True) as holder:
-        holder.execute("SELECT pg_advisory_lock(11)")
-        yield
-
-
-def hold_commits(outside: Outside) -> None:
     outside.do(
         "CREATE FUNCTION public.hold() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN PERFORM pg_advisory_xact_lock_shared(11); RETURN NULL; END $$"
@@ -82,6 +73,8 @@ def hold_commits(outside: Outside) -> None:
         "CREATE CONSTRAINT TRIGGER hold AFTER INSERT ON trio_broker.messages "
         "DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION hold()"
     )
+    with outside.holding("SELECT pg_advisory_lock(11)"):
+        yield
 
 
 def rows(outside: Outside) -> list[tuple]:
@@ -103,7 +96,6 @@ def check_repeated(broker: BrokerProcess, outside: Outside) -> None:
 async def test_a_deadline_between_commit_and_the_databases_answer_and_a_retry_with_the_key(postgres_url: str) -> None:
     with trio.fail_after(SAFETY_S), Blackhole.before(postgres_url) as hole, Outside(postgres_url) as outside:
         async with cluster(postgres_url, urls=[hole.through(postgres_url), postgres_url]) as brokers:
-            hold_commits(outside)
             with Wire(brokers[0].address) as wire:
                 with commits_held(outside):
                     late = wire.publish("orders", b"once", keep=True, idempotency_key="k", timeout="2S")
@@ -150,18 +142,19 @@ async def test_one_that_never_reads_among_a_hundred_costs_the_others_nothing(pos
                 for subscriber in healthy:
                     nursery.start_soon(subscriber.run)
                 await wave()
-                alone = sorted([await wave() for _ in range(WAVES_BEFORE)])
+                alone = [await wave() for _ in range(WAVES_BEFORE)]
                 memory_bytes = brokers[0].system().memory_info().rss
                 with Wire(brokers[0].address, window=0) as wire:
                     stalled = wire.subscribe("orders", after_id=0)
                     wire.stand(stalled)
-                    beside = sorted([await wave() for _ in range(WAVES)])
+                    beside = [await wave() for _ in range(WAVES)]
                     assert brokers[0].system().memory_info().rss - memory_bytes < MEMORY_MAX_BYTES
                     wire.open_window(stalled, 2**26)
                     count = WAVE * (1 + WAVES_BEFORE + WAVES)
                     await trio.to_thread.run_sync(wire.read_until, lambda: stalled.data.count(bytes(100)) >= count)
                     assert [message.id for message in stalled.received()] == [*range(1, count + 1)]
-                print(f"a wave: {alone[-1]:.3f} s at most, with one that stalls {beside[-1]:.3f} s")
-                assert median(beside) < median(alone) * SLOWER_MAX
+                print(f"a wave: {median(alone):.3f} s, with one that stalls {median(beside):.3f} s")
+                lags = [broker.metric("trio_broker_subscriber_lags_total") for broker in brokers.running()]
+                assert lags == [1, 0], "others fell behind too"
                 assert all(subscriber.ends == [] for subscriber in healthy)
                 nursery.cancel_scope.cancel()
