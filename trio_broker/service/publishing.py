@@ -310,7 +310,8 @@ class PublishFeed:
         messages = request.messages
         most = self._gathered_bytes + size + OVERHEAD_BYTES * len(messages)
         committer = self._broker.committer
-        if not committer.has_room(len(self._gathered) + len(messages), most):
+        source = None if self._gathered else self._call.connection
+        if not committer.has_room(len(self._gathered) + len(messages), most, source):
             committer.when_room(self.feed)
             return False
         self._kept = None
