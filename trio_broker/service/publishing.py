@@ -35,7 +35,7 @@ from trio_broker.rpc.call import PREFIX_BYTES, Call, framed
 from trio_broker.rpc.status import OK
 from trio_broker.runs import OVERHEAD_BYTES, Pending, Result
 from trio_broker.service.encoding import ack, failed_ack, failed_result, publish_result
-from trio_broker.service.statuses import failure_of, status_of, with_metadata
+from trio_broker.service.statuses import connection_aged, failure_of, status_of, with_metadata
 from trio_broker.subject import check_subject
 
 FLYING_MAX = 4096
@@ -268,6 +268,10 @@ class PublishFeed:
             call.finish(end)
             return b""
         return wire
+
+    def retire(self) -> None:
+        """Take no more; end when all that was handed over is acknowledged."""
+        self._stop(connection_aged())
 
     def close(self) -> None:
         """The call is over: take back what the store has not been given."""

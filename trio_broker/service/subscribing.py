@@ -25,7 +25,7 @@ from trio_broker.position import ASIDE
 from trio_broker.rpc.call import Call, Source
 from trio_broker.rpc.status import OK
 from trio_broker.service.encoding import batch_wire, join_together, together_wire
-from trio_broker.service.statuses import status_of
+from trio_broker.service.statuses import connection_aged, status_of
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until
 from trio_broker.subscription import Subscription
 
@@ -82,10 +82,18 @@ def subscribe_abandoned(call: Call) -> Status | None:
     if subscription is None or subscription.error is None:
         return None
     if not isinstance(subscription.error, errors.SlowConsumer):
-        return status_of(subscription.error)
+        return _end_of(subscription, subscription.error)
     last_id = subscription.last_delivered_id
     text = f"the subscriber of {subscription.subject!r} does not read; the last one delivered is {last_id}"
     return status_of(errors.SlowConsumer(text, last_delivered_id=last_id))
+
+
+def _end_of(subscription: Subscription, error: BrokerError) -> Status:
+    """Return how a subscription ends, with the id after which it can go on elsewhere, if it has got so far."""
+    last_id = subscription.last_delivered_id
+    if last_id and "last_delivered_id" not in error.metadata:
+        error.metadata = {**error.metadata, "last_delivered_id": str(last_id)}
+    return status_of(error)
 
 
 def _drop(call: Call) -> None:
@@ -136,7 +144,7 @@ class SubscriptionSource:
             return wire  # otherwise this is asked again once it has left
         if wire:
             call.send(wire)
-        call.finish(OK if subscription.error is None else status_of(subscription.error))
+        call.finish(OK if subscription.error is None else _end_of(subscription, subscription.error))
         return b""
 
     def _more(self, call: Call, wire: bytes, credit: int) -> bytes:
@@ -153,6 +161,10 @@ class SubscriptionSource:
                 return b""
             wires.append(wire)
         return self._join(wires)
+
+    def retire(self) -> None:
+        """End it, after what is buffered."""
+        self._subscription.end(connection_aged())
 
     def close(self) -> None:
         """Listen no more."""
