@@ -1,12 +1,17 @@
 """Connections that reach their age while messages are published: nobody misses one, and nobody gets one twice."""
 
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
 import pytest
 import trio
 from e2e_broker import SAFETY_S, BrokerProcess
 from e2e_failure import CallFailed
 from e2e_peers import PEERS, Client, Peer
 
-from trio_broker import After, Draft
+from trio_broker import After, Draft, Message
+from trio_broker.client import Client as OwnClient
 from trio_broker.client import connect
 from trio_broker.errors import BrokerError, ConnectionLost, Draining
 
@@ -17,66 +22,84 @@ MOVES = 4
 END = b"the end"
 
 
-async def test_subscribers_and_streams_of_publishes_go_on_over_the_next_connection(database: object) -> None:
-    received: list[list[int]] = [[] for _ in range(SUBSCRIBERS)]
-    bodies: list[list[bytes]] = [[] for _ in range(SUBSCRIBERS)]
-    moves = [0] * SUBSCRIBERS
-    published: list[bytes] = []
+class Trial:
+    """A publisher and subscribers with the project's own client, which connect again whenever they are asked to."""
 
-    async def follow(number: int) -> None:
-        mine = received[number]
-        while not bodies[number] or bodies[number][-1] != END:
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self.published: list[bytes] = []
+        """What is acknowledged, in order."""
+        self.received: list[list[Message]] = [[] for _ in range(SUBSCRIBERS)]
+        self.moves = [0] * SUBSCRIBERS
+        self.ends: list[tuple[Draining, dict[str, str]]] = []
+        """How streams ended, and the metadata that they should have had."""
+        self.refused: list[ConnectionLost] = []
+        """New calls on connections that take none."""
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._again_and_again, self._publish)
+            for number in range(SUBSCRIBERS):
+                nursery.start_soon(self._again_and_again, partial(self._follow, number))
+
+    async def _again_and_again(self, work: Callable[[OwnClient], Awaitable[bool]]) -> None:
+        """Do it over one connection after the other, until it is done."""
+        done = False
+        while not done:
             try:
-                async with (
-                    connect(broker.address) as client,
-                    client.subscribe("orders", start=After(mine[-1] if mine else 0)) as messages,
-                ):
-                    async for message in messages:
-                        mine.append(message.id)
-                        bodies[number].append(message.body)
-                        if message.body == END:
-                            break
-            except Draining as error:
-                assert error.retry_after_s == 0
-                if mine:
-                    assert error.metadata == {"last_delivered_id": str(mine[-1])}
-                moves[number] += 1
+                async with connect(self._address) as client:
+                    done = await work(client)
             except ConnectionLost as error:
-                assert error.retryable, "a new call on a connection that takes none"
+                self.refused.append(error)
 
-    async def publish() -> None:
+    async def _publish(self, client: OwnClient) -> bool:
         """Publish numbers until everybody has been moved; what is not acknowledged is published again."""
-        while True:
-            try:
-                async with connect(broker.address) as client, client.publish_stream() as stream:
-                    acknowledged = len(published)
-                    while min(moves) < MOVES:
-                        batch = [b"%d" % (len(published) + place) for place in range(20)]
-                        await stream.send([Draft("orders", body, None) for body in batch])
-                        for body in batch:
-                            assert isinstance(await anext(stream), int)
-                            published.append(body)
-                    await client.publish("orders", END, None)
-                    return
-            except Draining as error:
-                assert error.metadata["acknowledged"] == str(len(published) - acknowledged)
-            except ConnectionLost as error:
-                assert error.retryable
-
-    with BrokerProcess(f"sqlite:///{database}", *AGES) as broker, trio.fail_after(SAFETY_S):
+        begin = len(self.published)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(publish)
-                for number in range(SUBSCRIBERS):
-                    nursery.start_soon(follow, number)
+            async with client.publish_stream() as stream:
+                while min(self.moves) < MOVES:
+                    bodies = [b"%d" % (len(self.published) + place) for place in range(20)]
+                    await stream.send([Draft("orders", body, None) for body in bodies])
+                    for body in bodies:
+                        assert isinstance(await anext(stream), int)
+                        self.published.append(body)
+        except Draining as error:
+            self.ends.append((error, {"acknowledged": str(len(self.published) - begin)}))
+            return False
+        await client.publish("orders", END, None)
+        self.published.append(END)
+        return True
+
+    async def _follow(self, number: int, client: OwnClient) -> bool:
+        received = self.received[number]
+        try:
+            async with client.subscribe("orders", start=After(received[-1].id if received else 0)) as messages:
+                async for message in messages:
+                    received.append(message)
+                    if message.body == END:
+                        return True
+        except Draining as error:
+            self.ends.append((error, {"last_delivered_id": str(received[-1].id)} if received else {}))
+            self.moves[number] += 1
+        return False
+
+
+async def test_subscribers_and_streams_of_publishes_go_on_over_the_next_connection(database: Path) -> None:
+    with BrokerProcess(f"sqlite:///{database}", *AGES) as broker, trio.fail_after(SAFETY_S):
+        trial = Trial(broker.address)
+        try:
+            await trial.run()
         except* BrokerError as group:
-            raise AssertionError(f"after {moves} moves") from group
+            raise AssertionError(f"after {trial.moves} moves") from group
         assert broker.metric("trio_broker_connections_aged_total") >= SUBSCRIBERS * MOVES
-        for ids in received:
-            assert ids == list(range(1, len(published) + 2))
-        for each in bodies:
-            assert each == [*published, END]
         broker.stop()
+    assert all(error.retryable for error in trial.refused)
+    for error, metadata in trial.ends:
+        assert (error.metadata, error.retry_after_s) == (metadata, 0)
+    assert trial.published == [*(b"%d" % number for number in range(len(trial.published) - 1)), END]
+    for received in trial.received:
+        assert [message.id for message in received] == list(range(1, len(trial.published) + 1))
+        assert [message.body for message in received] == trial.published
 
 
 @pytest.mark.parametrize("name", ["grpcio", "grpcio.aio"])
