@@ -124,7 +124,7 @@ class TailFeed:
         self._waiting.clear()
         self._feeds.pop(self, None)
 
-    def stop(self) -> None:
+    def retire(self) -> None:
         """End the stream: this broker commits nothing any more."""
         self._end = status_of(Draining("the broker is stopping"))
         self._call.connection.mark(self._call)
