@@ -36,7 +36,7 @@ _PASSWORD_IN_QUERY = re.compile(r"([?&](?:ssl)?password=)[^&\s\"]*", re.IGNORECA
 _KEYS_AND_VALUES = re.compile(r"\w+(?: \w+=%[-#0-9.]*[a-z])+")
 _KEY = re.compile(r" (\w+)=%")
 
-_SHARED = "others may use this store; each delivers to its own subscribers only what was published to itself"
+_SHARED = "others may use this store; a subscriber of any gets what is published through each"
 
 log = structlog.get_logger(__name__)
 
