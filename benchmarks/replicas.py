@@ -134,8 +134,8 @@ def costs(database: Postgres, rounds: int, seconds: float) -> tuple[float, str]:
     hop_us = (cpu_us[2] - cpu_us[1]) / crossing[2]
     lines = [
         f"\n**CPU of a message**, {PAIRS} publishers with {WINDOW} in flight, a subscriber each; medians of {rounds}.",
-        "CPU is the brokers' together; a flush is in messages.",
-        "\n| brokers | crossing | CPU, us | predicted | least-most | database's CPU, us | messages/s | flush | streamed |",
+        "CPU is that of all brokers, and of the database; a flush is in messages.",
+        "\n| brokers | crossing | CPU, us | predicted | least-most | database, us | messages/s | flush | streamed |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for count, some in measured.items():
