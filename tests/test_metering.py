@@ -29,6 +29,7 @@ from trio_broker.rpc.call import Call
 from trio_broker.rpc.listeners import listen_tcp
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import OK
+from trio_broker.service.places import Places
 from trio_broker.service.statuses import status_of
 
 OF_PROCESS = State(ready=True, memory_used_bytes=90, memory_limit_bytes=100, memory_pressure=True)
@@ -103,7 +104,7 @@ async def test_the_same_series_are_told_before_and_after_there_is_a_broker(
     before = series()
     assert registry.get_sample_value("trio_broker_store_up") == 0
     async with broker_on(TrialStore()) as broker:
-        metering.watch(broker, Server())
+        metering.watch(broker, Server(), Places(7))
         assert series() == before
         assert registry.get_sample_value("trio_broker_store_up") == 1
         for method in (*UNARY, *STREAMS):
@@ -113,7 +114,7 @@ async def test_the_same_series_are_told_before_and_after_there_is_a_broker(
 async def test_what_the_broker_holds_is_told(metering: Metering, registry: CollectorRegistry) -> None:
     store = TrialStore()
     async with broker_on(store, subscriber_messages=4) as broker, trio.open_nursery() as nursery:
-        metering.watch(broker, Server())
+        metering.watch(broker, Server(), Places(7))
         with broker.open_subscription("orders") as subscription:
             await broker.publish("orders", b"12345")
             assert registry.get_sample_value("trio_broker_subscriber_buffer_messages") == 1
@@ -153,7 +154,7 @@ async def test_what_is_learned_of_other_brokers_is_told_by_path(
         run_replicas(our_store, ours, listen_tcp("127.0.0.1", 0)) as our_replicas,
     ):
         metering.watch_replicas(our_replicas)
-        metering.watch(ours, Server())
+        metering.watch(ours, Server(), Places(7))
         assert value("replicas") == value("replicas_heard") == 0
         assert [value("learned_messages_total", path=path) for path in PATHS] == [0, 0, 0, 0]
         assert value("forwarded_messages_total") is None
@@ -189,7 +190,7 @@ async def test_holes_that_are_given_up_are_counted(
         return Batch([Message("a", id_, b"", {}, 0)])
 
     async with open_store(postgres_url) as store, run_broker(store, Config()) as broker:
-        metering.watch(broker, Server())
+        metering.watch(broker, Server(), Places(7))
         merge = broker.fanout.merge
         assert merge is not None
         merge.begin("a", 1)

@@ -137,6 +137,7 @@ class Forwarding:
                 return
         if error is not None and error.retryable:
             return  # it was never sent, or was refused: nothing was appended
+        link.lose("it did not answer in time")  # until it greets again, nothing is left to it
         log.warning("append_not_answered", replica=owner, why=str(error or f"no answer within {PATIENCE_S:g} s"))
         lost = OutcomeUnknown(f"replica {owner} was asked to append, and did not answer")
         for place in places:

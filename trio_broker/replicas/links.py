@@ -71,6 +71,11 @@ class Link:
         with closing(await self.channel.start(path, message, timeout_s=timeout_s)) as call:
             return await call.receive_one()
 
+    def lose(self, why: str) -> None:
+        """Take the connection for lost, and make another one."""
+        if self.channel is not None:
+            self.channel.lose(why)
+
     async def run(self) -> None:
         """Hear what the other broker commits, over one connection after the other, until cancelled."""
         pause_s = _PAUSE_MIN_S
@@ -111,8 +116,8 @@ class Link:
     async def _lose_patience(self) -> None:
         """A peer that takes the connection and says nothing is not heard of."""
         await trio.sleep(CONNECT_S)
-        if not self.connected and self.channel is not None:
-            self.channel.lose("no answer to the greeting")
+        if not self.connected:
+            self.lose("no answer to the greeting")
 
     async def _tell_interest(self, call: Call) -> None:
         """Say what is of interest: at once what is new, and every so often what is no longer."""

@@ -129,7 +129,7 @@ class Replicas:
     async def leave(self) -> None:
         """Tell the others that this one is gone. A checkpoint."""
         for feed in tuple(self.feeds.open):
-            feed.stop()
+            feed.retire()
         await self._membership.leave()
 
     def admit(self, greeting: pb.Greeting) -> Status | None:

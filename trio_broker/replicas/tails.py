@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from trio_broker.fanout import Fanout
 
 WAITING_BYTES = 8 * 1024 * 1024
-"""What may wait for one other broker."""
+"""What may wait for one other broker,"""
+WAITING_SHARE = 8
+"""and the part of what may wait for all subscribers together that this may be."""
 
 Admit = Callable[[pb.Greeting], Status | None]
 """Says why somebody who greets is not to be told anything; None: nothing is wrong."""
@@ -59,11 +61,12 @@ class TailFeed:
         self._feeds = feeds
         feeds.open[self] = None
         self._fanout = fanout
+        self._most_bytes = min(WAITING_BYTES, fanout.backlog.max_bytes // WAITING_SHARE)
         self._call = call
         self._admit = admit
         self._admitted = False
         self._subjects: dict[str, None] = {}  # a dict for a set that keeps its order
-        self._waiting: deque[tuple[Batch, Lifetimes]] = deque()
+        self._waiting: deque[tuple[Batch, Lifetimes, int]] = deque()  # with what it counts for
         self._missed: dict[str, int] = {}  # how far subjects go of which something had no room
         self._heard = 0
         self._heard_told = 0
@@ -71,11 +74,11 @@ class TailFeed:
 
     def offer(self, batch: "Batch", lifetimes: Lifetimes) -> None:
         """Pass on a batch, or note that there was no room for it."""
-        if self._waiting and self.waiting_bytes + batch.memory_bytes > WAITING_BYTES:
+        if self._waiting and self.waiting_bytes + batch.memory_bytes > self._most_bytes:
             self._missed[batch.subject] = batch.last_id
             self._feeds.dropped += 1
         else:
-            self._waiting.append((batch, lifetimes))
+            self._waiting.append((batch, lifetimes, batch.memory_bytes))  # that may grow
             self.waiting_bytes += batch.memory_bytes
         self._call.connection.mark(self._call)
 
@@ -115,8 +118,8 @@ class TailFeed:
             self._heard_told = self._heard
             parts.append(framed(pb.TailResponse(heard=self._heard).SerializeToString()))
         while self._waiting and size < credit:
-            batch, lifetimes = self._waiting.popleft()
-            self.waiting_bytes -= batch.memory_bytes
+            batch, lifetimes, size_bytes = self._waiting.popleft()
+            self.waiting_bytes -= size_bytes
             part = tail_response(batch, lifetimes)
             parts.append(part)
             size += len(part)
@@ -136,7 +139,7 @@ class TailFeed:
         self._waiting.clear()
         self._feeds.open.pop(self, None)
 
-    def stop(self) -> None:
+    def retire(self) -> None:
         """End the stream: this broker commits nothing any more."""
         self._end = status_of(Draining("the broker is stopping"))
         self._call.connection.mark(self._call)
