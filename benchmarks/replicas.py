@@ -37,6 +37,8 @@ KEPT_S = 3600
 WARM_UP = 50
 STREAMED_MIN = 0.95
 """The part of what crosses that has to come by streams."""
+IDLE_S = 2.0
+"""For so long it is watched what brokers use while nothing is published: in it each writes its register once."""
 HEARD_TIMEOUT_S = 30
 LATE_TIMEOUT_S = 30
 
@@ -49,7 +51,9 @@ class Cost(NamedTuple):
     messages: int
     seconds: float
     cpu_us: float
-    """Of all brokers together, for each message."""
+    """Of all brokers together, for each message, beyond what they use while idle."""
+    idle: float
+    """CPUs that they use together while nothing is published."""
     database_cpu_us: float
     flush_messages: float
     """Messages in a flush, on average."""
@@ -61,7 +65,7 @@ def main() -> int:
     """Return 0 when every figure is valid, 1 when there is none."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.replicas", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2, help="how often each number of brokers is tried")
-    parser.add_argument("--seconds", type=float, default=2, help="length of one trial")
+    parser.add_argument("--seconds", type=float, default=1.5, help="length of one trial")
     arguments = parser.parse_args()
     if why := missing():
         print(f"not measured: {why}")
@@ -134,15 +138,16 @@ def costs(database: Postgres, rounds: int, seconds: float) -> tuple[float, str]:
     hop_us = (cpu_us[2] - cpu_us[1]) / crossing[2]
     lines = [
         f"\n**CPU of a message**, {PAIRS} publishers with {WINDOW} in flight, a subscriber each; medians of {rounds}.",
-        "CPU is that of all brokers, and of the database; a flush is in messages.",
-        "\n| brokers | crossing | CPU, us | predicted | least-most | database, us | messages/s | flush | streamed |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "CPU is that of all brokers beyond what they use while idle, and of the database; a flush is in messages.",
+        "\n| brokers | crossing | CPU, us | predicted | range | idle | database, us | messages/s | flush | streamed |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for count, some in measured.items():
         predicted = f"{cpu_us[1] + crossing[count] * hop_us:.1f}" if count > 2 else "-"
         lines.append(
             f"| {count} | {crossing[count]:.0%} | {cpu_us[count]:.1f} | {predicted} "
             f"| {min(cost.cpu_us for cost in some):.1f}-{max(cost.cpu_us for cost in some):.1f} "
+            f"| {statistics.median(cost.idle for cost in some):.1%} "
             f"| {statistics.median(cost.database_cpu_us for cost in some):.1f} "
             f"| {statistics.median(cost.messages / cost.seconds for cost in some):,.0f} "
             f"| {statistics.median(cost.flush_messages for cost in some):.1f} "
@@ -150,7 +155,7 @@ def costs(database: Postgres, rounds: int, seconds: float) -> tuple[float, str]:
         )
     lines.append(
         f"\nPredicted: what one broker costs, and {hop_us:.1f} us for each message that crosses, which is what two "
-        "cost more. It leaves out that flushes get smaller, and what brokers do while nothing is published."
+        "cost more. It leaves out that flushes get smaller."
     )
     return min(cost.streamed for some in measured.values() for cost in some), "\n".join(lines)
 
@@ -165,6 +170,9 @@ def _cost(database: Postgres, count: int, prefix: str, seconds: float) -> Cost:
         def used_s() -> tuple[float, float]:
             return sum(server.cpu_s() for server in servers), database.cpu_s()
 
+        idle_s = -used_s()[0]
+        time.sleep(IDLE_S)
+        idle = (idle_s + used_s()[0]) / IDLE_S
         messages, took_s, (cpu_s, database_cpu_s) = trio.run(
             _publish_and_receive, addresses, places, prefix, seconds, used_s
         )
@@ -172,8 +180,8 @@ def _cost(database: Postgres, count: int, prefix: str, seconds: float) -> Cost:
         flushed = [
             sum(told(server)[f"trio_broker_flush_messages_{what}"] for server in servers) for what in ("sum", "count")
         ]
-    each_us = [1e6 * used / messages for used in (cpu_s, database_cpu_s)]
-    return Cost(crossing, messages, took_s, *each_us, flushed[0] / flushed[1], streamed)
+    each_us = [1e6 * used / messages for used in (cpu_s - idle * took_s, database_cpu_s)]
+    return Cost(crossing, messages, took_s, each_us[0], idle, each_us[1], flushed[0] / flushed[1], streamed)
 
 
 async def _publish_and_receive(addresses, places, prefix, seconds, used_s):
