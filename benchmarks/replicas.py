@@ -176,7 +176,7 @@ def _cost(database: Postgres, count: int, prefix: str, seconds: float) -> Cost:
         messages, took_s, (cpu_s, database_cpu_s) = trio.run(
             _publish_and_receive, addresses, places, prefix, seconds, used_s
         )
-        streamed = streamed_by(servers)
+        streamed = streamed_by(servers) if crossing else 1.0
         flushed = [
             sum(told(server)[f"trio_broker_flush_messages_{what}"] for server in servers) for what in ("sum", "count")
         ]
