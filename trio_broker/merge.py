@@ -37,6 +37,8 @@ class Merge:
 
     def __init__(self, offer: Callable[[Batch, Lifetimes], None]) -> None:
         """``offer`` gets every batch once; of a subject in the order of ids, also where there are holes."""
+        self.holes_given_up = 0
+        """How often batches were passed on though something before them had not come."""
         self._offer = offer
         self._offered: dict[str, int] = {}
         self._held: dict[str, list[_Held]] = {}  # in the order in which they came
@@ -68,6 +70,7 @@ class Merge:
             held = self._held.setdefault(subject, [])
             held.append(_Held(batch, lifetimes, now + PATIENCE_S))
             if len(held) > HELD_MAX:
+                self.holes_given_up += 1
                 self._release(subject, over_id=min(map(_after_id, held)))
             return
         if subject in self._held:
@@ -83,6 +86,7 @@ class Merge:
     def give_up(self, now: float) -> None:
         """Pass on what has waited long enough."""
         for subject in [subject for subject, held in self._held.items() if held[0].until <= now]:
+            self.holes_given_up += 1
             self._release(subject, over_id=max(_after_id(held) for held in self._held[subject] if held.until <= now))
 
     def forget(self, subject: str) -> None:

@@ -31,6 +31,7 @@ from trio_broker.config import Config
 from trio_broker.errors import FAULTS, reasons
 from trio_broker.measured_store import OPERATIONS, MeasuredStore, Operating
 from trio_broker.message import GAP_REASONS
+from trio_broker.replicas import Replicas
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import CODE_NAMES, OK
@@ -58,6 +59,7 @@ class Metering:
         self._store: Store | None = None
         self._broker: Broker | None = None
         self._server: Server | None = None
+        self._replicas: Replicas | None = None
         self._places = Places(0)
         self._calls = CallMetrics(
             UNARY, self._subscribers, streams=STREAMS, reasons={*reasons(), CANCELLED_BY_PEER}, faults=FAULTS
@@ -87,6 +89,10 @@ class Metering:
         """Tell of these from now on."""
         self._broker, self._server, self._places = broker, server, places
         broker.fanout.deliveries.on_delivered = self._messages.delivered
+
+    def watch_replicas(self, replicas: Replicas) -> None:
+        """Tell from now on of other brokers, too."""
+        self._replicas = replicas
 
     def call_over(self, call: Call, seconds: float) -> None:
         """Count a call that has ended."""
@@ -122,8 +128,9 @@ class Metering:
             return state
         broker, server = self._broker, self._server
         buffered = broker.fanout.buffered()
+        merge = broker.fanout.merge
         return replace(
-            state,
+            self._among_others(state),
             connections=server.connections,
             connections_opened=server.connections_opened,
             connections_refused=server.connections_refused,
@@ -149,5 +156,22 @@ class Metering:
             store_up=not broker.store_away_s(),
             listen_connected=broker.hearing.connected,
             wakeups=broker.hearing.hints,
+            learned=broker.fanout.learned if merge else {},
+            holes_given_up=merge.holes_given_up if merge else None,
             subscribers_of={subject: broker.fanout.subscribers_of(subject) for subject in config.metrics_subjects},
+        )
+
+    def _among_others(self, state: State) -> State:
+        """Add what is known of other brokers, where there can be others."""
+        if (replicas := self._replicas) is None:
+            return state
+        forwarding = replicas.forwarding
+        return replace(
+            state,
+            replicas=replicas.known,
+            replicas_heard=replicas.heard,
+            tail_waiting_bytes=replicas.feeds.waiting_bytes,
+            tail_dropped_batches=replicas.feeds.dropped,
+            forwarded=forwarding.forwarded if forwarding else None,
+            forwards_refused=forwarding.refused if forwarding else None,
         )

@@ -291,6 +291,7 @@ class _Process:
         async with run_replicas(
             store, broker, listener, advertise=config.advertise, peers=config.peers
         ) as self._replicas:
+            self._metering.watch_replicas(self._replicas)
             yield
 
     def _on_pressure(self, pressure: Pressure) -> None:

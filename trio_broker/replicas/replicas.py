@@ -26,7 +26,7 @@ from trio_broker.replicas.forwarding import Forwarding
 from trio_broker.replicas.links import Link
 from trio_broker.replicas.membership import Member, Membership, common_secret
 from trio_broker.replicas.service import ReplicasService
-from trio_broker.replicas.tails import TailFeed
+from trio_broker.replicas.tails import Feeds
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.server import Server
 from trio_broker.service.statuses import BrokerRefusals
@@ -73,8 +73,8 @@ class Replicas:
     def __init__(self, store: Store, broker: Broker, address: str, peers: tuple[str, ...]) -> None:
         self.id = secrets.token_hex(_ID_BYTES)
         self.address = address
-        self.feeds: dict[TailFeed, None] = {}
-        """Streams to others. (A dict for a set that keeps its order.)"""
+        self.feeds = Feeds()
+        """Streams to others."""
         self.server = Server(limits=Limits(message_max_bytes=REQUEST_MAX_BYTES), refusals=BrokerRefusals())
         self.server.add_service(ReplicasService(broker, self.admit, self.feeds).service)
         self._store = store
@@ -128,7 +128,7 @@ class Replicas:
 
     async def leave(self) -> None:
         """Tell the others that this one is gone. A checkpoint."""
-        for feed in tuple(self.feeds):
+        for feed in tuple(self.feeds.open):
             feed.retire()
         await self._membership.leave()
 

@@ -1,6 +1,7 @@
 """What this broker commits, as streams to the others that have subscribers for it.
 
-Owns:      `TailFeed`, one stream to one other broker: its interest, what waits to leave, and what had no room.
+Owns:      `TailFeed`, one stream to one other broker: its interest, what waits to leave, and what had no room; `Feeds`,
+           all that are open.
 Not here:  committing and fan-out (trio_broker/fanout.py), the other end (links.py).
 Threads:   the trio thread; no function here is a checkpoint.
 
@@ -36,14 +37,29 @@ Admit = Callable[[pb.Greeting], Status | None]
 """Says why somebody who greets is not to be told anything; None: nothing is wrong."""
 
 
+class Feeds:
+    """The streams to others that are open."""
+
+    def __init__(self) -> None:
+        self.open: dict[TailFeed, None] = {}  # a dict for a set that keeps its order
+        self.dropped = 0
+        """Batches for which there was no room, also in those that are over."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Memory of what waits to leave; a batch that waits in several counts in each."""
+        return sum(feed.waiting_bytes for feed in self.open)
+
+
 class TailFeed:
     """The stream to one other broker."""
 
-    def __init__(self, fanout: "Fanout", call: Call, admit: Admit, feeds: dict["TailFeed", None]) -> None:
-        """``feeds`` is where it is kept, by whoever made it, until it is over."""
+    def __init__(self, fanout: "Fanout", call: Call, admit: Admit, feeds: Feeds) -> None:
+        """``feeds`` is where it is kept until it is over."""
+        self.waiting_bytes = 0
+        """Memory of what waits to leave."""
         self._feeds = feeds
-        self.dropped = 0
-        """Batches for which there was no room."""
+        feeds.open[self] = None
         self._fanout = fanout
         self._most_bytes = min(WAITING_BYTES, fanout.backlog.max_bytes // WAITING_SHARE)
         self._call = call
@@ -51,7 +67,6 @@ class TailFeed:
         self._admitted = False
         self._subjects: dict[str, None] = {}  # a dict for a set that keeps its order
         self._waiting: deque[tuple[Batch, Lifetimes, int]] = deque()  # with what it counts for
-        self._waiting_bytes = 0
         self._missed: dict[str, int] = {}  # how far subjects go of which something had no room
         self._heard = 0
         self._heard_told = 0
@@ -59,12 +74,12 @@ class TailFeed:
 
     def offer(self, batch: "Batch", lifetimes: Lifetimes) -> None:
         """Pass on a batch, or note that there was no room for it."""
-        if self._waiting and self._waiting_bytes + batch.memory_bytes > self._most_bytes:
+        if self._waiting and self.waiting_bytes + batch.memory_bytes > self._most_bytes:
             self._missed[batch.subject] = batch.last_id
-            self.dropped += 1
+            self._feeds.dropped += 1
         else:
             self._waiting.append((batch, lifetimes, batch.memory_bytes))  # that may grow
-            self._waiting_bytes += batch.memory_bytes
+            self.waiting_bytes += batch.memory_bytes
         self._call.connection.mark(self._call)
 
     def feed(self) -> None:
@@ -104,7 +119,7 @@ class TailFeed:
             parts.append(framed(pb.TailResponse(heard=self._heard).SerializeToString()))
         while self._waiting and size < credit:
             batch, lifetimes, size_bytes = self._waiting.popleft()
-            self._waiting_bytes -= size_bytes
+            self.waiting_bytes -= size_bytes
             part = tail_response(batch, lifetimes)
             parts.append(part)
             size += len(part)
@@ -122,7 +137,7 @@ class TailFeed:
             self._forget(subject)
         self._subjects.clear()
         self._waiting.clear()
-        self._feeds.pop(self, None)
+        self._feeds.open.pop(self, None)
 
     def retire(self) -> None:
         """End the stream: this broker commits nothing any more."""
