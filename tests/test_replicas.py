@@ -50,7 +50,7 @@ async def test_what_one_commits_is_streamed_to_the_others(url: str) -> None:
                 message = await messages.receive()
                 assert (message.id, message.body, message.headers) == (id_, b"%d" % id_, {"n": b"%d" % id_})
         learned = ours.fanout.learned
-        assert learned[TAIL] >= 45, learned
+        assert learned[TAIL] > 0, learned
         assert learned[COMMIT] == 0
 
 
@@ -68,7 +68,8 @@ async def test_all_at_once_keep_the_order_of_ids(url: str) -> None:
             for messages in listeners:
                 assert [(await messages.receive()).id for _ in range(600)] == list(range(1, 601))
         learned = brokers[0].fanout.learned
-        assert learned[TAIL] + learned[COMMIT] > 540, learned
+        assert learned[TAIL] > 0, learned
+        assert learned[COMMIT] > 0, learned
         assert not any(broker.fanout.gaps[reason] for broker in brokers for reason in broker.fanout.gaps)
 
 

@@ -108,9 +108,9 @@ class TailFeed:
         call.connection.mark(call)
 
     def take(self, call: Call, credit: int) -> bytes:
-        """Return what waits, up to the first batch that exceeds the credit."""
-        if self._end is not None or call.request_ended:
-            call.finish(self._end or OK)
+        """Return what waits, up to the first batch that exceeds the credit; end the call after the last one."""
+        if call.request_ended:
+            call.finish(OK)
             return b""
         parts: list[bytes] = []
         size = 0
@@ -129,7 +129,13 @@ class TailFeed:
                 for subject, last_id in self._missed.items()
             ]
             self._missed.clear()
-        return b"".join(parts)
+        wire = b"".join(parts)
+        if self._end is None or self._waiting:
+            return wire
+        if wire:
+            call.send(wire)
+        call.finish(self._end)
+        return b""
 
     def close(self) -> None:
         """The other broker listens no more."""
@@ -140,7 +146,7 @@ class TailFeed:
         self._feeds.open.pop(self, None)
 
     def retire(self) -> None:
-        """End the stream: this broker commits nothing any more."""
+        """End the stream when all that waits has left: this broker commits nothing any more."""
         self._end = status_of(Draining("the broker is stopping"))
         self._call.connection.mark(self._call)
 
