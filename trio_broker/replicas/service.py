@@ -13,7 +13,7 @@ from trio_broker._proto.replicas_grpc import ReplicasServicer
 from trio_broker.broker import Broker
 from trio_broker.errors import BrokerError, Conflict, InvalidArgument, OutcomeUnknown, StorageFull
 from trio_broker.publishing import Publishing
-from trio_broker.replicas.tails import Admit, TailFeed
+from trio_broker.replicas.tails import STRANGERS_MAX, Admit, TailFeed
 from trio_broker.rpc.call import Call, Feed
 from trio_broker.rpc.handlers import fed, grouped
 from trio_broker.runs import Result
@@ -36,6 +36,9 @@ class ReplicasService(ReplicasServicer):
     ) -> Feed:
         """Stream what is committed here, until the other broker ends the call."""
         feed = TailFeed(self._broker.fanout, call, self._admit, self._feeds)
+        strangers = [each for each in self._feeds if not each.admitted]
+        if len(strangers) >= STRANGERS_MAX:
+            strangers[0].send_away()
         self._feeds[feed] = None
         return feed
 
