@@ -64,7 +64,8 @@ async def run_replicas(
         try:
             yield replicas
         finally:
-            await replicas.leave()
+            with trio.move_on_after(LEAVE_S, shield=True):
+                await replicas.leave()
             nursery.cancel_scope.cancel()
 
 
@@ -129,14 +130,12 @@ class Replicas:
                 self._changed = trio.Event()
 
     async def leave(self) -> None:
-        """Tell the others that this one is gone; let them have their answers, for a moment. A checkpoint."""
-        with trio.CancelScope(shield=True) as patience:
-            patience.deadline = trio.current_time() + LEAVE_S
-            for feed in tuple(self.feeds):
-                feed.stop()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._membership.leave)
-                nursery.start_soon(self.server.drain)
+        """Tell the others that this one is gone; return when they have all answers. A checkpoint."""
+        for feed in tuple(self.feeds):
+            feed.stop()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._membership.leave)
+            nursery.start_soon(self.server.drain)
 
     def admit(self, greeting: pb.Greeting) -> Status | None:
         """Say why somebody is not to be spoken to; None: it is one of us."""
