@@ -23,6 +23,7 @@ from trio_broker._proto import replicas_pb2 as pb
 from trio_broker.commit import Append
 from trio_broker.errors import BrokerError, InvalidArgument, MessageTooLarge
 from trio_broker.replicas.links import Link
+from trio_broker.storage import NotAnswered
 
 PATH = "/broker.Replicas/Append"
 PATIENCE_S = 5.0
@@ -145,7 +146,7 @@ class Forwarding:
                 why = f"it has answered for {len(response.results)} of {len(places)} messages"
         log.warning("append_not_answered", replica=owner, why=why)
         link.lose(f"an append was not answered: {why}")  # until it answers again nothing more is left to it
-        lost = OutcomeUnknown(f"replica {owner} was asked to append, and did not answer")
+        lost = NotAnswered(f"replica {owner} was asked to append, and did not answer")
         for place in places:
             if not batch[place].idempotency_key:  # with a key the store knows whether it was
                 outcomes[place] = Failed(lost)
