@@ -63,6 +63,10 @@ class Blackhole:
         login, at, _ = parts.netloc.rpartition("@")
         return parts._replace(netloc=f"{login}{at}127.0.0.1:{self.port}").geturl()
 
+    def lead_to(self, host: str, port: int) -> None:
+        """Put it before another server, for connections that are still to come."""
+        self._server = (host, port)
+
     def hold(self) -> None:
         """Let nothing through, neither way; new connections are accepted, and then nothing happens."""
         with self._changed:

@@ -1,5 +1,6 @@
 """Brokers on one log, in this process, that stream to each other what they commit."""
 
+import socket
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,14 +19,23 @@ from trio_broker.rpc.listeners import listen_tcp
 
 @asynccontextmanager
 async def replica(
-    url: str, *, advertise: str = "", peers: tuple[str, ...] = (), port: int = 0, **settings: float
+    url: str,
+    *,
+    advertise: str = "",
+    peers: tuple[str, ...] = (),
+    port: int = 0,
+    listener: socket.socket | None = None,
+    **settings: float,
 ) -> AsyncGenerator[tuple[Broker, Replicas]]:
     """A broker of its own. (``settings`` are of `Config`.)"""
     config = Config.model_validate(settings)
+    listener = listener or listen_tcp("127.0.0.1", 0)
     async with (
         open_store(url, poll_interval_s=config.poll_interval) as store,
         run_broker(store, config) as broker,
-        run_replicas(store, broker, listen_tcp("127.0.0.1", port), advertise=advertise, peers=peers) as replicas,
+        run_replicas(
+            store, broker, listener or listen_tcp("127.0.0.1", port), advertise=advertise, peers=peers
+        ) as replicas,
     ):
         yield broker, replicas
 
@@ -50,15 +60,20 @@ class Mortal:
 
     broker: Broker
     replicas: Replicas
+    listening_at: str
+    """HOST:PORT, whatever it advertises."""
 
-    def __init__(self) -> None:
+    def __init__(self, advertise: str = "") -> None:
         self.leaving = trio.Event()
         self.ended = trio.Event()
         self._scope = trio.CancelScope()
+        self._advertise = advertise
 
     async def run(self, url: str, task_status: trio.TaskStatus["Mortal"]) -> None:
         with self._scope:
-            async with replica(url) as (self.broker, self.replicas):
+            listener = listen_tcp("127.0.0.1", 0)
+            self.listening_at = "{}:{}".format(*listener.getsockname()[:2])
+            async with replica(url, advertise=self._advertise, listener=listener) as (self.broker, self.replicas):
                 task_status.started(self)
                 await self.leaving.wait()
                 await self.broker.drain()

@@ -13,6 +13,7 @@ from replicas_kit import replica, until_linked
 from persistence import Store, StoreUnavailable, open_store
 from trio_broker.replicas import membership as module
 from trio_broker.replicas.membership import DEAD_S, FORGOTTEN_S, PREFIX, SECRET, Member, Membership, common_secret
+from trio_broker.rpc.listeners import listen_tcp
 
 ME = Member("me", "127.0.0.1:1", "machine", "1")
 
@@ -161,7 +162,7 @@ async def test_another_one_at_the_same_port_is_another_one(postgres_url: str) ->
             await until_linked([ours, theirs], 2)
             port = int(theirs.address.rpartition(":")[2])
             await trio.lowlevel.checkpoint()
-        async with replica(postgres_url, port=port) as (_, theirs):
+        async with replica(postgres_url, listener=listen_tcp("127.0.0.1", port)) as (_, theirs):
             await until_linked([ours, theirs], 2)
             assert list(ours.links) == [theirs.id]
 
@@ -179,8 +180,12 @@ async def test_loopback_of_another_machine_is_not_followed(postgres_url: str) ->
 async def test_given_peers_are_followed_instead_of_registers_and_oneself_is_left_out(postgres_url: str) -> None:
     async with replica(postgres_url) as (_, first):
         port = int(first.address.rpartition(":")[2])
+    listener = listen_tcp("127.0.0.1", port)
     peers = (f"127.0.0.1:{port}", f"localhost:{port}")
-    async with replica(postgres_url, peers=peers, port=port) as (ours, oneself), trio.open_nursery() as nursery:
+    async with (
+        replica(postgres_url, peers=peers, listener=listener) as (ours, oneself),
+        trio.open_nursery() as nursery,
+    ):
         await until(lambda: oneself.known == 0 and not oneself.links)
         assert oneself.is_linked()
         async with replica(postgres_url, peers=(oneself.address,)) as (theirs, other):

@@ -43,7 +43,7 @@ async def test_all_at_once_keep_the_order_of_ids(url: str) -> None:
             for messages in listeners:
                 assert [(await messages.receive()).id for _ in range(600)] == list(range(1, 601))
         learned = brokers[0].fanout.learned
-        assert learned[TAIL] + learned[COMMIT] > 540, learned
+        assert learned[TAIL] > 40, learned  # more than 350 where there is nothing else to do
         assert not any(broker.fanout.gaps[reason] for broker in brokers for reason in broker.fanout.gaps)
 
 

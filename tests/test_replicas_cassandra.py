@@ -6,6 +6,7 @@ from itertools import count
 
 import pytest
 import trio
+from blackhole import Blackhole
 from postgres_kit import until
 from replicas_kit import Mortal, Published, linked, replica, until_linked
 
@@ -15,6 +16,7 @@ from trio_broker import Broker, Draft
 from trio_broker import errors as broker_errors
 from trio_broker._proto import replicas_pb2 as pb
 from trio_broker.errors import Conflict
+from trio_broker.notation import parse_tcp
 from trio_broker.replicas import Replicas, forwarding
 
 PUBLISHERS = 8
@@ -233,6 +235,33 @@ async def test_a_connection_that_is_cut_costs_no_message(url: str, *, keys: bool
         assert len(published.unknown) <= 3 * PUBLISHERS
 
 
+@pytest.mark.parametrize("keys", [True, False], ids=["keys", "no-keys"])
+async def test_an_owner_behind_a_black_hole_is_done_without(
+    url: str, monkeypatch: pytest.MonkeyPatch, *, keys: bool
+) -> None:
+    monkeypatch.setattr(forwarding, "PATIENCE_S", 1)
+    with Blackhole("127.0.0.1", 0) as hole:
+        async with replica(url) as (ours, replicas), trio.open_nursery() as nursery:
+            owner = await nursery.start(Mortal(f"127.0.0.1:{hole.port}").run, url)
+            listener = parse_tcp(owner.listening_at)
+            hole.lead_to(listener.host, listener.port)
+            await until_linked([replicas, owner.replicas], 2)
+            published = Published()
+
+            async def hold() -> None:
+                await trio.lowlevel.checkpoint()
+                hole.hold()
+
+            await publish_through(ours, left_by(replicas, to=owner.replicas), published, hold, keys=keys)
+            assert forwarded(replicas) >= 40
+            assert not (keys and published.unknown)
+            assert len(published.unknown) <= PUBLISHERS
+            assert not replicas.is_linked()
+            hole.release()
+            await until(replicas.is_linked)
+            nursery.cancel_scope.cancel()
+
+
 async def test_an_owner_that_is_draining_is_done_without(url: str) -> None:
     async with linked(url, 2) as ((ours, theirs), (replicas, other)):
         published = Published()
@@ -256,8 +285,9 @@ async def test_an_owner_that_says_nothing_is_waited_for_once(url: str, monkeypat
 
         theirs._store.append = hold  # type: ignore[method-assign, assignment]
         with trio.fail_after(30):
-            with pytest.raises(broker_errors.OutcomeUnknown):
+            with pytest.raises(broker_errors.OutcomeUnknown, match="another broker was asked"):
                 await ours.publish(subject, b"unknown", None)
+            assert not ours.store_away_s()  # it is not the store that is away
             assert began.is_set()
             assert await ours.publish(subject, b"here", None, idempotency_key="k") == 1
             go_on.set()
