@@ -178,9 +178,8 @@ async def test_loopback_of_another_machine_is_not_followed(postgres_url: str) ->
 
 
 async def test_given_peers_are_followed_instead_of_registers_and_oneself_is_left_out(postgres_url: str) -> None:
-    async with replica(postgres_url) as (_, first):
-        port = int(first.address.rpartition(":")[2])
-    listener = listen_tcp("127.0.0.1", port)
+    listener = listen_tcp("127.0.0.1", 0)
+    port = listener.getsockname()[1]
     peers = (f"127.0.0.1:{port}", f"localhost:{port}")
     async with (
         replica(postgres_url, peers=peers, listener=listener) as (ours, oneself),
