@@ -1,4 +1,4 @@
-"""A million real events, replayed while publishing goes on: ``python -m benchmarks.replays EVENTS [--store URL]``.
+"""A million real events, replayed while publishing goes on: ``python -m benchmarks.replays EVENTS``.
 
 Owns:      the trial: what is published and read, what is checked, and the table that is printed.
 Not here:  the comparison of replays with the plain driver (workloads.py, row ``replay``).
@@ -19,13 +19,15 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 from zlib import crc32
 
 import trio
 
+from benchmarks import graphs
 from benchmarks.servers import SCRATCH, Place, broker, running
 from trio_broker import Draft, Message, connect
 from trio_broker.start import After
@@ -170,8 +172,15 @@ def replay(address: str, pid: int, readers: int, messages: int, crc: int, last_i
     }
 
 
-def trial(store: str, path: Path) -> None:
-    """Run it all on one store."""
+def drawn(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Return the resident memory of the broker over time as SVG, one curve for each number of readers."""
+    lines = [graphs.Line(name, points) for name, points in curves.items()]
+    return graphs.draw([graphs.Graph("resident memory of the broker, MiB", lines)])
+
+
+def trial(store: str, path: Path, graph: Path | None) -> None:
+    """Run it all on one store; draw the memory of the broker into ``graph``."""
+    curves = {}
     found = events(path)
     with tempfile.TemporaryDirectory(dir=SCRATCH) as directory:
         command = broker(store)(Place(Path(directory)))
@@ -200,9 +209,11 @@ def trial(store: str, path: Path) -> None:
             for readers, messages, crc in ((1, len(found), whole), (10, len(found), whole), (100, 100_000, part)):
                 row = replay(server.address, server.pid, readers, messages, crc, last_id)
                 last_id += int(str(row.pop("published")))
-                memory = row.pop("memory")
+                memory = cast("list[tuple[float, float]]", row.pop("memory"))
                 print(json.dumps(row), flush=True)
-                print(json.dumps(memory), file=sys.stderr, flush=True)
+                curves[f"{readers} readers"] = memory
+    if graph is not None:
+        graph.write_text(drawn(curves))
 
 
 def main() -> None:
@@ -210,13 +221,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("events", nargs="?", type=Path)
     parser.add_argument("--store", default="sqlite:///{directory}/broker.db")
+    parser.add_argument("--graph", type=Path, help="where to draw the broker's memory, as SVG")
     parser.add_argument("--read", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
         address, subject, *numbers = options.read
         trio.run(read_together, address, subject, *map(int, numbers))
     else:
-        trial(options.store, options.events)
+        trial(options.store, options.events, options.graph)
 
 
 if __name__ == "__main__":

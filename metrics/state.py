@@ -26,7 +26,12 @@ class State:
     ready: bool = False
     draining: bool = False
     connections: int = 0
+    connections_limit: int = 0
     connections_opened: int = 0
+    connections_refused: int = 0
+    connections_aged: int = 0
+    subscribers_limit: int = 0
+    subscribers_refused: int = 0
     calls_in_flight: Mapping[str, int] = field(default_factory=dict)
     """By method."""
     queue_messages: int = 0
@@ -62,6 +67,8 @@ _GAUGES: Final = {
     "ready": ("trio_broker_ready", "1 while /readyz says that calls can be served."),
     "draining": ("trio_broker_draining", "1 while the broker is stopping."),
     "connections": ("trio_broker_connections", "gRPC connections that are open now."),
+    "connections_limit": ("trio_broker_connections_limit", "How many gRPC connections there may be; more are refused."),
+    "subscribers_limit": ("trio_broker_subscribers_limit", "How many subscriptions there may be; more are refused."),
     "queue_messages": ("trio_broker_publish_queue_messages", "Publishes that wait for the store."),
     "queue_bytes": ("trio_broker_publish_queue_bytes", "The size of the publishes that wait for the store."),
     "queue_limit_messages": (
@@ -106,6 +113,9 @@ _GAUGES: Final = {
 }
 _COUNTERS: Final = {
     "connections_opened": ("trio_broker_connections_opened", "gRPC connections that were accepted."),
+    "connections_refused": ("trio_broker_connections_refused", "gRPC connections for which there was no place."),
+    "connections_aged": ("trio_broker_connections_aged", "gRPC connections that reached --connection-max-age."),
+    "subscribers_refused": ("trio_broker_subscribers_refused", "Subscriptions for which there was no place."),
     "slow_consumers": ("trio_broker_slow_consumers", "Subscriptions that were cut because they read too slowly."),
     "lags": ("trio_broker_subscriber_lags", "Times that a subscription left the live stream to catch up later."),
     "cache_hits": ("trio_broker_cache_hits", "Pages of the log for subscribers that were read from memory."),

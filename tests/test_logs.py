@@ -160,7 +160,14 @@ class Durability(NamedTuple):
 def started(config: Config, durability: Durability, *, shared: bool = False) -> Started:
     addresses = ("127.0.0.1:50051", "127.0.0.1:9464")
     return Started(
-        config, durability, shared, *addresses, memory_max_bytes=2**28 + 1, connections_max=6400, ready_after_s=0.4123
+        config,
+        durability,
+        shared,
+        *addresses,
+        memory_max_bytes=2**28 + 1,
+        connections_max=6400,
+        subscribers_max=12800,
+        ready_after_s=0.4123,
     )
 
 
@@ -177,7 +184,7 @@ def test_the_banner_says_what_started_in_few_lines() -> None:
 
 
 def test_the_banner_says_what_brokers_that_share_a_store_may_expect() -> None:
-    told = "each delivers to its own subscribers only what was published to itself"
+    told = "others on this store hear of what this one appends"
     assert told in "\n".join(started(Config(), Durability(), shared=True).banner())
     assert told not in "\n".join(started(Config(), Durability()).banner())
 
@@ -231,6 +238,7 @@ def test_programs_get_one_event_with_all_that_the_banner_says(log_stream: io.Str
         "body_max_bytes": BODY_MAX_BYTES,
         "memory_max_bytes": 2**28 + 1,
         "connections_max": 6400,
+        "subscribers_max": 12800,
         "ready_after_s": 0.412,
     }
 

@@ -18,6 +18,7 @@ from trio_broker.metering import STREAMS, UNARY, Metering
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import OK
+from trio_broker.service.places import Places
 from trio_broker.service.statuses import status_of
 
 OF_PROCESS = State(ready=True, memory_used_bytes=90, memory_limit_bytes=100, memory_pressure=True)
@@ -92,7 +93,7 @@ async def test_the_same_series_are_told_before_and_after_there_is_a_broker(
     before = series()
     assert registry.get_sample_value("trio_broker_store_up") == 0
     async with broker_on(TrialStore()) as broker:
-        metering.watch(broker, Server())
+        metering.watch(broker, Server(), Places(7))
         assert series() == before
         assert registry.get_sample_value("trio_broker_store_up") == 1
         for method in (*UNARY, *STREAMS):
@@ -102,7 +103,7 @@ async def test_the_same_series_are_told_before_and_after_there_is_a_broker(
 async def test_what_the_broker_holds_is_told(metering: Metering, registry: CollectorRegistry) -> None:
     store = TrialStore()
     async with broker_on(store, subscriber_messages=4) as broker, trio.open_nursery() as nursery:
-        metering.watch(broker, Server())
+        metering.watch(broker, Server(), Places(7))
         with broker.open_subscription("orders") as subscription:
             await broker.publish("orders", b"12345")
             assert registry.get_sample_value("trio_broker_subscriber_buffer_messages") == 1

@@ -41,6 +41,7 @@ class Served:
     broker: Broker
     service: BrokerService
     client: Client
+    address: str
 
 
 @asynccontextmanager
@@ -53,7 +54,8 @@ async def served(store: TrialStore, **settings: object) -> AsyncGenerator[Served
             found.service = BrokerService(found.broker)
             server.add_service(found.service.service)
             port = await nursery.start(server.serve_async)
-            async with connect(f"127.0.0.1:{port}") as found.client:
+            found.address = f"127.0.0.1:{port}"
+            async with connect(found.address) as found.client:
                 yield found
             nursery.cancel_scope.cancel()
 
@@ -73,6 +75,12 @@ async def receive(stream: PublishStream, count: int) -> list[object]:
 async def appends(store: TrialStore, count: int) -> None:
     """Wait until that many appends have begun."""
     while len(store.appends) < count:
+        await trio.lowlevel.checkpoint()
+
+
+async def queued(broker: Broker, count: int) -> None:
+    """Wait until that many messages are queued."""
+    while broker.committer.queued_messages < count:
         await trio.lowlevel.checkpoint()
 
 
@@ -198,6 +206,56 @@ async def test_a_stream_waits_for_room_and_leaves_some_to_others() -> None:
         assert await receive(stream, 401) == list(range(1, 402))
 
 
+async def test_a_client_that_keeps_the_queue_full_does_not_keep_others_out() -> None:
+    store = TrialStore()
+    results: list[list[object]] = []
+
+    async def publish(client: Client, count: int) -> None:
+        try:
+            results.append(told(await client.publish_batch(drafts(*[b"x"] * count))))
+        except Overloaded:
+            results.append([Overloaded] * count)
+
+    async with served(store, queue_messages=1000) as it, connect(it.address) as other:
+        store.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish, it.client, 1)
+            await appends(store, 1)
+            for _ in range(10):
+                nursery.start_soon(publish, it.client, 128)
+            nursery.start_soon(it.client.publish_batch, [])
+            await queued(it.broker, 448)
+            for turn in range(1, 6):
+                nursery.start_soon(publish, other, 1)
+                await queued(it.broker, 448 + turn)
+            store.release()
+    refused = sum(result.count(Overloaded) for result in results)
+    assert refused == 1280 - 448, "half of the room, in runs of 64"
+    assert sum(len(result) for result in results) - refused == 1 + 448 + 5
+
+
+async def test_a_stream_does_not_wait_for_those_who_have_more_to_say_than_the_store_can_take() -> None:
+    store = TrialStore()
+    async with (
+        served(store, queue_messages=100) as it,
+        connect(it.address) as other,
+        it.client.publish_stream() as flood,
+        other.publish_stream() as stream,
+    ):
+        store.hold()
+        await flood.send(drafts(b"flying"))
+        await appends(store, 1)
+        for _ in range(20):
+            await flood.send(drafts(*[b"x"] * 20))
+        assert await it.client.publish_batch([]) == []  # by then all was read
+        before = it.broker.committer.queued_messages
+        await stream.send(drafts(*[b"y"] * 20, subject="b"))
+        assert await other.publish_batch([]) == []
+        assert it.broker.committer.queued_messages == before + 20
+        store.release()
+        assert await receive(stream, 20) == list(range(1, 21))
+
+
 async def test_a_request_larger_than_the_queue_gets_in_when_it_is_empty() -> None:
     async with served(TrialStore(), queue_messages=10) as it, it.client.publish_stream() as stream:
         await stream.send(drafts(*[b"x"] * 500))
@@ -228,8 +286,7 @@ async def test_a_stream_that_is_left_takes_back_what_the_store_has_not_got() -> 
             await stream.send(drafts(b"flying"))
             await appends(store, 1)
             await stream.send(drafts(*[b"x"] * 10))
-            while it.broker.committer.queued_messages < 10:
-                await trio.lowlevel.checkpoint()
+            await queued(it.broker, 10)
         while it.broker.committer.queued_messages:
             await trio.lowlevel.checkpoint()
         store.release()

@@ -132,18 +132,21 @@ class Committer:
         """Queue runs that came from one source, such as those that `cut` returned. Never waits and never raises.
 
         Messages of one subject are appended in this order. What cannot be queued is settled at once: with `Overloaded`
-        beyond the bounds, unless `has_room` said that it fits; with `Draining` or `BrokerClosed` when stopping. With
-        ``answer``, nobody waits for the group: ``answer`` is told of each run that is settled, and finds its own of
-        ``callers`` in it.
+        beyond the source's share of the room, unless `has_room` said that it fits; with `Draining` or `BrokerClosed`
+        when stopping. With ``answer``, nobody waits for the group: ``answer`` is told of each run that is settled, and
+        finds its own of ``callers`` in it.
         """
         group = Group(runs, callers, answer)
-        room_messages = self._max_messages - self.queued_messages
-        room_bytes = self._max_bytes - self.queued_bytes
+        room_messages, room_bytes = self._room_for(source)
         for pending in group.pendings:
             if self._refusal is not None:
                 pending.fail(self._refusal())
-            elif not had_room and (room_messages < pending.count or pending.size_bytes > room_bytes):
-                pending.fail(self._overloaded())
+            elif (
+                not had_room
+                and (room_messages < pending.count or pending.size_bytes > room_bytes)
+                and not self._has_place(pending.count, pending.size_bytes, source)
+            ):
+                pending.fail(self._overloaded(source))
             else:
                 room_messages -= pending.count
                 room_bytes -= pending.size_bytes
@@ -163,12 +166,45 @@ class Committer:
         """Return a number for `NewMessage.group` that no other batch has."""
         return next(self._groups)
 
-    def has_room(self, messages: int, size: int) -> bool:
-        """Say whether so many messages, so large, may be queued for who can wait: any, if nothing is queued."""
+    def has_room(self, messages: int, size: int, source: Hashable | None = None) -> bool:
+        """Say whether so many messages, so large, may be queued for who can wait: any, if nothing is queued.
+
+        A ``source`` of which nothing is queued need not wait until there is more room than that: beside others who
+        have more to say than the store can take, its turn would come late.
+        """
         queued = self.queued_messages
-        return not queued or (
-            queued + messages <= self._max_messages // WAITING_SHARE
-            and self.queued_bytes + size <= self._max_bytes // WAITING_SHARE
+        return (
+            not queued
+            or (
+                queued + messages <= self._max_messages // WAITING_SHARE
+                and self.queued_bytes + size <= self._max_bytes // WAITING_SHARE
+            )
+            or (source is not None and self._has_place(messages, size, source))
+        )
+
+    def held_by(self, source: Hashable) -> tuple[int, int]:
+        """Return how many messages of a source are queued, and their size."""
+        if len(self._lanes) == 1:
+            return self._lanes[0].queue.held_by(source)
+        held = [lane.queue.held_by(source) for lane in self._lanes]
+        return sum(messages for messages, _ in held), sum(size for _, size in held)
+
+    def _room_for(self, source: Hashable) -> tuple[int, int]:
+        """Return how many messages of a source may be queued now, and how large.
+
+        It never has more than what then stays free: alone half of the queue, and beside others that want as much as
+        they can get the same as each of them. So whoever comes finds room.
+        """
+        messages, size = self.held_by(source)
+        free_messages, free_bytes = self._max_messages - self.queued_messages, self._max_bytes - self.queued_bytes
+        return (free_messages - messages + 1) // 2, (free_bytes - size + 1) // 2
+
+    def _has_place(self, messages: int, size: int, source: Hashable) -> bool:
+        """Say whether a source of which nothing is queued may use what is free for one thing: it may be large."""
+        return (
+            messages <= self._max_messages - self.queued_messages
+            and size <= self._max_bytes - self.queued_bytes
+            and not self.held_by(source)[0]
         )
 
     def when_room(self, tell: Callable[[], None]) -> None:
@@ -332,10 +368,12 @@ class Committer:
         lanes = self._own_lanes
         return lanes[0] if len(lanes) == 1 else lanes[crc32(subject.encode()) % len(lanes)]
 
-    def _overloaded(self) -> Overloaded:
+    def _overloaded(self, source: Hashable) -> Overloaded:
+        messages, size = self.held_by(source)
         return Overloaded(
             f"the publish queue is full: {self.queued_messages} messages of {self.queued_bytes} bytes wait "
-            f"(at most {self._max_messages} and {self._max_bytes} may); nothing was appended"
+            f"(at most {self._max_messages} and {self._max_bytes} may), {messages} of {size} bytes from this "
+            "client (it may have as much as stays free); nothing was appended"
         )
 
 

@@ -34,6 +34,7 @@ from trio_broker.message import GAP_REASONS
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import CODE_NAMES, OK
+from trio_broker.service.places import Places
 
 UNARY: Final = (
     *("Publish", "PublishBatch", "Fetch", "FetchRange", "Check", "List"),
@@ -57,6 +58,7 @@ class Metering:
         self._store: Store | None = None
         self._broker: Broker | None = None
         self._server: Server | None = None
+        self._places = Places(0)
         self._calls = CallMetrics(
             UNARY, self._subscribers, streams=STREAMS, reasons={*reasons(), CANCELLED_BY_PEER}, faults=FAULTS
         )
@@ -81,9 +83,9 @@ class Metering:
         self._store = store
         return MeasuredStore(store, self._operations, self._messages, operating)
 
-    def watch(self, broker: Broker, server: Server) -> None:
+    def watch(self, broker: Broker, server: Server, places: Places) -> None:
         """Tell of these from now on."""
-        self._broker, self._server = broker, server
+        self._broker, self._server, self._places = broker, server, places
         broker.fanout.deliveries.on_delivered = self._messages.delivered
 
     def call_over(self, call: Call, seconds: float) -> None:
@@ -124,6 +126,11 @@ class Metering:
             state,
             connections=server.connections,
             connections_opened=server.connections_opened,
+            connections_refused=server.connections_refused,
+            connections_aged=server.connections_aged,
+            connections_limit=server.limits.connections_max,
+            subscribers_refused=self._places.refused,
+            subscribers_limit=self._places.most,
             calls_in_flight={**_NO_CALLS, **server.calls_in_flight()},
             queue_messages=broker.committer.queued_messages,
             queue_bytes=broker.committer.queued_bytes,

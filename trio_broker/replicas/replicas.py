@@ -132,7 +132,7 @@ class Replicas:
     async def leave(self) -> None:
         """Tell the others that this one is gone; return when they have all answers. A checkpoint."""
         for feed in tuple(self.feeds):
-            feed.stop()
+            feed.retire()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._membership.leave)
             nursery.start_soon(self.server.drain)

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from trio_broker.fanout import Fanout
 
 WAITING_BYTES = 8 * 1024 * 1024
-"""What may wait for one other broker."""
+"""What may wait for one other broker,"""
+WAITING_SHARE = 8
+"""and the part of what may wait for all subscribers together that this may be."""
 SUBJECTS_MAX = 100_000
 """Subjects that may be of interest to one other broker: the log is asked about more."""
 REQUEST_MAX_BYTES = 1024 * 1024
@@ -52,10 +54,11 @@ class TailFeed:
         """Batches for which there was no room."""
         self._feeds = feeds
         self._fanout = fanout
+        self._most_bytes = min(WAITING_BYTES, fanout.backlog.max_bytes // WAITING_SHARE)
         self._call = call
         self._admit = admit
         self._subjects: dict[str, None] = {}  # a dict for a set that keeps its order
-        self._waiting: deque[tuple[Batch, Lifetimes]] = deque()
+        self._waiting: deque[tuple[Batch, Lifetimes, int]] = deque()  # with what it counts for
         self._waiting_bytes = 0
         self._missed: dict[str, int] = {}  # how far subjects go of which something had no room
         self._heard = 0
@@ -65,11 +68,11 @@ class TailFeed:
 
     def offer(self, batch: "Batch", lifetimes: Lifetimes) -> None:
         """Pass on a batch, or note that there was no room for it."""
-        if self._waiting and self._waiting_bytes + batch.memory_bytes > WAITING_BYTES:
+        if self._waiting and self._waiting_bytes + batch.memory_bytes > self._most_bytes:
             self._missed[batch.subject] = batch.last_id
             self.dropped += 1
         else:
-            self._waiting.append((batch, lifetimes))
+            self._waiting.append((batch, lifetimes, batch.memory_bytes))  # that may grow
             self._waiting_bytes += batch.memory_bytes
         self._call.connection.mark(self._call)
 
@@ -123,8 +126,8 @@ class TailFeed:
             self._heard_told = self._heard
             parts.append(framed(pb.TailResponse(heard=self._heard).SerializeToString()))
         while self._waiting and size < credit:
-            batch, lifetimes = self._waiting.popleft()
-            self._waiting_bytes -= batch.memory_bytes
+            batch, lifetimes, size_bytes = self._waiting.popleft()
+            self._waiting_bytes -= size_bytes
             part = tail_response(batch, lifetimes)
             parts.append(part)
             size += len(part)
@@ -144,7 +147,7 @@ class TailFeed:
         self._waiting.clear()
         self._feeds.pop(self, None)
 
-    def stop(self) -> None:
+    def retire(self) -> None:
         """End the stream after what waits: this broker commits nothing any more."""
         self._stopping = True
         self._call.connection.mark(self._call)

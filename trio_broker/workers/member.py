@@ -50,6 +50,7 @@ class Told(NamedTuple):
     shared: bool
     memory_max_bytes: int
     connections_max: int
+    subscribers_max: int
 
 
 class Member:
@@ -90,7 +91,6 @@ class Member:
                 channel.close()
                 door.close()
                 raise
-            # here an address for streams between workers has its place, when there are any
             values = {"number": number, "config": settings}
             channel.send("begin", values, [inner.fileno(), door.fileno()])
         log.info("worker_started", worker=number, pid=process.pid)
