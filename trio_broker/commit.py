@@ -14,6 +14,7 @@ What is queued are runs of messages: cost is paid per run, and all bounds count 
 
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import count
 from typing import assert_never, cast
 from zlib import crc32
@@ -157,7 +158,8 @@ class Committer:
 
     def cut(self, messages: Sequence[NewMessage]) -> list[Run]:
         """Cut messages that need not stay together into runs, small enough for the queue to be fair between sources."""
-        lane_of = self._lane_of if len(self._lanes) > 1 else None
+        may_be_left = not (messages and messages[0].group)
+        lane_of = partial(self._lane_of, may_be_left=may_be_left) if len(self._lanes) > 1 else None
         return cut(messages, min(QUANTUM, self._max_messages), self._flush_bytes // RUN_SHARE, lane_of)
 
     def next_group(self) -> int:

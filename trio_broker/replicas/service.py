@@ -13,7 +13,7 @@ from trio_broker._proto.replicas_grpc import ReplicasServicer
 from trio_broker.broker import Broker
 from trio_broker.errors import BrokerError, Conflict, InvalidArgument, OutcomeUnknown, StorageFull
 from trio_broker.publishing import Publishing
-from trio_broker.replicas.tails import Admit, Feeds, TailFeed
+from trio_broker.replicas.tails import STRANGERS_MAX, Admit, Feeds, TailFeed
 from trio_broker.rpc.call import Call, Feed
 from trio_broker.rpc.handlers import fed, grouped
 from trio_broker.runs import Result
@@ -35,6 +35,9 @@ class ReplicasService(ReplicasServicer):
         request: None = None,  # noqa: ARG002
     ) -> Feed:
         """Stream what is committed here, until the other broker ends the call."""
+        strangers = [each for each in self._feeds.open if not each.admitted]
+        if len(strangers) >= STRANGERS_MAX:
+            strangers[0].send_away()
         return TailFeed(self._broker.fanout, call, self._admit, self._feeds)
 
     @grouped()
