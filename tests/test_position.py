@@ -66,6 +66,11 @@ class Trial:
         if self.log.unheard:
             self.fanout.publish(self.log.unheard.popleft())
 
+    def learn(self) -> None:
+        """Learn how far the log goes; what was to be offered of that comes too late."""
+        self.log.unheard.clear()
+        self.subscription.hear(self.log.last_id)
+
     def begin_read(self) -> None:
         if self.wanting and self.read_after is None:
             self.read_after = self.subscription.position.begin_read()
@@ -123,12 +128,15 @@ class Trial:
 
 steps = st.lists(
     st.one_of(
-        st.sampled_from(["hear", "begin_read", "snapshot", "end_read", "take", "drop", "expire"]),
+        st.sampled_from(["hear", "learn", "begin_read", "snapshot", "end_read", "take", "drop", "expire"]),
         st.lists(st.booleans(), min_size=1, max_size=3),
     ),
     max_size=60,
 )
 policies = st.sampled_from([SlowPolicy.CATCH_UP, SlowPolicy.DROP_OLDEST])
+
+
+without_learning = steps.map(lambda plan: [step for step in plan if step != "learn"])
 
 
 def run(trial: Trial, plan: list[str | list[bool]]) -> None:
@@ -154,13 +162,30 @@ def test_a_replay_joins_the_live_stream_without_gap_or_duplicate(
     assert trial.subscription.position.state is State.LIVE
 
 
-@given(steps, policies)
+@given(without_learning, policies)
 @settings(max_examples=500, deadline=None)
 def test_from_now_on_is_without_gap_or_duplicate_too(plan: list[str | list[bool]], slow: SlowPolicy) -> None:
     trial = Trial(slow=slow)
     run(trial, plan)
     trial.settle()
     trial.check(0, trial.log.last_id)
+    assert trial.subscription.position.state is State.LIVE
+
+
+@given(st.lists(st.booleans(), max_size=8), steps, policies)
+@settings(max_examples=500, deadline=None)
+def test_who_begins_live_where_the_log_ends_needs_no_page_for_that(
+    before: list[bool], plan: list[str | list[bool]], slow: SlowPolicy
+) -> None:
+    log = Log()
+    log.history(before)
+    start_id = log.last_id
+    trial = Trial(Span(start_id, None, start_id, live=True), slow, log)
+    trial.take()
+    assert not trial.wanting
+    run(trial, plan)
+    trial.settle()
+    trial.check(start_id, log.last_id)
     assert trial.subscription.position.state is State.LIVE
 
 

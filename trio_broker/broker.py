@@ -144,7 +144,9 @@ class Broker:
         """For its counters."""
         self.committer = Committer(store, config, self._deliver, self._availability, flushing, doubt=self._doubt)
         """For its counters."""
-        self.hearing = Hearing(store, self.fanout, self._availability, config.poll_interval)
+        self.hearing = Hearing(
+            store, self.fanout, self._availability, config.poll_interval, self.committer.is_committing
+        )
         """What is learned of other brokers' appends."""
         self.administration = Administration(store, self.fanout, self._reading, self.refusal, self.cache.drop)
         """What operators ask and do about subjects."""

@@ -110,6 +110,16 @@ class Committer:
         """Their size."""
         return sum(lane.queue.bytes for lane in self._lanes)
 
+    def is_committing(self, subject: str) -> bool:
+        """Say whether the store has been given messages of a subject and has not answered; it looks at all of them."""
+        return any(
+            message.subject == subject
+            for lane in self._lanes
+            for run in lane.part
+            if run.outcomes is None
+            for message in run.messages
+        )
+
     def hand_over(
         self,
         messages: Sequence[NewMessage],

@@ -168,8 +168,9 @@ class Fanout:
 
     def arrive(self, batch: Batch, lifetimes: Lifetimes, path: str) -> None:
         """Publish a batch that counts as waiting, when its turn has come."""
-        if self.merge is None:
-            self._offer(batch, lifetimes)
+        if self.merge is None or not self.is_interesting(batch.subject):  # nobody waits: at most the cache keeps it
+            if path == COMMIT:
+                self._offer(batch, lifetimes)
             return
         if batch.last_id > self.merge.offered_id(batch.subject):
             self.learned[path] += batch.count
@@ -184,7 +185,7 @@ class Fanout:
 
     def hear(self, subject: str, last_id: int, path: str) -> None:
         """Learn that the log of a subject goes up to ``last_id``: what of that does not come is read."""
-        if self.merge is None or last_id <= self.merge.offered_id(subject):
+        if self.merge is None or not self.is_interesting(subject) or last_id <= self.merge.offered_id(subject):
             return
         self.merge.begin(subject, last_id - 1)  # of what is not known nobody wants more than the last
         self.learned[path] += last_id - self.merge.offered_id(subject)

@@ -33,8 +33,18 @@ log = structlog.get_logger()
 class Hearing:
     """What this broker learns of appends that are not its own."""
 
-    def __init__(self, store: Store, fanout: Fanout, availability: Availability, poll_interval_s: float) -> None:
-        """``poll_interval_s``: how often the store is asked while wake-ups are not heard."""
+    def __init__(
+        self,
+        store: Store,
+        fanout: Fanout,
+        availability: Availability,
+        poll_interval_s: float,
+        is_committing: Callable[[str], bool],
+    ) -> None:
+        """``poll_interval_s``: how often the store is asked while wake-ups are not heard.
+
+        ``is_committing`` says whether this broker has a commit of a subject under way.
+        """
         self.hints = 0
         """How often a wake-up was heard."""
         self.is_linked: Callable[[], bool] = _never
@@ -43,8 +53,9 @@ class Hearing:
         self._fanout = fanout
         self._availability = availability
         self._poll_interval_s = poll_interval_s
+        self._is_committing = is_committing
         self._wakeups: Wakeups | None = None
-        self._suspected: dict[str, int] = {}
+        self._suspected: dict[str, tuple[int, str]] = {}  # last ids that the store has told, and how it came to
         self._hinted: dict[str, int] = {}  # with the last ids that hints say; 0: they do not
         self._fresh: dict[str, None] = {}  # somebody began to listen to these. (A dict for a set with an order.)
         self._something_hinted = trio.lowlevel.ParkingLot()
@@ -92,9 +103,8 @@ class Hearing:
         while True:
             while not self._hinted:
                 await self._something_hinted.park()
-            if self.is_linked():
-                await trio.sleep(PATIENCE_S)
             hinted, self._hinted = self._hinted, {}
+            await self._be_patient()
             await self._ask([each for each, last_id in hinted.items() if self._is_news(each, last_id)], WAKEUP)
 
     async def _keep_asking(self) -> None:
@@ -111,8 +121,8 @@ class Hearing:
         while True:
             while not self._fresh:
                 await self._something_fresh.park()
-            await trio.sleep(SETTLE_S)
             fresh, self._fresh = self._fresh, {}
+            await trio.sleep(SETTLE_S)
             await self._ask([subject for subject in fresh if self._fanout.is_interesting(subject)])
 
     async def _ask(self, subjects: Iterable[str], path: str = POLL) -> None:
@@ -121,39 +131,46 @@ class Hearing:
         if not subjects:
             return
         try:
-            heads = await self._store.heads(subjects)
-            if path == POLL:
-                self._suspect(heads)
-            else:
-                self._learn(heads, path)
+            self._suspect(await self._store.heads(subjects), path)
         except StoreError as error:
             self._availability.failed(error)
         except Exception:
             log.exception("poll_failed")  # a bug in the store must not stop the broker
 
-    def _suspect(self, heads: Mapping[str, int]) -> None:
+    def _suspect(self, heads: Mapping[str, int], path: str) -> None:
         for subject, last_id in heads.items():
-            if last_id > self._fanout.offered_id(subject):
-                self._suspected[subject] = last_id
+            if last_id > max(self._fanout.offered_id(subject), self._suspected.get(subject, (0, ""))[0]):
+                self._suspected[subject] = last_id, path
         if self._suspected:
             self._something_suspected.unpark_all()
 
     async def _pursue(self) -> None:
-        """Let subscribers read what has not come in time."""
+        """Let subscribers read what has not come in time.
+
+        What this broker itself has committed comes with the store's answer, also what the log does not keep: until
+        then nobody reads beyond it.
+        """
         while True:
             while not self._suspected:
                 await self._something_suspected.park()
-            if self.is_linked():
-                await trio.sleep(PATIENCE_S)
-            else:
-                await trio.lowlevel.checkpoint()
             suspected, self._suspected = self._suspected, {}
-            self._learn(suspected, POLL)
+            await self._be_patient()
+            for subject, (last_id, path) in suspected.items():
+                if not self._fanout.is_interesting(subject):
+                    continue
+                if self._is_committing(subject):
+                    self._suspected.setdefault(subject, (last_id, path))
+                else:
+                    self._fanout.hear(subject, last_id, path)
+            if self._suspected:
+                await trio.sleep(PATIENCE_S)
 
-    def _learn(self, heads: Mapping[str, int], path: str) -> None:
-        for subject, last_id in heads.items():
-            if self._fanout.is_interesting(subject):
-                self._fanout.hear(subject, last_id, path)
+    async def _be_patient(self) -> None:
+        """Leave what other brokers stream its time to come. A checkpoint."""
+        if self.is_linked():
+            await trio.sleep(PATIENCE_S)
+        else:
+            await trio.lowlevel.checkpoint()
 
     async def _give_up_holes(self) -> None:
         """Pass on batches whose turn has not come in time."""

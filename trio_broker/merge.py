@@ -85,9 +85,11 @@ class Merge:
 
     def give_up(self, now: float) -> None:
         """Pass on what has waited long enough."""
-        for subject in [subject for subject, held in self._held.items() if held[0].until <= now]:
-            self.holes_given_up += 1
-            self._release(subject, over_id=max(_after_id(held) for held in self._held[subject] if held.until <= now))
+        for subject, held in tuple(self._held.items()):
+            over_ids = [each.batch.after_id for each in held if each.until <= now]
+            if over_ids and subject in self._held:  # what was passed on of one may end the interest in others
+                self.holes_given_up += 1
+                self._release(subject, over_id=max(over_ids))
 
     def forget(self, subject: str) -> None:
         """Nobody is interested in a subject any more."""
@@ -96,15 +98,17 @@ class Merge:
 
     def _release(self, subject: str, *, over_id: int = 0) -> None:
         """Pass on what continues what was offered; over holes too, before what begins after ``over_id`` at most."""
-        held = self._held.pop(subject)
+        held = self._held[subject]
         for each in sorted(held, key=_after_id):
             if each.batch.after_id > max(self._offered[subject], over_id):
-                break
+                return
             held.remove(each)
+            if not held:
+                del self._held[subject]
             if each.batch.last_id > self._offered[subject]:
                 self._pass_on_rest(each.batch, each.lifetimes)
-        if held:
-            self._held[subject] = held
+            if self._held.get(subject) is not held:
+                return  # nothing waits any more, or the last who was interested has left with this one
 
     def _pass_on_rest(self, batch: Batch, lifetimes: Lifetimes) -> None:
         rest = batch.part(self._offered[batch.subject], batch.last_id)

@@ -6,7 +6,7 @@
 import sys
 from collections import Counter
 
-from .scenario import simulate
+from .simulating import simulate
 from .world import text
 
 

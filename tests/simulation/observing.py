@@ -3,8 +3,10 @@
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from types import ModuleType
 from typing import Any
 
+from trio_broker import commit
 from trio_broker.commit import _Lane
 from trio_broker.position import Piece, Position
 from trio_broker.runs import Pending
@@ -15,8 +17,10 @@ from .world import World
 
 
 @contextmanager
-def replaced(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Generator[None]:
-    """Replace a method by what ``wrap`` makes of it, for the length of the block."""
+def replaced(
+    owner: type | ModuleType, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Generator[None]:
+    """Replace a method, or a function, by what ``wrap`` makes of it, for the length of the block."""
     original = owner.__dict__[name]
     setattr(owner, name, wraps(original)(wrap(original)))
     try:
@@ -56,7 +60,15 @@ def observed(world: World) -> Generator[None]:
 
         return wrap
 
+    def complete_open(original: Callable[[list[Pending], str], None]) -> Callable[[list[Pending], str], None]:
+        def noting(part: list[Pending], why: str) -> None:
+            world.given_up.update(message.body for run in part for message in run.messages)
+            original(part, why)
+
+        return noting
+
     with ExitStack() as stack:
+        stack.enter_context(replaced(commit, "_complete_open", complete_open))
         for owner, name, wrap in (
             (Position, "read", read),
             (Position, "begin_read", begin_read),

@@ -43,21 +43,26 @@ class Publisher:
         random = self._random
         ways = [self._publish_one, self._publish_one, self._batch, self._batch_call, self._burst, self._stream]
         for _ in range(random.randint(2, 12)):
+            await self._move()
             if self._broker.refusal() is not None and random.random() < 0.7:
                 return
             await random.choice(ways)()
             await pause(random, 0.8)
 
-    async def publish_end(self, subject: str) -> int:
-        """Publish what is kept for good, and try until it is there; return its id."""
+    async def publish_end(self, subject: str, expiration: int | None = None) -> int:
+        """Publish, what is kept for good if nothing else is said, and try until it is there; return its id."""
         while True:
+            await self._move()
             self._published += 1
-            draft = Draft(subject, f"{self.who}.{self._published}".encode(), None)
+            draft = Draft(subject, f"{self.who}.{self._published}".encode(), expiration)
             attempt = self._checked.begin(self.who, draft)
             await self._await_one(attempt)
             if attempt.id is not None:
                 return attempt.id
             await trio.sleep(0.5)
+
+    async def _move(self) -> None:
+        """Go on at another broker, if there is one. A checkpoint only then."""
 
     def _drafts(self, most: int) -> list[Draft]:
         """Make up messages: new ones, and some with a key that were published before."""
@@ -94,6 +99,7 @@ class Publisher:
             if attempt.id is not None:
                 return
             await pause(self._random, 1.0)
+            await self._move()
 
     async def _await_one(self, attempt: Attempt) -> None:
         subject, body, expiration, headers, key, expected = attempt.draft

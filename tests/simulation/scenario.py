@@ -1,27 +1,19 @@
-"""One seed: a store with its faults, a broker on it, those who use it, and how all that ends."""
+"""One broker: a store with its faults, a broker on it, those who use it, and how all that ends."""
 
 import sys
-from collections import Counter
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from random import Random
 
 import trio
-import trio._core._run as scheduler
-from structlog.testing import capture_logs
-from trio.testing import MockClock
 
 from trio_broker.broker import Broker, run_broker
 from trio_broker.config import Config
 
 from .checked_publishes import CheckedPublishes
 from .checked_streams import CheckedStreams
-from .observing import observed
 from .publishers import Publisher
 from .store import Faults, SimulatedStore
 from .subscribers import Fetcher, Subscriber
-from .world import Event, World, digest, pause, ticks
+from .world import World, pause, ticks
 
 LONG_S = 600.0
 """Nothing takes so long: what has not ended by then is stuck."""
@@ -29,54 +21,7 @@ CONVERGE_S = 60
 SECOND_US = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What came of a seed."""
-
-    seed: int
-    violations: list[str]
-    counts: Counter[str]
-    trace: list[Event]
-
-    @property
-    def digest(self) -> str:
-        return digest(self.trace)
-
-    def __str__(self) -> str:
-        found = "\n".join(f"    {violation}" for violation in self.violations)
-        return f"seed {self.seed}: replay it by  python -m tests.simulation {self.seed}\n{found}"
-
-
-def simulate(seed: int) -> Report:
-    """Run a seed, from nothing to the end."""
-    world = World(seed)
-    with _deterministic(seed), observed(world), capture_logs() as logs:
-        scenario = Scenario(world)
-        try:
-            trio.run(scenario.run, clock=MockClock(autojump_threshold=0.0))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the broker let it out
-            world.violations.append(f"no crash: {error!r} {getattr(error, 'exceptions', '')}")
-    failed = Counter(str(line["event"]) for line in logs if line["log_level"] == "error")
-    if failed != Counter(append_failed=scenario.store.bugs):
-        world.violations.append(f"no crash: logged {dict(failed)}, {scenario.store.bugs} bugs of the store")
-    return Report(seed, world.violations, world.counts, world.trace)
-
-
-@contextmanager
-def _deterministic(seed: int) -> Generator[None]:
-    """Let trio run tasks in an order that only the seed decides, as its own support for Hypothesis does."""
-    before = scheduler._ALLOW_DETERMINISTIC_SCHEDULING
-    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
-    state = scheduler._r.getstate()
-    scheduler._r.seed(seed)
-    try:
-        yield
-    finally:
-        scheduler._r.setstate(state)
-        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = before  # type: ignore[misc]
-
-
-SHORT_BYTES = 8_000
+SHORT_BYTES = 9_800
 """What may wait for all subscribers, where memory is short."""
 
 
@@ -110,7 +55,7 @@ class Scenario:
         self._world.note("scenario", "begins", end.__name__, self.store.faults)
         async with trio.open_nursery() as actors:
             with trio.CancelScope() as self._scope:
-                config = _config(random, memory_is_short=backlog_max_bytes == SHORT_BYTES)
+                config = small_config(random, memory_is_short=backlog_max_bytes == SHORT_BYTES)
                 async with run_broker(self.store, config, backlog_max_bytes=backlog_max_bytes) as broker:
                     for number in range(random.randint(1, 5)):
                         subject = random.choice(self._subjects)
@@ -217,7 +162,7 @@ class Scenario:
             self._world.violated("nothing is left", str({what: count for what, count in left.items() if count}))
 
 
-def _config(random: Random, *, memory_is_short: bool) -> Config:
+def small_config(random: Random, *, memory_is_short: bool, poll_interval_s: float = 0.5) -> Config:
     """Return a configuration with small bounds, so that they are met. Unchecked: smaller than a broker's may be.
 
     Where memory is short a page, of twice as many messages as may wait, fits all the same, as it always does.
@@ -232,4 +177,5 @@ def _config(random: Random, *, memory_is_short: bool) -> Config:
         commit_timeout=random.choice([0.3, 2.0, 10.0]),
         sweep_interval=random.choice([0.2, 2.0]),
         body_max_bytes=2000,
+        poll_interval=poll_interval_s,
     )

@@ -4,7 +4,7 @@ What it appended is in `history`, and its answers to questions about it are work
 broker is measured by that. A fault is one of `Faults`; each scenario has some of them.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -125,6 +125,8 @@ class SimulatedStore(MemoryStore):
         self.asked: dict[str, Asked] = {}
         """By the name of the task."""
         self.bugs = 0
+        self.on_commit: list[Callable[[dict[str, int]], None]] = []
+        """Each is told of the last ids of what was appended, whoever asked for it."""
         self._foreign = 0
 
     def heal(self) -> None:
@@ -136,11 +138,15 @@ class SimulatedStore(MemoryStore):
         return super().limits()._replace(lanes=self._lanes, shared=self._shared)
 
     async def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
-        for message in batch:
-            self.given[message.body] = self.given.get(message.body, 0) + 1
+        self.note_given(batch)
         self._world.note("store", "append", len(batch))
         with trio.CancelScope(shield=True):  # as in a thread, deaf to cancellation
             return await self._append(batch)
+
+    def note_given(self, batch: Sequence[NewMessage]) -> None:
+        """Note that whoever published these cannot take them back any more."""
+        for message in batch:
+            self.given[message.body] = self.given.get(message.body, 0) + 1
 
     async def _append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
         await self._take_time()
@@ -201,6 +207,9 @@ class SimulatedStore(MemoryStore):
                 number = self._world.note("store", "appended", message.subject, outcome.id, message.body[:16])
                 fact = Fact(outcome.id, message, outcome.time_us, ours, number, self.latest_us)
                 self.history.setdefault(message.subject, []).append(fact)
+        last_ids = {message.subject: self.last_id(message.subject) for message in batch}
+        for tell in self.on_commit:
+            tell(last_ids)
         return outcomes
 
     def _hear(self, batch: Sequence[NewMessage], outcomes: Sequence[Outcome]) -> None:
@@ -209,6 +218,12 @@ class SimulatedStore(MemoryStore):
         for message, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Appended):
                 self.history[message.subject][outcome.id - 1].heard = number
+
+    def unhear(self, batch: Sequence[NewMessage], outcomes: Sequence[Outcome]) -> None:
+        """Note that what `append` just returned never reached the broker."""
+        for message, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Appended):
+                self.history[message.subject][outcome.id - 1].heard = None
 
     async def read(self, subject: str, after_id: int, *, max_messages: int, max_bytes: int) -> Page:
         await self._before_read()

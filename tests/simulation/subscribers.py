@@ -84,7 +84,7 @@ class Subscriber:
             await trio.sleep(RETRY_S)  # nobody is back in no time: it might be cut again and again meanwhile
         except (Draining, BrokerClosed) as error:
             self._ended(type(error).__name__)
-            self.is_over = True
+            await self._broker_stopped()
         except StorageUnavailable:
             await trio.sleep(RETRY_S)
         except BrokerError:  # the end is before the start
@@ -93,6 +93,9 @@ class Subscriber:
             self._ended("finished")
             self.is_over = True
 
+    async def _broker_stopped(self) -> None:
+        self.is_over = True
+
     def _ended(self, how: str) -> None:
         if self.session is not None:
             self._checked.end(self.session, how)
@@ -100,7 +103,13 @@ class Subscriber:
     def _begin(self) -> None:
         start, until = self._start, self._until
         self.session = self._checked.begin(
-            self.who, self.subject, start, until, self._slow, report_gaps=self._report_gaps
+            self.who,
+            self.subject,
+            start,
+            until,
+            self._slow,
+            report_gaps=self._report_gaps,
+            offered_id=self._broker.fanout.offered_id(self.subject),
         )
         if isinstance(until, AtEnd):
             self._until = self.session.until_id  # that is what it still wants when it comes back

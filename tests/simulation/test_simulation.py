@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from .scenario import simulate
+from .simulating import simulate
 
-SEEDS = 250
-"""Of one test: what is interesting happens in each."""
+SEEDS = 500
+"""Of one test, half of them with several brokers: what is interesting happens in each."""
 
 REACHED = {
+    "2 brokers": 50,
+    "3 brokers": 30,
+    "4 brokers": 30,
     "acknowledged": 1000,
     "after a page: LAGGING": 20,
     "after a page: LIVE": 100,
@@ -31,6 +34,8 @@ REACHED = {
     "collected batches joined": 50,
     "converged": 50,
     "cut for memory": 10,
+    "crashed broker": 50,
+    "drained broker": 50,
     "ended: BrokerClosed": 20,
     "ended: Draining": 50,
     "ended: SlowConsumer": 20,
@@ -49,16 +54,33 @@ REACHED = {
     "fetched: InvalidId": 50,
     "fetched: message": 50,
     "flush split": 20,
+    "frame doubled": 100,
+    "frame late": 100,
+    "frame lost": 100,
     "gap: dropped_oldest": 5,
     "gap: live_buffer": 50,
     "gap: unavailable": 50,
+    "heard by commit": 1000,
+    "heard by poll": 300,
+    "heard by tail": 1000,
+    "heard by wakeup": 300,
+    "hint": 1000,
+    "hint lost": 1000,
+    "hint of anything": 100,
     "kept up": 10,
     "left the live stream": 5,
+    "moved to another broker": 50,
+    "not kept, and heard of": 200,
     "oldest dropped": 20,
+    "one way: polls": 30,
+    "one way: tails": 30,
+    "one way: wakeups": 30,
+    "partition: brokers": 200,
+    "partition: store": 100,
     "part of a run tried again": 10,
     "queued when closing": 3,
     "queued when draining": 5,
-    "rewound": 10,
+    "rewound": 5,
     "start: After": 50,
     "start: At": 20,
     "start: Earliest": 20,

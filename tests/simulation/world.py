@@ -21,6 +21,8 @@ class World:
         self.counts: Counter[str] = Counter()
         """How often something interesting happened."""
         self.violations: list[str] = []
+        self.given_up: set[bytes] = set()
+        """Bodies that the store was given and kept too long: a broker that hears of others does not wait for them."""
 
     def random(self, who: str) -> Random:
         """Return the dice of one actor: what others do changes nothing about its choices."""

@@ -1,0 +1,159 @@
+"""Bugs planted in what brokers hear of each other, one at a time: each is found, as those in one broker are."""
+
+from collections.abc import Iterable, Mapping
+
+import pytest
+import trio
+
+from trio_broker import hearing, merge
+from trio_broker.batch import Batch
+from trio_broker.broker import Broker
+from trio_broker.fanout import Fanout, Span
+from trio_broker.hearing import Hearing
+from trio_broker.merge import Lifetimes, Merge
+from trio_broker.position import Position
+from trio_broker.start import Start, Until
+from trio_broker.subscription import Subscription
+
+from .simulating import simulate
+from .test_planted_bugs import Plant
+
+SEEDS = 120
+"""A bug is found within so many, all of several brokers."""
+
+
+def what_waited_is_dropped(patch: pytest.MonkeyPatch) -> None:
+    def release(self: Merge, subject: str, *, over_id: int = 0) -> None:
+        for held in self._held.pop(subject):
+            self._offered[subject] = max(self._offered[subject], held.batch.last_id)
+
+    patch.setattr(Merge, "_release", release)
+
+
+def what_comes_twice_is_passed_on_twice(patch: pytest.MonkeyPatch) -> None:
+    def arrive(self: Merge, batch: Batch, lifetimes: Lifetimes, now: float) -> None:
+        self._pass_on(batch, lifetimes)
+
+    def offer(self: Subscription, batch: Batch) -> bool:
+        if not self.live or self.position.behind:
+            return False
+        self._take(batch)
+        return True
+
+    patch.setattr(Merge, "arrive", arrive)
+    patch.setattr(Subscription, "offer", offer)
+
+
+def a_hole_is_taken_as_filled(patch: pytest.MonkeyPatch) -> None:
+    arrive = Position.arrive
+
+    def careless(self: Position, batch: Batch) -> Batch | None:
+        if self.follows != -1 and batch.after_id > self.follows:
+            self.follows = batch.after_id
+        return arrive(self, batch)
+
+    patch.setattr(Position, "arrive", careless)
+
+
+def subscribers_are_not_told_how_far_the_log_goes(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Subscription, "hear", lambda _self, _last_id: None)
+
+
+def interest_ends_with_the_first_who_leaves(patch: pytest.MonkeyPatch) -> None:
+    forget = Fanout.forget
+
+    def forget_all(self: Fanout, subscription: Subscription) -> None:
+        forget(self, subscription)
+        for tell in self.on_interest:
+            tell(subscription.subject)
+        if self.merge is not None:
+            self.merge.forget(subscription.subject)
+            self.merge.begin(subscription.subject, 0)
+
+    patch.setattr(Fanout, "forget", forget_all)
+
+
+def who_has_to_read_begins_live(patch: pytest.MonkeyPatch) -> None:
+    locate = Broker.locate
+
+    async def eager(self: Broker, subject: str, start: Start, until: Until | None) -> Span:
+        return (await locate(self, subject, start, until))._replace(live=True)
+
+    patch.setattr(Broker, "locate", eager)
+
+
+def wakeups_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    async def deaf(self: Hearing) -> None:
+        async with self._store.wakeups(self._fanout.interesting) as self._wakeups:
+            await trio.sleep_forever()
+
+    patch.setattr(Hearing, "_listen", deaf)
+
+
+def nobody_asks_the_store(patch: pytest.MonkeyPatch) -> None:
+    async def idle(_self: Hearing) -> None:
+        await trio.sleep_forever()
+
+    patch.setattr(Hearing, "_keep_asking", idle)
+
+
+def what_the_store_says_is_not_pursued(patch: pytest.MonkeyPatch) -> None:
+    def suspect(_self: Hearing, _heads: Mapping[str, int], _path: str) -> None:
+        pass
+
+    patch.setattr(Hearing, "_suspect", suspect)
+
+
+def patience_never_ends(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(merge, "PATIENCE_S", 1_000.0)
+    patch.setattr(hearing, "PATIENCE_S", 1_000.0)
+
+
+def other_brokers_are_told_nothing(patch: pytest.MonkeyPatch) -> None:
+    deliver = Fanout.deliver
+
+    def silent(self: Fanout, committed: Iterable[object], *, told: object = ()) -> None:
+        tails, self.tails = self.tails, {}
+        try:
+            deliver(self, committed)  # type: ignore[arg-type]
+        finally:
+            self.tails = tails
+
+    patch.setattr(Fanout, "deliver", silent)
+
+
+def the_cache_keeps_a_run_over_a_hole(patch: pytest.MonkeyPatch) -> None:
+    keep = Fanout._offer
+
+    def over_holes(self: Fanout, batch: Batch, lifetimes: Lifetimes) -> None:
+        run = self._cache._runs.get(batch.subject)
+        if run is not None:
+            run.last_id = batch.after_id
+        keep(self, batch, lifetimes)
+
+    patch.setattr(Fanout, "_offer", over_holes)
+
+
+@pytest.mark.parametrize(
+    ("plant", "guarantees"),
+    [
+        (what_waited_is_dropped, {"no stall", "in time", "live", "nothing is lost"}),
+        (what_comes_twice_is_passed_on_twice, {"in order, once"}),
+        (a_hole_is_taken_as_filled, {"nothing is lost"}),
+        (subscribers_are_not_told_how_far_the_log_goes, {"in time", "no stall"}),
+        (interest_ends_with_the_first_who_leaves, {"live", "in time", "nothing is left"}),
+        (who_has_to_read_begins_live, {"in time"}),
+        (wakeups_are_ignored, {"in time"}),
+        (nobody_asks_the_store, {"in time"}),
+        (what_the_store_says_is_not_pursued, {"in time", "no stall"}),
+        (patience_never_ends, {"in time", "no stall"}),
+        (other_brokers_are_told_nothing, {"in time", "live"}),
+        (the_cache_keeps_a_run_over_a_hole, {"nothing is lost"}),
+    ],
+)
+def test_a_planted_bug_between_brokers_is_found(
+    monkeypatch: pytest.MonkeyPatch, plant: Plant, guarantees: set[str]
+) -> None:
+    plant(monkeypatch)
+    found = (violation for seed in range(1, 2 * SEEDS, 2) for violation in simulate(seed).violations)
+    assert any(violation.partition(":")[0] in guarantees for violation in found)
