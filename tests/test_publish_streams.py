@@ -13,6 +13,7 @@ from trio_broker import (
     Aborted,
     Broker,
     BrokerError,
+    Conflict,
     ConnectionLost,
     Draft,
     Draining,
@@ -103,6 +104,16 @@ async def test_an_atomic_batch_that_the_store_refuses_fails_as_one_and_others_do
         assert told(await it.client.publish_batch(batch)) == [1, Rejected, 2, 3, 4]
         invalid = [*drafts(b"1"), Draft("a", b"", -1), *drafts(b"x", subject="b")]
         assert told(await it.broker.publish_batch(invalid, atomic=True))[::2] == [Aborted, 5]
+
+
+async def test_who_of_an_atomic_batch_expects_an_id_that_its_own_messages_take_hears_so() -> None:
+    async with served(TrialStore()) as it:
+        batch = [Draft("a", b"1", expected_last_id=0), Draft("a", b"2", expected_last_id=0)]
+        other, at_fault = await it.client.publish_batch(batch, atomic=True)
+        assert isinstance(other, Aborted)
+        assert isinstance(at_fault, Conflict)
+        assert at_fault.metadata == {"last_id": "0"}
+        assert "others of the batch go before this message" in str(at_fault)
 
 
 async def test_an_atomic_run_is_never_split_over_flushes() -> None:

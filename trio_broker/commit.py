@@ -472,8 +472,8 @@ def _result(message: NewMessage, outcome: Outcome) -> Result | None:
     match outcome:
         case Appended() | Duplicate():
             return outcome
-        case persistence.Conflict(last_id):
-            return _conflict(message, last_id)
+        case persistence.Conflict(last_id, of_neighbour):
+            return _conflict(message, last_id, of_neighbour=of_neighbour)
         case persistence.Rejected(why):
             return Rejected(why)
         case Failed(persistence.BadContent()):
@@ -484,12 +484,13 @@ def _result(message: NewMessage, outcome: Outcome) -> Result | None:
             assert_never(outcome)
 
 
-def _conflict(message: NewMessage, last_id: int) -> BrokerError:
-    expected = message.expected_last_id
-    if message.group and expected in (None, last_id):
+def _conflict(message: NewMessage, last_id: int, *, of_neighbour: bool) -> BrokerError:
+    if of_neighbour:
         return Aborted(f"another message of the batch to {message.subject!r} conflicts; nothing was appended of them")
+    expected = message.expected_last_id
+    differs = f"and not {expected}" if expected != last_id else "but others of the batch go before this message"
     return Conflict(
-        f"the last id of {message.subject!r} is {last_id}, and not {expected}; nothing was appended", last_id=last_id
+        f"the last id of {message.subject!r} is {last_id}, {differs}; nothing was appended", last_id=last_id
     )
 
 
