@@ -211,7 +211,7 @@ def trial(store: str, path: Path, graph: Path | None) -> None:
                 last_id += int(str(row.pop("published")))
                 memory = cast("list[tuple[float, float]]", row.pop("memory"))
                 print(json.dumps(row), flush=True)
-                curves[f"{readers} readers"] = memory
+                curves["1 reader" if readers == 1 else f"{readers} readers"] = memory
     if graph is not None:
         graph.write_text(drawn(curves))
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +96,8 @@ class Server:
     pid: int
     database: Database | None = None
     """Its own, if it has one."""
+    metrics_address: str = ""
+    """HOST:PORT, if it has any."""
 
     def cpu_s(self) -> float:
         """CPU time of all its threads, and of its workers', so far."""
@@ -125,17 +127,17 @@ def running(command: Sequence[str], database: Database | None = None) -> Iterato
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     # no SimpleQueue: its `get` waits for ever when a timeout is over at the wrong moment (CPython 3.11, 3.12)
-    ready = Queue[str | Exception]()
+    ready = Queue[Mapping[str, str] | Exception]()
     reader = threading.Thread(target=_read, args=(process.stdout, ready), daemon=True)
     reader.start()
     try:
         try:
-            address = ready.get(timeout=START_TIMEOUT_S)
+            event = ready.get(timeout=START_TIMEOUT_S)
         except Empty:
             raise RuntimeError(f"the server was not ready after {START_TIMEOUT_S} s") from None
-        if isinstance(address, Exception):
-            raise address
-        yield Server(address, process.pid, database)
+        if isinstance(event, Exception):
+            raise event
+        yield Server(event["grpc"], process.pid, database, event.get("metrics", ""))
     finally:
         process.terminate()
         try:
@@ -147,7 +149,7 @@ def running(command: Sequence[str], database: Database | None = None) -> Iterato
         process.stdout.close()
 
 
-def _read(output: IO[str], ready: Queue[str | Exception]) -> None:
+def _read(output: IO[str], ready: Queue[Mapping[str, str] | Exception]) -> None:
     """Find the line that says where the server listens; then read on and forget."""
     seen = []
     for line in output:
@@ -156,7 +158,7 @@ def _read(output: IO[str], ready: Queue[str | Exception]) -> None:
         except ValueError:
             event = None
         if isinstance(event, dict) and event.get("event") == "ready":
-            ready.put(event["grpc"])
+            ready.put(event)
             break
         seen.append(line)
     else:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 BUILD_HELP: Final = "What runs here; always 1."
 IN_FLIGHT_HELP: Final = "Calls that are under way now; a stream is, until it ends."
+LEARNED_HELP: Final = "Messages for subscribers here, by how this broker heard of them first."
 GAPS_HELP: Final = "Ranges of ids that a subscription did not get: read too late, or not to be kept."
 SUBJECT_SUBSCRIBERS_HELP: Final = "Subscriptions that are live now, of the subjects of --metrics-subjects."
 
@@ -26,7 +27,12 @@ class State:
     ready: bool = False
     draining: bool = False
     connections: int = 0
+    connections_limit: int = 0
     connections_opened: int = 0
+    connections_refused: int = 0
+    connections_aged: int = 0
+    subscribers_limit: int = 0
+    subscribers_refused: int = 0
     calls_in_flight: Mapping[str, int] = field(default_factory=dict)
     """By method."""
     queue_messages: int = 0
@@ -51,6 +57,17 @@ class State:
     listen_connected: bool | None = None
     """None: there is nothing to be heard of, and no series."""
     wakeups: int = 0
+    learned: Mapping[str, int] = field(default_factory=dict)
+    """By path; none where nobody else appends."""
+    holes_given_up: int | None = None
+    """None, here and below: there can be no other brokers, and there is no series."""
+    replicas: int | None = None
+    replicas_heard: int | None = None
+    tail_waiting_bytes: int | None = None
+    tail_dropped_batches: int | None = None
+    forwarded: int | None = None
+    """None: no subject is left to other brokers."""
+    forwards_refused: int | None = None
     memory_used_bytes: int = 0
     memory_limit_bytes: int = 0
     memory_pressure: bool = False
@@ -62,6 +79,8 @@ _GAUGES: Final = {
     "ready": ("trio_broker_ready", "1 while /readyz says that calls can be served."),
     "draining": ("trio_broker_draining", "1 while the broker is stopping."),
     "connections": ("trio_broker_connections", "gRPC connections that are open now."),
+    "connections_limit": ("trio_broker_connections_limit", "How many gRPC connections there may be; more are refused."),
+    "subscribers_limit": ("trio_broker_subscribers_limit", "How many subscriptions there may be; more are refused."),
     "queue_messages": ("trio_broker_publish_queue_messages", "Publishes that wait for the store."),
     "queue_bytes": ("trio_broker_publish_queue_bytes", "The size of the publishes that wait for the store."),
     "queue_limit_messages": (
@@ -86,6 +105,12 @@ _GAUGES: Final = {
         "trio_broker_listen_connected",
         "1 while the store's wake-ups are heard; 0 while they are down and polling stands in.",
     ),
+    "replicas": ("trio_broker_replicas", "Other brokers on the same store that are known of."),
+    "replicas_heard": ("trio_broker_replicas_heard", "Of those, how many stream what they append to this one."),
+    "tail_waiting_bytes": (
+        "trio_broker_tail_waiting_bytes",
+        "The memory of batches that wait to leave for other brokers; one that waits for several counts for each.",
+    ),
     "memory_used_bytes": (
         "trio_broker_memory_used_bytes",
         "Memory that counts against the limit: this process's, and what others use of the same cgroup.",
@@ -106,11 +131,27 @@ _GAUGES: Final = {
 }
 _COUNTERS: Final = {
     "connections_opened": ("trio_broker_connections_opened", "gRPC connections that were accepted."),
+    "connections_refused": ("trio_broker_connections_refused", "gRPC connections for which there was no place."),
+    "connections_aged": ("trio_broker_connections_aged", "gRPC connections that reached --connection-max-age."),
+    "subscribers_refused": ("trio_broker_subscribers_refused", "Subscriptions for which there was no place."),
     "slow_consumers": ("trio_broker_slow_consumers", "Subscriptions that were cut because they read too slowly."),
     "lags": ("trio_broker_subscriber_lags", "Times that a subscription left the live stream to catch up later."),
     "cache_hits": ("trio_broker_cache_hits", "Pages of the log for subscribers that were read from memory."),
     "cache_misses": ("trio_broker_cache_misses", "Pages of the log for subscribers that the store was asked for."),
     "wakeups": ("trio_broker_wakeups", "Hints that were heard of what this broker or another has appended."),
+    "tail_dropped_batches": (
+        "trio_broker_tail_dropped_batches",
+        "Batches that had no room in a stream to another broker, which reads them from the log.",
+    ),
+    "holes_given_up": (
+        "trio_broker_holes_given_up",
+        "Times that live messages were passed on though some before them had not come, which are read from the log.",
+    ),
+    "forwarded": ("trio_broker_forwarded_messages", "Messages that other brokers have appended for this one."),
+    "forwards_refused": (
+        "trio_broker_forwards_refused_messages",
+        "Messages that others were to append and did not; this one had to.",
+    ),
 }
 
 
@@ -136,14 +177,19 @@ class StateMetrics(Collector):
         yield InfoMetricFamily("trio_broker_build", BUILD_HELP, self._build)
         yield _labelled("trio_broker_calls_in_flight", IN_FLIGHT_HELP, "method", state.calls_in_flight)
         yield _labelled("trio_broker_subject_subscribers", SUBJECT_SUBSCRIBERS_HELP, "subject", state.subscribers_of)
-        gaps = CounterMetricFamily("trio_broker_subscriber_gaps", GAPS_HELP, labels=["reason"])
-        for reason, count in state.gaps.items():
-            gaps.add_metric([reason], count)
-        yield gaps
+        yield _counted("trio_broker_subscriber_gaps", GAPS_HELP, "reason", state.gaps)
+        yield _counted("trio_broker_learned_messages", LEARNED_HELP, "path", state.learned)
 
 
 def _labelled(name: str, about: str, label: str, values: Mapping[str, int]) -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, about, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _counted(name: str, about: str, label: str, values: Mapping[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, about, labels=[label])
     for key, value in values.items():
         family.add_metric([key], value)
     return family

@@ -62,6 +62,8 @@ class Conflict(NamedTuple):
     """Nothing was appended: this is the subject's last id, and not the expected one."""
 
     last_id: int
+    of_neighbour: bool = False
+    """It is another message of the same group that does not fit, and not this one."""
 
 
 class Rejected(NamedTuple):

@@ -53,18 +53,22 @@ def judge(messages: Sequence[NewMessage], last_id: int, time_us: int, known: Map
 def _judge_all(
     messages: Sequence[NewMessage], last_id: int, time_us: int, known: Mapping[str, Duplicate]
 ) -> tuple[list[Outcome], dict[str, Duplicate]]:
-    """Judge the messages of a group; return also the keys that they leave behind."""
+    """Judge the messages of a group, each as if those before it were appended; return also the keys they leave."""
     fresh: dict[str, Duplicate] = {}
     outcomes: list[Outcome] = []
     before = last_id
     for message in messages:
         outcome = _judge_one(message, last_id, time_us, known, fresh)
-        if isinstance(outcome, Conflict):
-            return [known.get(each.idempotency_key) or Conflict(before) for each in messages], {}
-        if isinstance(outcome, Appended):
-            last_id = outcome.id
+        if not isinstance(outcome, Duplicate):
+            last_id += 1
         outcomes.append(outcome)
-    return outcomes, fresh
+    at_fault = [isinstance(outcome, Conflict) for outcome in outcomes]
+    if not any(at_fault):
+        return outcomes, fresh
+    return [
+        known.get(message.idempotency_key) or Conflict(before, of_neighbour=not its_fault)
+        for message, its_fault in zip(messages, at_fault, strict=True)
+    ], {}
 
 
 def _judge_one(

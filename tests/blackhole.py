@@ -1,5 +1,7 @@
 """A TCP proxy that a test turns into a black hole: connections stay open, and nothing comes through any more.
 
+It can also be slow, reset connections, or leave clients with connections whose other end is gone.
+
 Owns:      its listener, its connections and their threads; what is held back.
 Not here:  the server behind it, and loss of packets: here the kernel still acknowledges what nobody forwards, so
            neither keepalives nor tcp_user_timeout notice anything, as with a server that hangs.
@@ -8,8 +10,13 @@ Threads:   one that accepts, two per connection; the methods may be called from 
 An answer that is lost after the commit:  ``hold_replies()``, send, ``wait_reply_held()``, ``cut()``, ``release()``.
 """
 
+import math
+import select
 import socket
+import struct
 import threading
+import time
+from collections import deque
 from contextlib import suppress
 from typing import Self
 from urllib.parse import urlsplit
@@ -18,6 +25,8 @@ SAFETY_S = 30
 """What hangs fails after this long; nothing that works comes near."""
 
 _CHUNK_BYTES = 64 * 1024
+_NO_GOODBYE = struct.pack("ii", 1, 0)
+"""SO_LINGER for a close by RST."""
 
 
 class Blackhole:
@@ -30,6 +39,8 @@ class Blackhole:
         self._replies = _Gate(self._changed)
         self._connections: set[_Connection] = set()
         self._ending = False
+        self.accepted = 0
+        """Connections so far."""
 
     @classmethod
     def before(cls, url: str) -> Self:
@@ -56,6 +67,11 @@ class Blackhole:
         for connection in connections:
             connection.thread.join(SAFETY_S)
         assert not any(connection.thread.is_alive() for connection in connections)
+
+    def lead_to(self, port: int) -> None:
+        """Put it in front of another port, for new connections: of who is started only once he knows of this one."""
+        with self._changed:
+            self._server = (self._server[0], port)
 
     def through(self, url: str) -> str:
         """Return a URL that leads through the proxy."""
@@ -88,6 +104,31 @@ class Blackhole:
             self._changed.notify_all()
         return connections
 
+    def slow(self, latency_s: float = 0.0, bytes_per_s: float = math.inf) -> None:
+        """Let everything take ``latency_s`` each way, and no more through than that; without arguments: at once again.
+
+        A round trip takes twice the latency.
+        """
+        with self._changed:
+            self._requests.latency_s = self._replies.latency_s = latency_s
+            self._requests.bytes_per_s = self._replies.bytes_per_s = bytes_per_s
+
+    def reset(self) -> None:
+        """End all connections by RST: clients and server are told ECONNRESET, and what was held back is lost."""
+        with self._changed:
+            for connection in self._connections:
+                connection.reset()
+            self._changed.notify_all()
+
+    def abandon(self) -> None:
+        """Let the server see all clients gone, and tell them nothing: half-open connections, until `cut`.
+
+        New connections are treated as before.
+        """
+        with self._changed:
+            for connection in self._connections:
+                connection.abandon()
+
     def wait_reply_held(self) -> None:
         """Wait until something that the server said is held back: it has answered, and the client has not heard."""
         self._wait(self._replies)
@@ -118,6 +159,7 @@ class Blackhole:
                     client.close()
                     return
                 self._connections.add(connection)
+                self.accepted += 1
             connection.thread.start()
 
     def _serve(self, connection: "_Connection") -> None:
@@ -142,6 +184,9 @@ class Blackhole:
         replies.start()
         _pump(connection, client, server, self._requests)
         replies.join()
+        if connection.is_abandoned:
+            with self._changed:
+                self._changed.wait_for(lambda: connection.is_cut)
 
 
 class _Connection:
@@ -151,13 +196,30 @@ class _Connection:
         self.client = client
         self.server: socket.socket | None = None
         self.is_cut = False
+        self.is_abandoned = False
+        self.is_reset = False
+
+    def ends(self) -> list[socket.socket]:
+        return [self.client] if self.server is None else [self.client, self.server]
 
     def cut(self) -> None:
         self.is_cut = True
-        for end in (self.client, self.server):
-            if end is not None:
-                with suppress(OSError):  # it may have ended by itself
-                    end.shutdown(socket.SHUT_RDWR)
+        for end in self.ends():
+            with suppress(OSError):  # it may have ended by itself
+                end.shutdown(socket.SHUT_RDWR)
+
+    def reset(self) -> None:
+        self.is_cut = self.is_reset = True
+        for end in self.ends():
+            with suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_GOODBYE)
+                end.shutdown(socket.SHUT_RD)  # wakes who reads, and says nothing to the other end
+
+    def abandon(self) -> None:
+        self.is_abandoned = True
+        if self.server is not None:
+            with suppress(OSError):
+                self.server.shutdown(socket.SHUT_RDWR)
 
 
 class _Gate:
@@ -166,6 +228,8 @@ class _Gate:
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
         self.closed = False
+        self.latency_s = 0.0
+        self.bytes_per_s = math.inf
         self.waiting = 0
         """How many connections have something held back."""
 
@@ -178,13 +242,36 @@ class _Gate:
             self.waiting -= 1
             return not connection.is_cut
 
+    def arrival(self, size: int, before: float) -> float:
+        """When so many bytes arrive that leave now, if what left before them arrives at ``before`` (time.monotonic)."""
+        with self._changed:
+            return max(time.monotonic() + self.latency_s, before) + size / self.bytes_per_s
+
 
 def _pump(connection: _Connection, source: socket.socket, sink: socket.socket, gate: _Gate) -> None:
     """Pass on what ``source`` says until it has no more to say; its end is held back as anything else."""
+    on_its_way: deque[tuple[float, bytes]] = deque()
+    arrival = 0.0
+    said = select.poll()
+    said.register(source, select.POLLIN)
     with suppress(OSError):
-        data = source.recv(_CHUNK_BYTES)
-        while gate.passes(connection) and data:
-            sink.sendall(data)
-            data = source.recv(_CHUNK_BYTES)
-    with suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+        while True:
+            wait_s = on_its_way[0][0] - time.monotonic() if on_its_way else math.inf
+            if said.poll(None if wait_s == math.inf else max(0, math.ceil(wait_s * 1000))):
+                data = source.recv(_CHUNK_BYTES)
+                arrival = gate.arrival(len(data), arrival)
+                on_its_way.append((arrival, data))
+                if not data:
+                    said.unregister(source)
+            while on_its_way and on_its_way[0][0] <= time.monotonic():
+                _, data = on_its_way.popleft()
+                if not gate.passes(connection) or not data:
+                    raise _Ended
+                sink.sendall(data)
+    if not (connection.is_abandoned or connection.is_reset):
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+
+class _Ended(OSError):
+    """The source has no more to say, or the connection was cut."""

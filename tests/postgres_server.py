@@ -44,6 +44,7 @@ _ACCESS = f"""\
 local all all trust
 host all /^{ASKED} 127.0.0.1/32 scram-sha-256
 host all all 127.0.0.1/32 trust
+host replication all 127.0.0.1/32 trust
 """
 _READY = ("ready to accept connections", "ready to accept read-only connections")
 
@@ -53,11 +54,15 @@ class PostgresServer:
 
     Args:
         place: where its directory is made; otherwise where temporary files are.
+        standby_of: a running server that this one follows, until `promote`; otherwise it begins empty.
         settings: of postgresql.conf, over those above; such as ``max_connections="5"``.
     """
 
-    def __init__(self, *, place: Path | None = None, **settings: str) -> None:
+    def __init__(
+        self, *, place: Path | None = None, standby_of: "PostgresServer | None" = None, **settings: str
+    ) -> None:
         self._place = place
+        self._primary = standby_of
         self.log: deque[str] = deque(maxlen=1000)
         """What it has logged, the oldest lines dropped."""
         self._settings = _SETTINGS | settings
@@ -142,6 +147,10 @@ class PostgresServer:
         self._signal([*self._running().children(recursive=True), self._running()], signal.SIGKILL)
         self._wait_ended()
 
+    def promote(self) -> None:
+        """Let a standby become a primary of its own; return when it takes writes."""
+        self._run("pg_ctl", "promote", "--pgdata", self.directory / "data", "--timeout", str(SAFETY_S))
+
     def freeze(self) -> None:
         """Stop all its processes where they are (SIGSTOP): connections stay open, and nothing answers."""
         self._signal([self._running()], signal.SIGSTOP)
@@ -168,16 +177,20 @@ class PostgresServer:
 
     def _make_cluster(self) -> None:
         data = self.directory / "data"
+        if self._primary is not None:
+            source = ["--dbname", self._primary.dsn(), "--checkpoint=fast", "--no-sync"]
+            self._run("pg_basebackup", "--pgdata", data, "--write-recovery-conf", *source)
+            return
         locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-        made = subprocess.run(
-            [self._binaries / "initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", *locale],
-            capture_output=True,
-            text=True,
-            check=False,
-            **self._as_user,
-        )
-        assert made.returncode == 0, made.stderr
+        self._run("initdb", "-D", data, "-U", "postgres", "--auth=trust", "--no-sync", *locale)
         (data / "pg_hba.conf").write_text(_ACCESS)
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
+        """Run one of its programs to its end."""
+        ran = subprocess.run(
+            [self._binaries / program, *arguments], capture_output=True, text=True, check=False, **self._as_user
+        )
+        assert ran.returncode == 0, ran.stderr
 
     def _end(self) -> None:
         """Stop it without telling its clients ("immediate shutdown"), however it was left."""

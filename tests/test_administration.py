@@ -12,7 +12,7 @@ from trial_store import TrialStore, message
 from trio.testing import wait_all_tasks_blocked
 
 from persistence import Conflict as StoreConflict
-from persistence import Head, StoreUnavailable
+from persistence import Head, StoreFull, StoreUnavailable
 from trio_broker import errors
 from trio_broker.administration import DELETE_ATTEMPTS, Administration
 from trio_broker.broker import Broker
@@ -138,6 +138,19 @@ async def test_the_cache_is_told_of_what_was_dropped_or_may_have_been_and_of_not
         with pytest.raises(errors.StorageUnavailable):
             await administration.delete("a")
         assert dropped == [("a", 5), ("a", 5)]
+
+
+async def test_a_full_store_that_cannot_drop_anything_is_not_called_away() -> None:
+    store = BusyStore()
+    await store.append([message("a")])
+    async with broker_on(store) as broker:
+        administration = telling(broker, store, [])
+        store.fault = StoreFull("disk is full")
+        with pytest.raises(errors.StorageFull):
+            await administration.purge("a")
+        with pytest.raises(errors.StorageFull):
+            await administration.delete("a")
+        assert not broker.store_away_s()
 
 
 async def test_who_dropped_what_is_logged() -> None:

@@ -1,6 +1,8 @@
 """The proxy that tests of lost connections rely on."""
 
 import select
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -68,6 +70,50 @@ def test_a_new_connection_waits_as_long_as_it_is_held(hole: Blackhole, postgres_
     hole.release()
     with psycopg.connect(hole.through(postgres_url)):
         pass
+
+
+def test_what_is_slow_takes_the_latency_each_way(hole: Blackhole, connection: psycopg.Connection) -> None:
+    hole.slow(0.2)
+    began = time.monotonic()
+    connection.execute("SELECT 1")
+    assert time.monotonic() - began >= 0.4
+    hole.slow()
+    began = time.monotonic()
+    connection.execute("SELECT 1")
+    assert time.monotonic() - began < 0.4
+
+
+def test_no_more_comes_through_than_is_allowed(hole: Blackhole, connection: psycopg.Connection) -> None:
+    hole.slow(bytes_per_s=100_000)
+    began = time.monotonic()
+    connection.execute("SELECT repeat('x', 50000)")
+    assert time.monotonic() - began >= 0.5
+
+
+def test_a_connection_that_is_reset(hole: Blackhole) -> None:
+    hole.hold()
+    with socket.create_connection(("127.0.0.1", hole.port)) as client:
+        client.sendall(b"anything")
+        hole.wait_request_held()
+        hole.reset()
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+def test_a_client_that_is_abandoned_is_told_nothing_and_the_server_sees_it_gone(
+    hole: Blackhole, connection: psycopg.Connection, postgres: Databases, postgres_url: str
+) -> None:
+    hole.abandon()
+    while postgres.backends(postgres_url):
+        pass
+    send(connection, b"SELECT 1")
+    assert not is_answered(connection)
+    assert hole.connections() == 1
+    with psycopg.connect(hole.through(postgres_url)):
+        pass
+    hole.cut()
+    with pytest.raises(psycopg.OperationalError):
+        answer(connection)
 
 
 def test_leaving_ends_what_is_held(postgres: Databases) -> None:

@@ -272,7 +272,7 @@ async def test_a_store_may_keep_less_than_the_settings_allow(
 
 
 async def test_beyond_the_queue_publishes_are_refused(store: TrialStore) -> None:
-    async with broker_on(store, queue_messages=2) as broker, trio.open_nursery() as nursery:
+    async with broker_on(store, queue_messages=4) as broker, trio.open_nursery() as nursery:
         store.hold()
         flying = Call(nursery, broker.publish, "a", b"")
         await wait_all_tasks_blocked()

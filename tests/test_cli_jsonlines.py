@@ -94,6 +94,8 @@ def test_how_long_a_line_is_kept(text: str, expiration: int | None) -> None:
         ('{"body": "x", "expiration": -1}', "not negative"),
         ('{"body": "x", "expiration": 2147483648}', "at most 2147483647 seconds"),
         ('{"body": "x", "expiration": Infinity}', "whole number of seconds"),
+        ('{"body": "x", "expiration": 1' + "0" * 400 + "}", "whole number of seconds"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"body": "x", "keep": 1}', "keep must be true or false"),
         ('{"body": "x", "keep": true, "expiration": 1}', "either keep or expiration"),
     ],

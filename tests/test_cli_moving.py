@@ -13,6 +13,7 @@ from persistence import NO_HEADERS, Head, NewMessage, Record, Store, open_store
 from trio_broker.cli.loglines import read_line
 from trio_broker.cli.main import run_command_line
 from trio_broker.cli.running import ERROR, NOT_FOUND
+from trio_broker.cli.standard import LINE_MAX_BYTES
 
 BODIES = [b"plain", b"\xff\x00", "ü\n".encode(), b""]
 
@@ -191,6 +192,17 @@ def test_a_last_id_alone_is_not_raised_over_another_log(
         ('{"subject": "a", "last_id": true}', "last_id must be"),
         ('{"subject": "a", "id": 1, "body": "", "published_at": "yesterday"}', "published_at must be a time"),
         ('{"subject": "a", "id": 1, "body": "", "published_at": "2026-01-01T00:00:00"}', "no time zone"),
+        (
+            '{"subject": "a", "id": 1, "body": "", "published_at": "0001-01-01T00:00:00+14:00"}',
+            "published_at is '0001-",
+        ),
+        (
+            '{"subject": "a", "id": 1, "body": "", "published_at": "9999-12-31T23:59:59-14:00"}',
+            "published_at is '9999-",
+        ),
+        ('{"subject": "a", "last_id": 9223372036854775807}', "leaves room"),
+        ("[" * 100_000, "line 1: not JSON that is written here"),
+        ('{"subject": "a", "last_id": 1}\n' + "x" * (LINE_MAX_BYTES + 1), "line 2: longer than"),
         ('{"subject": "a", "id": 1, "published_at": "2026-01-01T00:00:00Z"}', "either body or body_base64"),
         ('{"subject": "a", "last_id": 1}\n{"subject": "b", "last_id": 1}\n{"subject": "a", "last_id": 2}', "line 3: "),
         (

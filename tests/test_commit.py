@@ -137,6 +137,10 @@ async def test_messages_that_are_not_kept_are_delivered_in_order_with_the_others
     assert [(new.body, appended.id) for new, appended in delivered] == [(b"kept", 1), (b"gone", 2), (b"kept", 3)]
 
 
+def refused(group: Group) -> list[bool]:
+    return [isinstance(pending.outcome, Overloaded) for pending in group.pendings]
+
+
 # groups
 
 
@@ -193,7 +197,7 @@ async def test_the_queue_takes_as_many_messages_as_it_may_and_no_more() -> None:
         assert [result(pending) for pending in group.pendings] == [type(None), Overloaded]
         assert "at most 3 and" in str(group.pendings[1].outcome)
         assert waiting.pendings[0].withdraw()
-        again = committer.hand_over(messages(b"5", b"6"), "other")
+        again = committer.hand_over(messages(b"5", b"6"), "third")
         assert [result(pending) for pending in again.pendings] == [type(None), Overloaded]
         store.release()
         await outcomes(flying)
@@ -208,6 +212,53 @@ async def test_the_queue_takes_as_many_bytes_as_it_may_and_no_more() -> None:
     committer = committer_on(TrialStore(), queue_bytes=2 * each)
     fitting = NewMessage("ä", b"x" * 100, None, headers)
     one_more_byte = fitting._replace(body=b"x" * 101)
-    group = committer.hand_over([fitting, one_more_byte, fitting, fitting], "me")
-    assert [result(pending) for pending in group.pendings] == [type(None), Overloaded, type(None), Overloaded]
+    assert refused(committer.hand_over([fitting], "me")) == [False]
+    assert refused(committer.hand_over([one_more_byte, fitting, fitting], "other")) == [True, False, True]
     assert (committer.queued_messages, committer.queued_bytes) == (2, 2 * each)
+
+
+async def test_whoever_keeps_the_queue_full_leaves_room_for_others() -> None:
+    committer = committer_on(TrialStore(), queue_messages=800)
+    for taken in (400, 0):
+        assert refused(committer.hand_over(messages(*[b"x"] * 500), "flood")).count(False) == taken
+    assert refused(committer.hand_over(messages(*[b"x"] * 500), "another")).count(False) == 200
+    for source in range(20):
+        assert refused(committer.hand_over(messages(b"x"), source)) == [False]
+    assert "400 of 410400 bytes from this client" in str(
+        committer.hand_over(messages(b"x"), "flood").pendings[0].outcome
+    )
+
+
+async def test_sources_that_want_as_much_as_they_can_get_share_the_queue_alike() -> None:
+    committer = committer_on(TrialStore(), queue_messages=400)
+    for _ in range(150):
+        for source in "abc":
+            committer.hand_over(messages(b"x"), source)
+    assert [committer.held_by(source)[0] for source in "abc"] == [100, 100, 100]
+
+
+async def test_one_message_may_take_all_that_is_free_of_a_source_that_has_nothing_queued() -> None:
+    committer = committer_on(TrialStore(), queue_bytes=10 * OVERHEAD_BYTES)
+    large = message("a", b"x" * 8 * OVERHEAD_BYTES)
+    assert refused(committer.hand_over([large, message()], "me")) == [False, True]
+    assert refused(committer.hand_over([message()], "me")) == [True]
+    assert refused(committer.hand_over([message()], "other")) == [True], "a subject too much"
+
+
+async def test_what_a_source_withdraws_is_not_held_against_it() -> None:
+    committer = committer_on(TrialStore(), queue_messages=8)
+    group = committer.hand_over(messages(*[b"x"] * 5), "me")
+    assert refused(group) == [False] * 4 + [True]
+    assert committer.held_by("me")[0] == 4
+    assert all(pending.withdraw() for pending in group.pendings[:4])
+    assert committer.held_by("me") == (0, 0)
+    assert refused(committer.hand_over(messages(*[b"x"] * 5), "me")) == [False] * 4 + [True]
+
+
+async def test_who_can_wait_need_not_while_others_hold_all_that_such_may_have() -> None:
+    committer = committer_on(TrialStore(), queue_messages=100)
+    committer.hand_over(messages(*[b"x"] * 50), "flood")
+    assert not committer.has_room(1, 0)
+    assert not committer.has_room(1, 0, "flood")
+    assert committer.has_room(50, 0, "other")
+    assert not committer.has_room(51, 0, "other")

@@ -6,7 +6,7 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_broker.fair_queue import ENOUGH, QUANTUM, FairQueue
+from trio_broker.fair_queue import ENOUGH, QUANTUM, FairQueue, Line
 
 
 class Entry:
@@ -15,6 +15,7 @@ class Entry:
         self.count = 1
         self.name = name
         self.queued = False
+        self.line: Line[Entry] | None = None
 
 
 def queue_of(**lines: int) -> FairQueue[Entry]:
@@ -156,6 +157,9 @@ def test_whatever_happens_each_entry_leaves_once_in_the_order_of_its_source_with
                 check_take(first, second)
         left = [entry for line in waiting.values() for entry in line]
         assert (queue.messages, queue.bytes) == (len(left), sum(entry.size_bytes for entry in left))
+        for source in range(4):
+            mine = [entry.size_bytes for entry in waiting[source]]
+            assert queue.held_by(source) == (len(mine), sum(mine))
         assert all(entry.queued for entry in left)
     for _ in range(queue.messages):
         check_take(9, 40)

@@ -160,7 +160,14 @@ class Durability(NamedTuple):
 def started(config: Config, durability: Durability, *, shared: bool = False) -> Started:
     addresses = ("127.0.0.1:50051", "127.0.0.1:9464")
     return Started(
-        config, durability, shared, *addresses, memory_max_bytes=2**28 + 1, connections_max=6400, ready_after_s=0.4123
+        config,
+        durability,
+        shared,
+        *addresses,
+        memory_max_bytes=2**28 + 1,
+        connections_max=6400,
+        subscribers_max=12800,
+        ready_after_s=0.4123,
     )
 
 
@@ -231,6 +238,7 @@ def test_programs_get_one_event_with_all_that_the_banner_says(log_stream: io.Str
         "body_max_bytes": BODY_MAX_BYTES,
         "memory_max_bytes": 2**28 + 1,
         "connections_max": 6400,
+        "subscribers_max": 12800,
         "ready_after_s": 0.412,
     }
 

@@ -218,6 +218,16 @@ def test_no_more_clients_fit_than_there_are_descriptors_for(monkeypatch: pytest.
     assert scene.guard.connections_max(Config()) == 7
 
 
+def test_settings_bound_clients_and_subscriptions_as_far_as_memory_allows_more(scene: Scene) -> None:
+    scene.guard.room_bytes = 10 * MIB
+    assert scene.guard.connections_max(Config()) == 256
+    assert scene.guard.subscribers_max(Config()) == 512
+    fewer = Config(connections_max=10, subscribers_max=20)
+    assert (scene.guard.connections_max(fewer), scene.guard.subscribers_max(fewer)) == (10, 20)
+    more = Config(connections_max=10**6, subscribers_max=10**6)
+    assert (scene.guard.connections_max(more), scene.guard.subscribers_max(more)) == (256, 512)
+
+
 def test_memory_can_be_given_back() -> None:
     use_few_heaps()
     give_back(collect=True)

@@ -7,17 +7,29 @@ import pytest
 import trio
 import trio.testing
 from broker_kit import broker_on
+from postgres_kit import until
 from prometheus_client import CollectorRegistry
 from purerpc import Status, StatusCode
 from trial_store import TrialStore
 
 from metrics import State
+from persistence import open_store
 from trio_broker import errors
+from trio_broker.batch import Batch
+from trio_broker.broker import run_broker
 from trio_broker.config import Config
+from trio_broker.fanout import PATHS, TAIL
+from trio_broker.merge import HELD_MAX, PATIENCE_S
+from trio_broker.message import Message
 from trio_broker.metering import STREAMS, UNARY, Metering
+from trio_broker.replicas import run_replicas
+from trio_broker.replicas.forwarding import Forwarding
+from trio_broker.replicas.tails import WAITING_BYTES
 from trio_broker.rpc.call import Call
+from trio_broker.rpc.listeners import listen_tcp
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import OK
+from trio_broker.service.places import Places
 from trio_broker.service.statuses import status_of
 
 OF_PROCESS = State(ready=True, memory_used_bytes=90, memory_limit_bytes=100, memory_pressure=True)
@@ -92,7 +104,7 @@ async def test_the_same_series_are_told_before_and_after_there_is_a_broker(
     before = series()
     assert registry.get_sample_value("trio_broker_store_up") == 0
     async with broker_on(TrialStore()) as broker:
-        metering.watch(broker, Server())
+        metering.watch(broker, Server(), Places(7))
         assert series() == before
         assert registry.get_sample_value("trio_broker_store_up") == 1
         for method in (*UNARY, *STREAMS):
@@ -102,7 +114,7 @@ async def test_the_same_series_are_told_before_and_after_there_is_a_broker(
 async def test_what_the_broker_holds_is_told(metering: Metering, registry: CollectorRegistry) -> None:
     store = TrialStore()
     async with broker_on(store, subscriber_messages=4) as broker, trio.open_nursery() as nursery:
-        metering.watch(broker, Server())
+        metering.watch(broker, Server(), Places(7))
         with broker.open_subscription("orders") as subscription:
             await broker.publish("orders", b"12345")
             assert registry.get_sample_value("trio_broker_subscriber_buffer_messages") == 1
@@ -125,3 +137,71 @@ async def test_what_the_broker_holds_is_told(metering: Metering, registry: Colle
         assert registry.get_sample_value("trio_broker_memory_limit_bytes") == 100
         assert registry.get_sample_value("trio_broker_memory_pressure") == 1
         store.release()
+
+
+async def test_what_is_learned_of_other_brokers_is_told_by_path(
+    metering: Metering, registry: CollectorRegistry, postgres_url: str
+) -> None:
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"trio_broker_{name}", labels)
+
+    config = Config()
+    async with (
+        open_store(postgres_url) as our_store,
+        open_store(postgres_url) as their_store,
+        run_broker(our_store, config) as ours,
+        run_broker(their_store, config) as theirs,
+        run_replicas(our_store, ours, listen_tcp("127.0.0.1", 0)) as our_replicas,
+    ):
+        metering.watch_replicas(our_replicas)
+        metering.watch(ours, Server(), Places(7))
+        assert value("replicas") == value("replicas_heard") == 0
+        assert [value("learned_messages_total", path=path) for path in PATHS] == [0, 0, 0, 0]
+        assert value("forwarded_messages_total") is None
+        our_replicas.forwarding = Forwarding("a", our_store.append, dict, lambda _: None)  # type: ignore[arg-type, return-value]
+        assert value("forwarded_messages_total") == value("forwards_refused_messages_total") == 0
+        async with run_replicas(their_store, theirs, listen_tcp("127.0.0.1", 0)), ours.subscribe("a") as messages:
+            await until(lambda: our_replicas.heard and our_replicas.feeds.open)
+            assert value("replicas") == value("replicas_heard") == 1
+            await until(lambda: theirs.fanout.tails.get("a"))
+            with trio.fail_after(10):
+                await theirs.publish("a", b"x", None)
+                await messages.receive()
+            assert value("learned_messages_total", path=TAIL) == 1
+
+            large = Batch([Message("a", 2, bytes(WAITING_BYTES // 2 + 1), {}, 0)])
+            (feed,) = our_replicas.feeds.open
+            feed.offer(large, [None])
+            feed.offer(large, [None])
+            assert value("tail_waiting_bytes") == large.memory_bytes
+            assert value("tail_dropped_batches_total") == 1
+        await until(lambda: not our_replicas.feeds.open)
+        assert value("tail_waiting_bytes") == 0
+        assert value("tail_dropped_batches_total") == 1, "it has to go on counting when the stream is over"
+
+
+async def test_holes_that_are_given_up_are_counted(
+    metering: Metering, registry: CollectorRegistry, postgres_url: str
+) -> None:
+    def given_up() -> float | None:
+        return registry.get_sample_value("trio_broker_holes_given_up_total")
+
+    def batch(id_: int) -> Batch:
+        return Batch([Message("a", id_, b"", {}, 0)])
+
+    async with open_store(postgres_url) as store, run_broker(store, Config()) as broker:
+        metering.watch(broker, Server(), Places(7))
+        merge = broker.fanout.merge
+        assert merge is not None
+        merge.begin("a", 1)
+        merge.arrive(batch(4), [None], now=0)
+        merge.arrive(batch(2), [None], now=0)
+        merge.arrive(batch(3), [None], now=0)
+        merge.give_up(PATIENCE_S)
+        assert given_up() == 0, "it came in time"
+        merge.arrive(batch(6), [None], now=0)
+        merge.give_up(PATIENCE_S)
+        assert given_up() == 1
+        for id_ in range(8, 9 + HELD_MAX):
+            merge.arrive(batch(id_), [None], now=0)
+        assert given_up() == 2

@@ -26,6 +26,26 @@ def test_the_state_is_asked_for_at_each_scrape() -> None:
     assert registry.get_sample_value("trio_broker_subject_subscribers", {"subject": "orders"}) == 7
 
 
+def test_of_other_brokers_only_what_there_can_be_is_told() -> None:
+    state = State()
+    registry = build_registry(StateMetrics({}, lambda: state))
+
+    def told() -> set[str]:
+        names = {sample.name for family in registry.collect() for sample in family.samples}
+        return {
+            name for name in names if any(word in name for word in ("replica", "tail", "hole", "forward", "learned"))
+        }
+
+    assert told() == set()
+    state = replace(state, replicas=0, replicas_heard=0, learned={"tail": 0})
+    assert told() == {"trio_broker_replicas", "trio_broker_replicas_heard", "trio_broker_learned_messages_total"}
+    state = replace(state, replicas=3, forwarded=0, learned={"tail": 5, "poll": 1})
+    assert registry.get_sample_value("trio_broker_replicas") == 3
+    assert registry.get_sample_value("trio_broker_forwarded_messages_total") == 0
+    assert registry.get_sample_value("trio_broker_learned_messages_total", {"path": "tail"}) == 5
+    assert registry.get_sample_value("trio_broker_learned_messages_total", {"path": "poll"}) == 1
+
+
 def test_everything_in_the_state_is_told() -> None:
-    labelled = {"calls_in_flight", "subscribers_of", "gaps"}
+    labelled = {"calls_in_flight", "subscribers_of", "gaps", "learned"}
     assert {field.name for field in fields(State)} == {*_GAUGES, *_COUNTERS, *labelled}

@@ -41,6 +41,20 @@ def test_a_frozen_server_answers_when_it_goes_on(own_postgres: PostgresServer) -
         assert connection.pgconn.get_result() is None
 
 
+def test_a_standby_follows_and_takes_writes_once_it_is_promoted() -> None:
+    with PostgresServer() as primary, PostgresServer(standby_of=primary) as standby:
+        with psycopg.connect(primary.dsn(), autocommit=True) as connection:
+            connection.execute("CREATE TABLE told (n int)")
+        with psycopg.connect(standby.dsn(), autocommit=True) as connection:
+            while connection.execute("SELECT to_regclass('told')").fetchone() == (None,):
+                pass
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                connection.execute("INSERT INTO told VALUES (1)")
+            primary.kill9()
+            standby.promote()
+            connection.execute("INSERT INTO told VALUES (1)")
+
+
 def test_a_frozen_server_can_be_killed_and_leaves_nothing() -> None:
     with PostgresServer() as server, psycopg.connect(server.dsn()):
         server.freeze()

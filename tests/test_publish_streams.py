@@ -13,6 +13,7 @@ from trio_broker import (
     Aborted,
     Broker,
     BrokerError,
+    Conflict,
     ConnectionLost,
     Draft,
     Draining,
@@ -41,6 +42,7 @@ class Served:
     broker: Broker
     service: BrokerService
     client: Client
+    address: str
 
 
 @asynccontextmanager
@@ -53,7 +55,8 @@ async def served(store: TrialStore, **settings: object) -> AsyncGenerator[Served
             found.service = BrokerService(found.broker)
             server.add_service(found.service.service)
             port = await nursery.start(server.serve_async)
-            async with connect(f"127.0.0.1:{port}") as found.client:
+            found.address = f"127.0.0.1:{port}"
+            async with connect(found.address) as found.client:
                 yield found
             nursery.cancel_scope.cancel()
 
@@ -76,6 +79,12 @@ async def appends(store: TrialStore, count: int) -> None:
         await trio.lowlevel.checkpoint()
 
 
+async def queued(broker: Broker, count: int) -> None:
+    """Wait until that many messages are queued."""
+    while broker.committer.queued_messages < count:
+        await trio.lowlevel.checkpoint()
+
+
 async def test_a_batch_in_process_and_over_grpc() -> None:
     mixed = [*drafts(b"1", b"2"), Draft("", b""), *drafts(b"3", subject="b"), *drafts(b"4")]
     async with served(TrialStore()) as it:
@@ -95,6 +104,16 @@ async def test_an_atomic_batch_that_the_store_refuses_fails_as_one_and_others_do
         assert told(await it.client.publish_batch(batch)) == [1, Rejected, 2, 3, 4]
         invalid = [*drafts(b"1"), Draft("a", b"", -1), *drafts(b"x", subject="b")]
         assert told(await it.broker.publish_batch(invalid, atomic=True))[::2] == [Aborted, 5]
+
+
+async def test_who_of_an_atomic_batch_expects_an_id_that_its_own_messages_take_hears_so() -> None:
+    async with served(TrialStore()) as it:
+        batch = [Draft("a", b"1", expected_last_id=0), Draft("a", b"2", expected_last_id=0)]
+        other, at_fault = await it.client.publish_batch(batch, atomic=True)
+        assert isinstance(other, Aborted)
+        assert isinstance(at_fault, Conflict)
+        assert at_fault.metadata == {"last_id": "0"}
+        assert "others of the batch go before this message" in str(at_fault)
 
 
 async def test_an_atomic_run_is_never_split_over_flushes() -> None:
@@ -198,6 +217,56 @@ async def test_a_stream_waits_for_room_and_leaves_some_to_others() -> None:
         assert await receive(stream, 401) == list(range(1, 402))
 
 
+async def test_a_client_that_keeps_the_queue_full_does_not_keep_others_out() -> None:
+    store = TrialStore()
+    results: list[list[object]] = []
+
+    async def publish(client: Client, count: int) -> None:
+        try:
+            results.append(told(await client.publish_batch(drafts(*[b"x"] * count))))
+        except Overloaded:
+            results.append([Overloaded] * count)
+
+    async with served(store, queue_messages=1000) as it, connect(it.address) as other:
+        store.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish, it.client, 1)
+            await appends(store, 1)
+            for _ in range(10):
+                nursery.start_soon(publish, it.client, 128)
+            nursery.start_soon(it.client.publish_batch, [])
+            await queued(it.broker, 448)
+            for turn in range(1, 6):
+                nursery.start_soon(publish, other, 1)
+                await queued(it.broker, 448 + turn)
+            store.release()
+    refused = sum(result.count(Overloaded) for result in results)
+    assert refused == 1280 - 448, "half of the room, in runs of 64"
+    assert sum(len(result) for result in results) - refused == 1 + 448 + 5
+
+
+async def test_a_stream_does_not_wait_for_those_who_have_more_to_say_than_the_store_can_take() -> None:
+    store = TrialStore()
+    async with (
+        served(store, queue_messages=100) as it,
+        connect(it.address) as other,
+        it.client.publish_stream() as flood,
+        other.publish_stream() as stream,
+    ):
+        store.hold()
+        await flood.send(drafts(b"flying"))
+        await appends(store, 1)
+        for _ in range(20):
+            await flood.send(drafts(*[b"x"] * 20))
+        assert await it.client.publish_batch([]) == []  # by then all was read
+        before = it.broker.committer.queued_messages
+        await stream.send(drafts(*[b"y"] * 20, subject="b"))
+        assert await other.publish_batch([]) == []
+        assert it.broker.committer.queued_messages == before + 20
+        store.release()
+        assert await receive(stream, 20) == list(range(1, 21))
+
+
 async def test_a_request_larger_than_the_queue_gets_in_when_it_is_empty() -> None:
     async with served(TrialStore(), queue_messages=10) as it, it.client.publish_stream() as stream:
         await stream.send(drafts(*[b"x"] * 500))
@@ -228,8 +297,7 @@ async def test_a_stream_that_is_left_takes_back_what_the_store_has_not_got() -> 
             await stream.send(drafts(b"flying"))
             await appends(store, 1)
             await stream.send(drafts(*[b"x"] * 10))
-            while it.broker.committer.queued_messages < 10:
-                await trio.lowlevel.checkpoint()
+            await queued(it.broker, 10)
         while it.broker.committer.queued_messages:
             await trio.lowlevel.checkpoint()
         store.release()

@@ -19,6 +19,7 @@ from trio_broker.message import LIVE_BUFFER
 from trio_broker.metering import Metering
 from trio_broker.replay import READERS
 from trio_broker.rpc.server import Server
+from trio_broker.service.places import Places
 from trio_broker.start import Start
 from trio_broker.subscription import Messages
 
@@ -253,7 +254,7 @@ async def test_pages_and_bytes_are_told(store: CountedStore) -> None:
 
     assert (told("bytes"), told("limit_bytes"), told("hits_total"), told("misses_total")) == (0, 100_000, 0, 0)
     async with run_broker(store, config) as broker:
-        metering.watch(broker, Server())
+        metering.watch(broker, Server(), Places(1))
         await fill(broker, 10)
         async with broker.subscribe("a", start=Earliest()) as messages:
             assert await take(messages, 10) == list(range(1, 11))

@@ -24,6 +24,7 @@ from trio_broker import (
     InvalidPosition,
     Last,
     Message,
+    MessageTooLarge,
     New,
     SlowConsumer,
     SlowPolicy,
@@ -251,6 +252,16 @@ async def test_pages_that_wait_count_in_the_backlog_and_are_dropped_and_read_aga
             assert await take(Messages(reader), 40) == list(range(1, 41))
             reader.close()
         assert broker.fanout.slow_consumers == 0
+
+
+async def test_a_message_for_which_there_is_no_memory_ends_the_subscription(store: ReadStore) -> None:
+    async with run_broker(store, Config(), backlog_max_bytes=100_000) as broker:
+        await broker.publish("a", b"small", None)
+        await broker.publish("a", bytes(200_000), None)
+        with trio.fail_after(5):
+            async with broker.subscribe("a", start=After(1)) as messages:
+                with pytest.raises(MessageTooLarge, match=r"message 2 of 'a' has 200000 bytes.*--memory-max"):
+                    await messages.receive()
 
 
 async def test_memory_that_is_short_takes_a_buffer_and_not_the_subscription(store: ReadStore) -> None:

@@ -34,7 +34,8 @@ log = structlog.get_logger()
 class Administration:
     """Subjects as operators see them. Each method is a checkpoint.
 
-    All raise `StorageUnavailable` when the store does not answer, and `BrokerClosed` when the broker stops meanwhile.
+    All raise `StorageUnavailable` when the store does not answer, and `BrokerClosed` when the broker stops meanwhile;
+    those that drop messages `StorageFull`, if there is no space even for noting that.
     """
 
     def __init__(

@@ -39,6 +39,7 @@ from trio_broker.errors import (  # noqa: E402
     InvalidId,
     InvalidSubject,
     MessageTooLarge,
+    StorageFull,
     StorageUnavailable,
 )
 from trio_broker.fanout import NEW, Fanout, Span  # noqa: E402
@@ -534,6 +535,8 @@ class Broker:
                 yield
             except persistence.StoreError as error:
                 self._availability.failed(error)
+                if isinstance(error, persistence.StoreFull):  # to purge takes space, too
+                    raise StorageFull("the store has no space left; nothing was changed") from error
                 raise StorageUnavailable("the store is not available") from error
             finally:
                 self._reads.discard(scope)

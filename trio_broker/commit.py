@@ -14,6 +14,7 @@ What is queued are runs of messages: cost is paid per run, and all bounds count 
 
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import count
 from typing import assert_never, cast
 from zlib import crc32
@@ -141,18 +142,21 @@ class Committer:
         """Queue runs that came from one source, such as those that `cut` returned. Never waits and never raises.
 
         Messages of one subject are appended in this order. What cannot be queued is settled at once: with `Overloaded`
-        beyond the bounds, unless `has_room` said that it fits; with `Draining` or `BrokerClosed` when stopping. With
-        ``answer``, nobody waits for the group: ``answer`` is told of each run that is settled, and finds its own of
-        ``callers`` in it.
+        beyond the source's share of the room, unless `has_room` said that it fits; with `Draining` or `BrokerClosed`
+        when stopping. With ``answer``, nobody waits for the group: ``answer`` is told of each run that is settled, and
+        finds its own of ``callers`` in it.
         """
         group = Group(runs, callers, answer)
-        room_messages = self._max_messages - self.queued_messages
-        room_bytes = self._max_bytes - self.queued_bytes
+        room_messages, room_bytes = self._room_for(source)
         for pending in group.pendings:
             if self._refusal is not None:
                 pending.fail(self._refusal())
-            elif not had_room and (room_messages < pending.count or pending.size_bytes > room_bytes):
-                pending.fail(self._overloaded())
+            elif (
+                not had_room
+                and (room_messages < pending.count or pending.size_bytes > room_bytes)
+                and not self._has_place(pending.count, pending.size_bytes, source)
+            ):
+                pending.fail(self._overloaded(source))
             else:
                 room_messages -= pending.count
                 room_bytes -= pending.size_bytes
@@ -164,19 +168,53 @@ class Committer:
 
     def cut(self, messages: Sequence[NewMessage]) -> list[Run]:
         """Cut messages that need not stay together into runs, small enough for the queue to be fair between sources."""
-        lane_of = self._lane_of if len(self._lanes) > 1 else None
+        may_be_left = not (messages and messages[0].group)
+        lane_of = partial(self._lane_of, may_be_left=may_be_left) if len(self._lanes) > 1 else None
         return cut(messages, min(QUANTUM, self._max_messages), self._flush_bytes // RUN_SHARE, lane_of)
 
     def next_group(self) -> int:
         """Return a number for `NewMessage.group` that no other batch has."""
         return next(self._groups)
 
-    def has_room(self, messages: int, size: int) -> bool:
-        """Say whether so many messages, so large, may be queued for who can wait: any, if nothing is queued."""
+    def has_room(self, messages: int, size: int, source: Hashable | None = None) -> bool:
+        """Say whether so many messages, so large, may be queued for who can wait: any, if nothing is queued.
+
+        A ``source`` of which nothing is queued need not wait until there is more room than that: beside others who
+        have more to say than the store can take, its turn would come late.
+        """
         queued = self.queued_messages
-        return not queued or (
-            queued + messages <= self._max_messages // WAITING_SHARE
-            and self.queued_bytes + size <= self._max_bytes // WAITING_SHARE
+        return (
+            not queued
+            or (
+                queued + messages <= self._max_messages // WAITING_SHARE
+                and self.queued_bytes + size <= self._max_bytes // WAITING_SHARE
+            )
+            or (source is not None and self._has_place(messages, size, source))
+        )
+
+    def held_by(self, source: Hashable) -> tuple[int, int]:
+        """Return how many messages of a source are queued, and their size."""
+        if len(self._lanes) == 1:
+            return self._lanes[0].queue.held_by(source)
+        held = [lane.queue.held_by(source) for lane in self._lanes]
+        return sum(messages for messages, _ in held), sum(size for _, size in held)
+
+    def _room_for(self, source: Hashable) -> tuple[int, int]:
+        """Return how many messages of a source may be queued now, and how large.
+
+        It never has more than what then stays free: alone half of the queue, and beside others that want as much as
+        they can get the same as each of them. So whoever comes finds room.
+        """
+        messages, size = self.held_by(source)
+        free_messages, free_bytes = self._max_messages - self.queued_messages, self._max_bytes - self.queued_bytes
+        return (free_messages - messages + 1) // 2, (free_bytes - size + 1) // 2
+
+    def _has_place(self, messages: int, size: int, source: Hashable) -> bool:
+        """Say whether a source of which nothing is queued may use what is free for one thing: it may be large."""
+        return (
+            messages <= self._max_messages - self.queued_messages
+            and size <= self._max_bytes - self.queued_bytes
+            and not self.held_by(source)[0]
         )
 
     def when_room(self, tell: Callable[[], None]) -> None:
@@ -340,10 +378,12 @@ class Committer:
         lanes = self._own_lanes
         return lanes[0] if len(lanes) == 1 else lanes[crc32(subject.encode()) % len(lanes)]
 
-    def _overloaded(self) -> Overloaded:
+    def _overloaded(self, source: Hashable) -> Overloaded:
+        messages, size = self.held_by(source)
         return Overloaded(
             f"the publish queue is full: {self.queued_messages} messages of {self.queued_bytes} bytes wait "
-            f"(at most {self._max_messages} and {self._max_bytes} may); nothing was appended"
+            f"(at most {self._max_messages} and {self._max_bytes} may), {messages} of {size} bytes from this "
+            "client (it may have as much as stays free); nothing was appended"
         )
 
 
@@ -432,8 +472,8 @@ def _result(message: NewMessage, outcome: Outcome) -> Result | None:
     match outcome:
         case Appended() | Duplicate():
             return outcome
-        case persistence.Conflict(last_id):
-            return _conflict(message, last_id)
+        case persistence.Conflict(last_id, of_neighbour):
+            return _conflict(message, last_id, of_neighbour=of_neighbour)
         case persistence.Rejected(why):
             return Rejected(why)
         case Failed(persistence.BadContent()):
@@ -444,12 +484,13 @@ def _result(message: NewMessage, outcome: Outcome) -> Result | None:
             assert_never(outcome)
 
 
-def _conflict(message: NewMessage, last_id: int) -> BrokerError:
-    expected = message.expected_last_id
-    if message.group and expected in (None, last_id):
+def _conflict(message: NewMessage, last_id: int, *, of_neighbour: bool) -> BrokerError:
+    if of_neighbour:
         return Aborted(f"another message of the batch to {message.subject!r} conflicts; nothing was appended of them")
+    expected = message.expected_last_id
+    differs = f"and not {expected}" if expected != last_id else "but others of the batch go before this message"
     return Conflict(
-        f"the last id of {message.subject!r} is {last_id}, and not {expected}; nothing was appended", last_id=last_id
+        f"the last id of {message.subject!r} is {last_id}, {differs}; nothing was appended", last_id=last_id
     )
 
 

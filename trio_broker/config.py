@@ -25,6 +25,7 @@ Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0, allow_inf_nan=
 PositiveDuration = Annotated[float, BeforeValidator(seconds), Field(gt=0, allow_inf_nan=False)]
 Size = Annotated[int, BeforeValidator(size), Field(gt=0)]
 Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
+CountOrAll = Annotated[int, BeforeValidator(_number), Field(ge=0)]
 
 _OF_ONE_PROCESS = ("sqlite", "memory")
 """Stores that a second broker is refused."""
@@ -101,6 +102,12 @@ class Config(BaseModel):
 
     drain_delay: Duration = Field(0, description="from not ready to GOAWAY: time for load balancers to look away")
     grace: Duration = Field(10, description="how long calls in flight may go on when the broker stops")
+    connection_max_age: Duration = Field(
+        0, description="after so long, about, a client is asked to connect again, perhaps elsewhere; 0: never"
+    )
+    connection_max_age_grace: PositiveDuration = Field(
+        10, description="how long calls may go on then; streams end with DRAINING, to go on where they were"
+    )
     commit_timeout: PositiveDuration = Field(10, description="how long one flush to the store may take")
     store_grace: Duration = Field(5, description="how long the store may be away before the broker is not ready")
     poll_interval: PositiveDuration = Field(
@@ -123,6 +130,8 @@ class Config(BaseModel):
     cache_bytes: Annotated[int, BeforeValidator(size), Field(ge=0)] = Field(
         32 * 1024 * 1024, description="bytes of recent messages kept for subscribers that lag or come back; 0: none"
     )
+    connections_max: CountOrAll = Field(0, description="clients at once; more are refused; 0: as memory allows")
+    subscribers_max: CountOrAll = Field(0, description="subscriptions at once; more are refused; 0: as memory allows")
     streams_per_connection: Count = Field(1000, description="calls that may be open on one connection")
     body_max_bytes: Size = Field(BODY_MAX_BYTES, description="largest body that is accepted")
 

@@ -1,6 +1,6 @@
 """A queue that is fair between its sources, and whose entries can be withdrawn.
 
-Owns:      the order in which waiting publishes go to the store.
+Owns:      the order in which waiting publishes go to the store; how much of what waits is of each source.
 Not here:  how many may wait, and what becomes of them (trio_broker/commit.py).
 Threads:   the trio thread only; plain data, no function here is a checkpoint.
 
@@ -13,16 +13,20 @@ messages: of streams a commit of a thousand costs little more than one of a few 
 
 from collections import OrderedDict, deque
 from collections.abc import Hashable
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 QUANTUM = 64
 ENOUGH = 256
 
 
 class Entry(Protocol):
-    """What can be queued. The queue sets ``queued``; it is False again once the entry is taken or withdrawn."""
+    """What can be queued. The queue sets ``queued``; it is False again once the entry is taken or withdrawn.
+
+    ``line`` is the queue's own.
+    """
 
     queued: bool
+    line: "Line[Self] | None"
 
     @property
     def count(self) -> int: ...  # of its messages
@@ -32,6 +36,17 @@ class Entry(Protocol):
 
 
 E = TypeVar("E", bound=Entry)
+
+
+class Line(deque[E]):
+    """The entries of one source, and how many messages and bytes they are without those that were withdrawn."""
+
+    __slots__ = ("bytes", "messages")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages = 0
+        self.bytes = 0
 
 
 class FairQueue(Generic[E]):
@@ -48,18 +63,27 @@ class FairQueue(Generic[E]):
         self.bytes = 0
         self._max_messages = max_messages
         self._max_bytes = max_bytes
-        self._lines: OrderedDict[Hashable, deque[E]] = OrderedDict()  # whose turn is next comes first
+        self._lines: OrderedDict[Hashable, Line[E]] = OrderedDict()  # whose turn is next comes first
         self._withdrawn_messages = 0
         self._withdrawn_bytes = 0
 
     def put(self, entry: E, source: Hashable) -> None:
         line = self._lines.get(source)
         if line is None:
-            line = self._lines[source] = deque()
+            line = self._lines[source] = Line()
         line.append(entry)
+        entry.line = line
         entry.queued = True
-        self.messages += entry.count
-        self.bytes += entry.size_bytes
+        count, size = entry.count, entry.size_bytes
+        line.messages += count
+        line.bytes += size
+        self.messages += count
+        self.bytes += size
+
+    def held_by(self, source: Hashable) -> tuple[int, int]:
+        """Return how many messages of a source wait, and their bytes."""
+        line = self._lines.get(source)
+        return (0, 0) if line is None else (line.messages, line.bytes)
 
     def withdraw(self, entry: E) -> None:
         """Take ``entry``, which is queued, out of the order."""
@@ -107,16 +131,25 @@ class FairQueue(Generic[E]):
         return taken
 
     def _leave(self, entry: E) -> None:
+        line, entry.line = entry.line, None
+        assert line is not None, "it is queued"
         entry.queued = False
-        self.messages -= entry.count
-        self.bytes -= entry.size_bytes
+        count, size = entry.count, entry.size_bytes
+        line.messages -= count
+        line.bytes -= size
+        self.messages -= count
+        self.bytes -= size
 
-    def _put_back(self, source: Hashable, line: deque[E], *, had_a_turn: bool) -> None:
+    def _put_back(self, source: Hashable, line: Line[E], *, had_a_turn: bool) -> None:
         self._lines[source] = line
         if not had_a_turn:  # its next entry did not fit: it comes first in the next flush, where any entry fits
             self._lines.move_to_end(source, last=False)
 
     def _drop_withdrawn(self) -> None:
-        lines = [(source, deque(entry for entry in line if entry.queued)) for source, line in self._lines.items()]
-        self._lines = OrderedDict((source, line) for source, line in lines if line)
+        for source, line in tuple(self._lines.items()):
+            waiting = [entry for entry in line if entry.queued]
+            line.clear()
+            line.extend(waiting)
+            if not line:
+                del self._lines[source]
         self._withdrawn_messages = self._withdrawn_bytes = 0

@@ -85,9 +85,14 @@ class Hearing:
                 self.hints += 1
                 if not changed:
                     self._ask_now.set()
-                elif new := [subject for subject, last_id in changed.items() if self._is_news(subject, last_id)]:
-                    self._hinted.update((subject, changed[subject]) for subject in new)
-                    self._something_hinted.unpark_all()
+                else:
+                    self.hint(changed)
+
+    def hint(self, changed: Mapping[str, int]) -> None:
+        """Hear that these subjects go up to these ids, or so somebody says: the store is asked. 0: it is not said."""
+        if new := [subject for subject, last_id in changed.items() if self._is_news(subject, last_id)]:
+            self._hinted.update((subject, changed[subject]) for subject in new)
+            self._something_hinted.unpark_all()
 
     def _is_news(self, subject: str, last_id: int) -> bool:
         """Say whether a hint says more than is known; 0: it does not say how far the subject goes."""

@@ -147,7 +147,9 @@ class Started(NamedTuple):
     memory_max_bytes: int
     """What the process may use."""
     connections_max: int
-    """How many clients fit."""
+    """How many clients may connect."""
+    subscribers_max: int
+    """How many subscriptions there may be."""
     ready_after_s: float
 
     def announce(self) -> None:
@@ -175,7 +177,8 @@ class Started(NamedTuple):
         config, durability = self.config, self.durability
         tls = "TLS" if config.tls_cert else "no TLS"
         strangers = "anybody may call" + (" from other machines" if open_to_strangers(config) else "")
-        clients = "clients need a certificate" if config.tls_client_ca else strangers
+        callers = "clients need a certificate" if config.tls_client_ca else strangers
+        clients = f"{self.connections_max} connections, {self.subscribers_max} subscriptions"
         queue = f"{config.queue_messages} messages or {write_size(config.queue_bytes)} wait"
         flush = f"{config.flush_messages} or {write_size(config.flush_bytes)} a flush"
         subscriber = f"{config.subscriber_messages} messages or {write_size(config.subscriber_bytes)} each"
@@ -189,13 +192,13 @@ class Started(NamedTuple):
             f"store       {redact_url(config.store)}, {durability.kind}",
             f"durability  {durability.meaning} ({durability.setting})",
             *([f"brokers     {_SHARED}"] if self.shared else []),
-            f"grpc        {self.grpc}, {tls}, {clients}",
+            f"grpc        {self.grpc}, {tls}, {callers}",
             f"metrics     http://{self.metrics}/metrics, /healthz, /readyz",
             f"publishes   {queue}, {flush}, each within {write_seconds(config.commit_timeout)}",
             f"subscribers {subscriber}, {config.streams_per_connection} calls a connection",
             f"cache       {write_size(config.cache_bytes)} of recent messages",
             f"bodies      {write_size(config.body_max_bytes)} at most",
-            f"memory      {write_size(self.memory_max_bytes >> 20 << 20)} at most, {self.connections_max} connections",
+            f"memory      {write_size(self.memory_max_bytes >> 20 << 20)} at most, {clients}",
             f"stopping    after {write_seconds(config.drain_delay)}, within {write_seconds(config.grace)}",
             f"ready in {self.ready_after_s * 1000:.0f} ms",
         ]
@@ -224,5 +227,6 @@ class Started(NamedTuple):
             **config.model_dump(include=_LIMITS),
             "memory_max_bytes": self.memory_max_bytes,
             "connections_max": self.connections_max,
+            "subscribers_max": self.subscribers_max,
             "ready_after_s": round(self.ready_after_s, 3),
         }

@@ -54,6 +54,8 @@ BUFFERS = 0.6
 """What the buffers share: parsing and committing their messages takes some more for a moment."""
 CONNECTIONS = 0.4
 """What idle connections may take."""
+SUBSCRIBERS = 0.2
+"""What idle subscriptions may take: with as many connections as may be, they alone stay below the high mark."""
 CONNECTION_BYTES = 16 * 1024
 TLS_CONNECTION_BYTES = 48 * 1024
 """What an idle one takes."""
@@ -162,10 +164,16 @@ class Guard:
         self._high_at = 0.0
 
     def connections_max(self, config: Config) -> int:
-        """Return how many clients fit, into memory and into the descriptors that the process may have."""
+        """Return how many clients may connect: no more than fit into memory and the process's descriptors."""
         each = TLS_CONNECTION_BYTES if config.tls_cert else CONNECTION_BYTES
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return max(1, min(int(CONNECTIONS * self.room_bytes) // each, descriptors - OTHER_DESCRIPTORS))
+        fit = max(1, min(int(CONNECTIONS * self.room_bytes) // each, descriptors - OTHER_DESCRIPTORS))
+        return min(fit, config.connections_max or fit)
+
+    def subscribers_max(self, config: Config) -> int:
+        """Return how many subscriptions there may be: no more than fit into memory."""
+        fit = max(1, int(SUBSCRIBERS * self.room_bytes) // CALL_BYTES)
+        return min(fit, config.subscribers_max or fit)
 
     def shares(self, config: Config) -> Shares:
         """Return what the buffers may hold; warn if even the least that they need does not fit."""

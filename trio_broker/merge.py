@@ -37,6 +37,8 @@ class Merge:
 
     def __init__(self, offer: Callable[[Batch, Lifetimes], None]) -> None:
         """``offer`` gets every batch once; of a subject in the order of ids, also where there are holes."""
+        self.holes_given_up = 0
+        """How often batches were passed on though something before them had not come."""
         self._offer = offer
         self._offered: dict[str, int] = {}
         self._held: dict[str, list[_Held]] = {}  # in the order in which they came
@@ -68,6 +70,7 @@ class Merge:
             held = self._held.setdefault(subject, [])
             held.append(_Held(batch, lifetimes, now + PATIENCE_S))
             if len(held) > HELD_MAX:
+                self.holes_given_up += 1
                 self._release(subject, over_id=min(map(_after_id, held)))
             return
         if subject in self._held:
@@ -85,6 +88,7 @@ class Merge:
         for subject, held in tuple(self._held.items()):
             over_ids = [each.batch.after_id for each in held if each.until <= now]
             if over_ids and subject in self._held:  # what was passed on of one may end the interest in others
+                self.holes_given_up += 1
                 self._release(subject, over_id=max(over_ids))
 
     def forget(self, subject: str) -> None:

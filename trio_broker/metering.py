@@ -31,9 +31,11 @@ from trio_broker.config import Config
 from trio_broker.errors import FAULTS, reasons
 from trio_broker.measured_store import OPERATIONS, MeasuredStore, Operating
 from trio_broker.message import GAP_REASONS
+from trio_broker.replicas import Replicas
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import CODE_NAMES, OK
+from trio_broker.service.places import Places
 
 UNARY: Final = (
     *("Publish", "PublishBatch", "Fetch", "FetchRange", "Check", "List"),
@@ -57,6 +59,8 @@ class Metering:
         self._store: Store | None = None
         self._broker: Broker | None = None
         self._server: Server | None = None
+        self._replicas: Replicas | None = None
+        self._places = Places(0)
         self._calls = CallMetrics(
             UNARY, self._subscribers, streams=STREAMS, reasons={*reasons(), CANCELLED_BY_PEER}, faults=FAULTS
         )
@@ -81,10 +85,14 @@ class Metering:
         self._store = store
         return MeasuredStore(store, self._operations, self._messages, operating)
 
-    def watch(self, broker: Broker, server: Server) -> None:
+    def watch(self, broker: Broker, server: Server, places: Places) -> None:
         """Tell of these from now on."""
-        self._broker, self._server = broker, server
+        self._broker, self._server, self._places = broker, server, places
         broker.fanout.deliveries.on_delivered = self._messages.delivered
+
+    def watch_replicas(self, replicas: Replicas) -> None:
+        """Tell from now on of other brokers, too."""
+        self._replicas = replicas
 
     def call_over(self, call: Call, seconds: float) -> None:
         """Count a call that has ended."""
@@ -120,10 +128,16 @@ class Metering:
             return state
         broker, server = self._broker, self._server
         buffered = broker.fanout.buffered()
+        merge = broker.fanout.merge
         return replace(
-            state,
+            self._among_others(state),
             connections=server.connections,
             connections_opened=server.connections_opened,
+            connections_refused=server.connections_refused,
+            connections_aged=server.connections_aged,
+            connections_limit=server.limits.connections_max,
+            subscribers_refused=self._places.refused,
+            subscribers_limit=self._places.most,
             calls_in_flight={**_NO_CALLS, **server.calls_in_flight()},
             queue_messages=broker.committer.queued_messages,
             queue_bytes=broker.committer.queued_bytes,
@@ -142,5 +156,22 @@ class Metering:
             store_up=not broker.store_away_s(),
             listen_connected=broker.hearing.connected,
             wakeups=broker.hearing.hints,
+            learned=broker.fanout.learned if merge else {},
+            holes_given_up=merge.holes_given_up if merge else None,
             subscribers_of={subject: broker.fanout.subscribers_of(subject) for subject in config.metrics_subjects},
+        )
+
+    def _among_others(self, state: State) -> State:
+        """Add what is known of other brokers, where there can be others."""
+        if (replicas := self._replicas) is None:
+            return state
+        forwarding = replicas.forwarding
+        return replace(
+            state,
+            replicas=replicas.known,
+            replicas_heard=replicas.heard,
+            tail_waiting_bytes=replicas.feeds.waiting_bytes,
+            tail_dropped_batches=replicas.feeds.dropped,
+            forwarded=forwarding.forwarded if forwarding else None,
+            forwards_refused=forwarding.refused if forwarding else None,
         )

@@ -5,6 +5,7 @@ Not here:  which settings there are (trio_broker/config.py). Clients import this
 """
 
 import ipaddress
+import math
 import re
 from typing import NamedTuple
 
@@ -21,7 +22,10 @@ def seconds(value: object) -> float:
         ValueError: with the forms that are understood.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s|m|h|d|)\s*", value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f"not a duration: {value!r}; write 250ms, 5s, 10m, 1h, 7d or plain seconds")

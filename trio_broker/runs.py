@@ -19,7 +19,7 @@ from persistence.headers import headers_size_bytes
 from trio_broker.errors import BrokerError, NotApplied
 
 if TYPE_CHECKING:
-    from trio_broker.fair_queue import FairQueue
+    from trio_broker.fair_queue import FairQueue, Line
 
 OVERHEAD_BYTES = 1024
 """What a waiting message takes besides its subject, body and headers; part of its size in every bound here."""
@@ -39,7 +39,7 @@ Run = tuple[Sequence[NewMessage], int]
 class Pending:
     """One run in the committer's hands."""
 
-    __slots__ = ("_group", "_queue", "caller", "count", "messages", "outcomes", "queued", "size_bytes")
+    __slots__ = ("_group", "_queue", "caller", "count", "line", "messages", "outcomes", "queued", "size_bytes")
 
     def __init__(self, run: Run, group: "Group | _Gathering") -> None:
         self.messages, self.size_bytes = run
@@ -50,6 +50,7 @@ class Pending:
         """One for each message; None until it is completed. Never changes after that."""
         self.queued = False
         """It waits in the queue: the store has not been given it."""
+        self.line: Line[Pending] | None = None
         self._group: Group | _Gathering | None = group
         self._queue: FairQueue[Pending] | None = None
 

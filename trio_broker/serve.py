@@ -57,6 +57,7 @@ from trio_broker.rpc.status import OK
 from trio_broker.rpc.tls import server_context
 from trio_broker.service.admin import NAME as ADMIN
 from trio_broker.service.admin import AdminService
+from trio_broker.service.places import Places
 from trio_broker.service.servicer import NAME, BrokerService, refuse
 from trio_broker.service.statuses import BrokerRefusals
 from trio_broker.tasktree import describe_process
@@ -158,6 +159,7 @@ class _Process:
         self._guard = guard(config, self._on_pressure, self._relieve, self._held_bytes)
         self._shares = self._guard.shares(config)
         self._config = config = self._shares.fit(config)
+        self._places = Places(self._guard.subscribers_max(config))
         self._server: Server | None = None
         self._began = time.perf_counter()
         self._broker: Broker | None = None
@@ -264,7 +266,7 @@ class _Process:
         ):
             with self._front.listening() as listener:
                 self._server = server = self._make_server(broker)
-                self._metering.watch(broker, server)
+                self._metering.watch(broker, server, self._places)
                 async with trio.open_nursery() as serving:
                     await serving.start(server.serve_on, [listener])
                     self._broker = broker
@@ -289,6 +291,7 @@ class _Process:
         async with run_replicas(
             store, broker, listener, advertise=config.advertise, peers=config.peers
         ) as self._replicas:
+            self._metering.watch_replicas(self._replicas)
             yield
 
     def _on_pressure(self, pressure: Pressure) -> None:
@@ -324,6 +327,8 @@ class _Process:
             tls=self._tls(),
             limits=Limits(
                 connections_max=self._guard.connections_max(config),
+                connection_age_s=config.connection_max_age or math.inf,
+                connection_age_grace_s=config.connection_max_age_grace,
                 streams_max=config.streams_per_connection,
                 task_streams_max=WATCHES_MAX,
                 message_max_bytes=message_max_bytes,
@@ -336,7 +341,7 @@ class _Process:
             on_call_over=self._call_over,
             on_written=broker.fanout.deliveries.settle,
         )
-        self._service = BrokerService(broker, shares.fetches // message_max_bytes, self._tracing)
+        self._service = BrokerService(broker, shares.fetches // message_max_bytes, self._tracing, self._places)
         server.add_service(self._service.service)
         server.add_service(self._health.service)
         if ADMIN in self._services:
@@ -372,6 +377,7 @@ class _Process:
             metrics=metrics_address,
             memory_max_bytes=self._guard.limit_bytes,
             connections_max=self._guard.connections_max(self._config),
+            subscribers_max=self._places.most,
             ready_after_s=time.perf_counter() - self._began,
         )
         self._front.announce(told)

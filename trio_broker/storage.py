@@ -27,6 +27,10 @@ SWEEP_PAUSE_S = 0.005
 log = structlog.get_logger()
 
 
+class NotAnswered(persistence.OutcomeUnknown):
+    """Another broker was asked to append, and has not answered. It says nothing about the store."""
+
+
 def broker_error(error: Exception) -> BrokerError:
     """Say in the broker's words why the store did not do what it was asked.
 
@@ -39,6 +43,10 @@ def broker_error(error: Exception) -> BrokerError:
             return StorageFull("the store has no space left; nothing was appended")
         case persistence.BadContent():
             return Rejected(f"the store refuses this message: {error}")
+        case NotAnswered():
+            return OutcomeUnknown(
+                "another broker was asked to append, and is gone; the message may or may not be appended"
+            )
         case persistence.OutcomeUnknown():
             return OutcomeUnknown("the store was lost while it committed; the message may or may not be appended")
         case _:
@@ -95,6 +103,8 @@ class Availability:
     def failed(self, error: Exception) -> None:
         """Note how the store failed. Only being out of reach makes it away; a full one is there."""
         match error:
+            case NotAnswered():
+                pass
             case persistence.StoreUnavailable() | persistence.OutcomeUnknown():
                 self.lost(str(error))
             case persistence.StoreFull():

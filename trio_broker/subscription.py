@@ -17,7 +17,7 @@ import trio
 from persistence import Page
 from trio_broker.batch import OVERHEAD_BYTES, Batch
 from trio_broker.cache import Recent
-from trio_broker.errors import BrokerError, SlowConsumer
+from trio_broker.errors import BrokerError, MessageTooLarge, SlowConsumer
 from trio_broker.message import DROPPED_OLDEST, Gap, Message
 from trio_broker.position import Position, State
 from trio_broker.start import SlowPolicy
@@ -141,6 +141,9 @@ class Subscription:
         replayed, joined, gaps = position.recall(page) if isinstance(page, Recent) else position.read(page)
         self._fanout.count_gaps(gaps)
         batches = [*replayed, *joined]
+        if replayed and (too_large := self._never_fits(replayed[0])):
+            self.end(too_large)
+            return
         for batch in batches:
             self._buffer(batch)
         for batch in replayed:
@@ -360,6 +363,18 @@ class Subscription:
         self.position.end()
         self._fanout.forget(self)
         self._send.close()
+
+    def _never_fits(self, batch: Batch) -> MessageTooLarge | None:
+        """Say what is wrong with a message of the log that is too large for this broker to hand on, if it is."""
+        limit = self._fanout.backlog.max_bytes
+        if batch.count > 1 or batch.memory_bytes <= limit:
+            return None
+        return MessageTooLarge(
+            f"message {batch.last_id} of {self.subject!r} has {batch.size_bytes} bytes, and this broker has memory for "
+            f"{limit} bytes of messages that wait for subscribers, twice as much as one has: --memory-max is too small",
+            size=batch.size_bytes,
+            limit=limit,
+        )
 
     def _too_slow(self) -> SlowConsumer:
         # all that was taken is still delivered before the reader sees this

@@ -26,15 +26,25 @@ async def test_a_conflict_keeps_its_whole_group_out_and_nobody_else(store: Store
     assert told(await store.append(batch)) == told(
         [
             Appended(2, START_US),
-            Conflict(2),
+            Conflict(2, of_neighbour=True),
             Appended(1, START_US),
             Conflict(2),
-            Conflict(2),
+            Conflict(2, of_neighbour=True),
             Appended(3, START_US),
             Appended(4, START_US),
         ]
     )
     assert [record.body for record in await read_all(store, "orders")] == [b"before", b"1", b"5", b"6"]
+
+
+async def test_the_messages_of_a_group_whose_own_place_is_not_as_they_expect_are_at_fault(store: Store) -> None:
+    await store.append([message()])
+    repeated = [message(group=1, after=1), message(group=1, after=1), message(group=1, after=3)]
+    assert told(await store.append(repeated)) == told(
+        [Conflict(1, of_neighbour=True), Conflict(1), Conflict(1, of_neighbour=True)]
+    )
+    behind = [message(group=2, after=0), message(group=2, after=1), message(group=2)]
+    assert told(await store.append(behind)) == told([Conflict(1), Conflict(1), Conflict(1, of_neighbour=True)])
 
 
 async def test_keys_of_a_group_that_is_kept_out_are_not_used(store: Store) -> None:
@@ -47,7 +57,7 @@ async def test_keys_of_a_group_that_is_kept_out_are_not_used(store: Store) -> No
         message(key="new"),
     ]
     assert told(await store.append(batch)) == told(
-        [Duplicate(1, START_US), Conflict(1), Conflict(1), Conflict(1), Appended(2, START_US)]
+        [Duplicate(1, START_US), *[Conflict(1, of_neighbour=True)] * 2, Conflict(1), Appended(2, START_US)]
     )
 
 
@@ -59,7 +69,7 @@ async def test_a_group_that_is_repeated_is_all_duplicates(store: Store) -> None:
 
 async def test_a_conflicting_group_of_a_new_subject_leaves_no_trace(store: Store) -> None:
     outcomes = await store.append([message("new", group=1), message("new", group=1, after=5), message("old")])
-    assert told(outcomes) == told([Conflict(0), Conflict(0), Appended(1, START_US)])
+    assert told(outcomes) == told([Conflict(0, of_neighbour=True), Conflict(0), Appended(1, START_US)])
     assert await store.subjects() == ["old"]
     assert await store.head("new") == Head(1, 0)
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -56,13 +56,19 @@ class BrokerProcess:
     """A running broker; it is ready when this is made. Leaving the ``with`` block kills it, if it still runs.
 
     ``away``: when this is made it has found that its store is away, and serves its HTTP pages only.
+    ``environment``: what it has besides ours.
     """
 
-    def __init__(self, store: str, *flags: str, away: bool = False) -> None:
+    def __init__(
+        self, store: str, *flags: str, away: bool = False, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.log: list[dict[str, object]] = []
         """What it has logged so far, and the lines that are no JSON as ``{"raw": line}``."""
         self._process = subprocess.Popen(
-            serve_command(store, *flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=clean_environment()
+            serve_command(store, *flags),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=clean_environment() | dict(environment or {}),
         )
         self._ended = False
         self._logged = threading.Condition()

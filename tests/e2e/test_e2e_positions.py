@@ -175,12 +175,13 @@ def test_the_command_line_reads_the_log(tmp_path: Path) -> None:
 
     with BrokerProcess(sqlite_url(tmp_path)) as broker:
         trio.run(fill)
-        missing = "subscribed to a\nids 2 to 2 are missing: unavailable\n"
+        missing = "subscribed to a\nid 2 is missing: unavailable\n"
         assert sub("--all", "--exit-at-end") == (0, "one\nthree\nfour\n", missing)
         assert sub("--from", "3", "--exit-at-end")[:2] == (0, "three\nfour\n")
         assert sub("--last", "1", "--exit-at-end")[:2] == (0, "four\n")
         assert sub("--since", "1h", "--exit-at-end")[:2] == (0, "one\nthree\nfour\n")
-        assert sub("--all", "--count", "2")[:2] == (0, "one\nthree\n")
+        assert sub("--all", "--count", "2") == (0, "one\nthree\n", missing)
+        assert sub("--all", "--count", "1") == (0, "one\n", "subscribed to a\n")
         assert sub("--exit-at-end")[:2] == (0, "")
         code, _, said = sub("--all", "--last", "1")
         assert (code, "give one of" in said) == (2, True)

@@ -28,6 +28,10 @@ NOT_EVERYWHERE = {
     "delivery: Pages of the log from memory": {
         "trio_broker_cache_hits_total",  # a ratio of nothing while nobody is behind the live stream
     },
+    "delivery: Appended by another broker": {
+        "trio_broker_forwarded_messages_total",  # only where subjects are left to one broker
+        "trio_broker_forwards_refused_messages_total",
+    },
 }
 """What there need not be here, by panel."""
 SELECTOR = re.compile(r"\b((?:trio_broker|method|job:trio_broker)[a-z0-9_:]*|up)(\{[^}]*\})?")

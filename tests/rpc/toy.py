@@ -172,6 +172,7 @@ class Source:
         self._toy = toy
         self.call = call
         self.messages = [] if call.message.value == b"idle" else [call.message.value] * 3
+        self._over = False
 
     def push(self, message: bytes) -> None:
         self.messages.append(message)
@@ -184,7 +185,17 @@ class Source:
             if message == b"bug":
                 raise ValueError("a secret")
             taken += framed(BytesValue(value=message).SerializeToString())
+        if self._over and not self.messages:
+            call.send(taken)
+            call.finish(Status(StatusCode.UNAVAILABLE, "go on elsewhere"))
+            return b""
         return taken
+
+    def retire(self) -> None:
+        self._toy.note("retired Drain")
+        self.messages.append(b"last")
+        self._over = True
+        self.call.connection.mark(self.call)
 
     def close(self) -> None:
         self._toy.note("closed Drain")

@@ -46,7 +46,7 @@ async def _import(url: str, source: Path, goes_on: bool) -> int:  # noqa: FBT001
 
     descriptor = 0 if str(source) == "-" else os.open(source, os.O_RDONLY)
     size_bytes = os.fstat(descriptor).st_size
-    number = 0
+    number = 1
     async with open_store(url, exclusive=True) as store:
         importing = _Importing(store, goes_on=goes_on)
         hidden = not sys.stderr.isatty()
@@ -55,8 +55,8 @@ async def _import(url: str, source: Path, goes_on: bool) -> int:  # noqa: FBT001
                 async with read_lines(descriptor) as some:
                     async for lines in some:
                         for line in lines:
-                            number += 1
                             await importing.add(read_line(line))
+                            number += 1
                         bar.update(sum(map(len, lines)) + len(lines))
                 await importing.finish()
             except ValueError as error:

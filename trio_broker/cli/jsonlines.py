@@ -88,6 +88,8 @@ def load(line: bytes) -> dict[str, object]:
         raise ValueError("not JSON: not UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at character {error.pos + 1}") from None
+    except RecursionError:
+        raise ValueError("not JSON that is written here: nested too deeply") from None
     if not isinstance(found, dict):
         raise ValueError('not a JSON object: write {"subject": ..., "body": ...}')  # noqa: TRY004  as all of them
     return found

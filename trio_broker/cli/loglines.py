@@ -7,7 +7,7 @@ Not here:  where lines come from and go to.
 Times are exact to the microsecond, which is all that a store knows.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from persistence import Record
@@ -15,6 +15,8 @@ from trio_broker.cli.jsonlines import dump, load, read_body, read_headers, write
 from trio_broker.message import microseconds_of, time_of
 from trio_broker.subject import check_subject
 from trio_broker.validation import ID_MAX
+
+_ID_MAX = ID_MAX // 2
 
 
 class Line(NamedTuple):
@@ -72,10 +74,16 @@ def _read_time_us(what: str, value: object) -> int:
         raise ValueError(f"{what} must be a time such as 2026-01-31T12:00:00.000000Z, not {value!r}") from None
     if time.tzinfo is None:
         raise ValueError(f"{what} says no time zone: {value!r}; UTC is a Z at the end")
+    try:
+        time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{what} is {value!r}; in UTC its year is not one from 1 to 9999") from None
     return microseconds_of(time)
 
 
 def _read_id(what: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= ID_MAX:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{what} must be a number from 1 on, not {value!r}")
+    if value > _ID_MAX:
+        raise ValueError(f"{what} is {value}; at most {_ID_MAX} leaves room for ids after it")
     return value

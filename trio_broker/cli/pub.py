@@ -34,6 +34,12 @@ def _header(text: str) -> tuple[str, bytes]:
     return utf8(name), os.fsencode(value).lstrip()  # "name: value" as curl reads it
 
 
+def _key(text: str) -> str:
+    if not text:
+        raise ValueError("it is empty: leave --key out to publish without one")  # a variable that a script did not set
+    return utf8(text)
+
+
 @click.command("pub")
 @click.argument("subject", type=Parsed("subject", utf8), required=False)
 @click.argument("body", required=False)
@@ -45,7 +51,7 @@ def _header(text: str) -> tuple[str, bytes]:
 )
 @click.option("--keep", is_flag=True, help="Keep the message until it is deleted.")
 @click.option("-H", "--header", "headers", type=Parsed("name:value", _header), multiple=True, help=_HEADER_HELP)
-@click.option("--key", type=Parsed("key", utf8), default="", help=_KEY_HELP)
+@click.option("--key", type=Parsed("key", _key), help=_KEY_HELP)
 @click.option("--expected-last-id", type=click.IntRange(0, 2**63 - 1), metavar="ID", help=_EXPECTED_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Read JSON objects, one a line.")
 @server_options
@@ -56,7 +62,7 @@ def command(
     expiration: int,
     keep: bool,
     headers: tuple[tuple[str, bytes], ...],
-    key: str,
+    key: str | None,
     expected_last_id: int | None,
     as_json: bool,
     server: str,
@@ -86,9 +92,10 @@ def command(
     if expected_last_id is not None and body in _FROM_STDIN:
         raise click.UsageError("--expected-last-id is for one message: give BODY")
     if len(dict(headers)) < len(headers):
-        raise click.UsageError("a header is given twice")
+        name = next(name for place, (name, _) in enumerate(headers) if name in dict(headers[:place]))
+        raise click.UsageError(f"a header is given twice: {name!r}")
     seconds = None if keep else expiration
-    draft = Draft(subject or "", os.fsencode(body or ""), seconds, dict(headers), key, expected_last_id)
+    draft = Draft(subject or "", os.fsencode(body or ""), seconds, dict(headers), key or "", expected_last_id)
     if body not in _FROM_STDIN:
         return run(_publish_one, draft, server, timeout)
     read = from_json if as_json else _from_line

@@ -27,15 +27,18 @@ async def read_lines(descriptor: int | None = None) -> AsyncGenerator[list[bytes
         ValueError: a line is longer than `LINE_MAX_BYTES`.
     """
     descriptor = sys.stdin.fileno() if descriptor is None else descriptor
-    partial = b""
+    partial = bytearray()
     while data := await trio.to_thread.run_sync(os.read, descriptor, _READ_BYTES, abandon_on_cancel=True):
-        *lines, partial = (partial + data).split(b"\n")
+        *lines, rest = data.split(b"\n")
         if lines:
+            lines[0] = bytes(partial) + lines[0]
+            partial.clear()
             yield lines
+        partial += rest
         if len(partial) > LINE_MAX_BYTES:
             raise ValueError(f"longer than {LINE_MAX_BYTES} bytes")
     if partial:
-        yield [partial]
+        yield [bytes(partial)]
 
 
 async def write(data: bytes, descriptor: int | None = None) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -18,15 +18,25 @@ from trio_broker.message import Gap, Message
 from trio_broker.notation import seconds
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, Start
 
+_LAST_ID = 2**63 - 1
+
+
+def _ago(text: str) -> datetime:
+    duration_s = seconds(text)
+    try:
+        return datetime.now(UTC) - timedelta(seconds=duration_s)
+    except OverflowError:
+        raise ValueError(f"there is no date so long ago: {text!r}") from None
+
 
 @click.command("sub")
 @click.argument("subject", type=Parsed("subject", utf8))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @click.option("--raw", is_flag=True, help="Print the bodies byte for byte, without the newline after each.")
 @click.option("--all", "from_earliest", is_flag=True, help="Begin with the first message that is kept.")
-@click.option("--from", "from_id", type=click.IntRange(min=1), metavar="ID", help="Begin with this id.")
-@click.option("--last", type=click.IntRange(min=0), metavar="N", help="Begin with the last N ids.")
-@click.option("--since", type=Parsed("duration", seconds), help="Begin so long ago, by this machine's clock: 90s, 1h.")
+@click.option("--from", "from_id", type=click.IntRange(1, _LAST_ID), metavar="ID", help="Begin with this id.")
+@click.option("--last", type=click.IntRange(0, _LAST_ID), metavar="N", help="Begin with the last N ids.")
+@click.option("--since", type=Parsed("duration", _ago), help="Begin so long ago, by this machine's clock: 90s, 1h.")
 @click.option("--exit-at-end", is_flag=True, help="End after the last message there is now.")
 @click.option("--count", type=click.IntRange(min=1), help="End after so many messages.")
 @server_options
@@ -38,7 +48,7 @@ def command(
     from_earliest: bool,
     from_id: int | None,
     last: int | None,
-    since: float | None,
+    since: datetime | None,
     exit_at_end: bool,
     count: int | None,
     server: str,
@@ -60,7 +70,7 @@ def command(
     if last is not None:
         starts.append(Last(last))
     if since is not None:
-        starts.append(At(datetime.now(UTC) - timedelta(seconds=since)))
+        starts.append(At(since))
     if len(starts) > 1:
         raise click.UsageError("give one of --all, --from, --last and --since")
     asked = _Asked(
@@ -91,13 +101,32 @@ async def _subscribe(asked: _Asked, form: Callable[[Message], bytes], server: st
                         break
                     if not received:
                         raise Failure("the broker ended the subscription", UNAVAILABLE)
-                    for gap in received:
-                        if isinstance(gap, Gap):
-                            click.echo(f"ids {gap.first_id} to {gap.last_id} are missing: {gap.reason}", err=True)
-                    messages = [item for item in received if isinstance(item, Message)]
-                    await write(b"".join(map(form, messages[:count])))
-                    count -= len(messages)
+                    count -= await _print(received, form, count)
     return 0
+
+
+async def _print(received: Sequence[Message | Gap], form: Callable[[Message], bytes], count: int) -> int:
+    """Print at most ``count`` messages, and the gaps before them where they are; return how many."""
+    out: list[bytes] = []
+    printed = 0
+    for item in received:
+        if printed == count:
+            break
+        if isinstance(item, Message):
+            out.append(form(item))
+            printed += 1
+            continue
+        await write(b"".join(out))
+        out.clear()
+        click.echo(_told(item), err=True)
+    await write(b"".join(out))
+    return printed
+
+
+def _told(gap: Gap) -> str:
+    if gap.first_id == gap.last_id:
+        return f"id {gap.first_id} is missing: {gap.reason}"
+    return f"ids {gap.first_id} to {gap.last_id} are missing: {gap.reason}"
 
 
 def _raw(message: Message) -> bytes:

@@ -46,7 +46,8 @@ def command() -> None:
 def _ls(*, prefix: str, limit: int | None, as_json: bool, server: str, timeout: float) -> int:
     """Print the subjects, in the order of their UTF-8 bytes.
 
-    FIRST ID is the first that is kept, LAST ID the last that was given; SUBSCRIBERS are those of the broker asked.
+    FIRST ID is the first that is kept, LAST ID the last that was given; SUBSCRIBERS are those of the broker
+    asked. Times are in UTC.
     """
     return run(_list, prefix, limit, as_json, server, timeout)
 

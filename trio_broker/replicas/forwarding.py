@@ -15,13 +15,15 @@ from hashlib import blake2b
 
 import structlog
 import trio
+from google.protobuf.message import DecodeError
 
 from persistence import Appended, Conflict, Duplicate, Failed, NewMessage, Outcome, Rejected
 from persistence.errors import BadContent, OutcomeUnknown, StoreError, StoreFull
 from trio_broker._proto import replicas_pb2 as pb
 from trio_broker.commit import Append
-from trio_broker.errors import BrokerError
+from trio_broker.errors import BrokerError, InvalidArgument, MessageTooLarge
 from trio_broker.replicas.links import Link
+from trio_broker.storage import NotAnswered
 
 PATH = "/broker.Replicas/Append"
 PATIENCE_S = 5.0
@@ -29,6 +31,8 @@ PATIENCE_S = 5.0
 
 OWNERS_MAX = 10_000
 """So many are remembered."""
+_REFUSALS = frozenset({"PERMISSION_DENIED", "NOT_FOUND", "UNIMPLEMENTED"})
+"""Statuses of calls of which nothing was done."""
 
 log = structlog.get_logger()
 
@@ -91,14 +95,13 @@ class Forwarding:
                 nursery.start_soon(self._ask, owner, links[owner], batch, theirs, outcomes)
             if mine:
                 await self._append_here(batch, mine, outcomes)
-        self._told = frozenset(
-            batch[place].subject for theirs in places.values() for place in theirs if outcomes[place]
-        )
         left = [place for place, outcome in enumerate(outcomes) if outcome is None]
+        told = {batch[place].subject for theirs in places.values() for place in theirs}
+        told -= {batch[place].subject for place in left}
         if left:
             self.refused += len(left)
-            self._told -= {batch[place].subject for place in left}
             await self._append_here(batch, left, outcomes)
+        self._told = frozenset(told)  # last: another lane may have asked meanwhile
         return [outcome for outcome in outcomes if outcome is not None]
 
     async def _append_here(
@@ -124,25 +127,34 @@ class Forwarding:
         request = pb.AppendRequest(
             greeting=self._greeting(owner), messages=[_appending(batch[place]) for place in places]
         )
-        error: BrokerError | None = None
+        why = f"no answer within {PATIENCE_S:g} s"
         with trio.move_on_after(PATIENCE_S):
             try:
                 response = pb.AppendResponse.FromString(await link.ask(PATH, request.SerializeToString(), PATIENCE_S))
-            except BrokerError as failure:
-                error = failure
+            except BrokerError as error:
+                if _did_nothing(error):
+                    return
+                why = str(error)
+            except DecodeError as error:
+                why = f"its answer cannot be read: {error}"
             else:
-                for place, result in zip(places, response.results, strict=True):
-                    outcomes[place] = _outcome(result)
-                self.forwarded += len(places)
-                return
-        if error is not None and error.retryable:
-            return  # it was never sent, or was refused: nothing was appended
-        link.lose("it did not answer in time")  # until it greets again, nothing is left to it
-        log.warning("append_not_answered", replica=owner, why=str(error or f"no answer within {PATIENCE_S:g} s"))
-        lost = OutcomeUnknown(f"replica {owner} was asked to append, and did not answer")
+                if len(response.results) == len(places):
+                    for place, result in zip(places, response.results, strict=True):
+                        outcomes[place] = _outcome(result)
+                    self.forwarded += sum(outcomes[place] is not None for place in places)
+                    return
+                why = f"it has answered for {len(response.results)} of {len(places)} messages"
+        log.warning("append_not_answered", replica=owner, why=why)
+        link.lose(f"an append was not answered: {why}")  # until it answers again nothing more is left to it
+        lost = NotAnswered(f"replica {owner} was asked to append, and did not answer")
         for place in places:
             if not batch[place].idempotency_key:  # with a key the store knows whether it was
                 outcomes[place] = Failed(lost)
+
+
+def _did_nothing(error: BrokerError) -> bool:
+    """Say whether a call was never sent, or was refused as a whole: nothing was appended."""
+    return error.retryable or isinstance(error, InvalidArgument | MessageTooLarge) or error.reason in _REFUSALS
 
 
 def _appending(message: NewMessage) -> pb.Appending:

@@ -3,11 +3,15 @@
 Owns:      the connection to one other broker, and making it again; telling it what is of interest; its batches as ours.
 Not here:  the other end (tails.py); the order of batches of several brokers (trio_broker/merge.py).
 Threads:   the trio thread only.
+
+What the other one says is checked before it is believed: a batch has to be consistent, and how far a subject goes is
+asked of the store.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import islice
+from itertools import islice, pairwise
 
 import structlog
 import trio
@@ -21,6 +25,7 @@ from trio_broker.client.wire import never_reached
 from trio_broker.errors import BrokerError, ConnectionLost
 from trio_broker.fanout import TAIL, Fanout
 from trio_broker.message import Message
+from trio_broker.replicas.tails import SUBJECTS_MAX
 from trio_broker.rpc.call import framed
 
 PATH = "/broker.Replicas/Tail"
@@ -30,6 +35,12 @@ LINGER_S = 5.0
 """How long a subject stays of interest after its last subscriber has left: another one may come."""
 CONNECT_S = 3.0
 """How long connecting and greeting may take."""
+SILENCE_S = 5.0
+"""The other broker says that it has heard each request, of which one is sent every `LINGER_S`; else it is gone."""
+FAR_IDS = 1_000_000
+"""A batch that begins so far beyond what is known is not believed before the store says the same."""
+ONESELF = "ALREADY_EXISTS"
+"""The reason of the error of a broker that has called itself."""
 _PAUSE_MIN_S = 0.05
 _PAUSE_MAX_S = 2.0
 
@@ -39,24 +50,33 @@ log = structlog.get_logger()
 class Link:
     """The way from one other broker to this one."""
 
-    def __init__(self, address: str, greeting: pb.Greeting, fanout: Fanout) -> None:
+    def __init__(
+        self, address: str, greeting: pb.Greeting, fanout: Fanout, hint: Callable[[Mapping[str, int]], object]
+    ) -> None:
+        """``hint`` is told how far subjects go, or so the other broker says."""
         self.connected = False
         """What it commits is heard of: it knows what is of interest here."""
         self.channel: Channel | None = None
-        """While it is connected: for other calls to the same broker."""
+        """While there is a connection: for other calls to the same broker."""
         self.batches = 0
         """Heard."""
         self._address = address
         self._greeting = greeting
         self._fanout = fanout
+        self._hint = hint
         self._told: dict[str, None] = {}  # a dict for a set that keeps its order
+        self._first_requests = 0  # that tell what is of interest when the stream begins
         self._requests = 0
+        self._heard = 0  # of those
+        self._patience = trio.CancelScope()  # its deadline is when the other one has to have said something
         self._interest_changed = trio.Event()
         self._fresh: dict[str, None] = {}
+        self._asking = 0
+        self._answered = trio.lowlevel.ParkingLot()
 
     def interest_changed(self, subject: str) -> None:
         """Somebody here begins to be interested in a subject, or nobody is any more."""
-        if subject not in self._told:
+        if subject not in self._told and self._fanout.is_interesting(subject):
             self._fresh[subject] = None
             self._interest_changed.set()
 
@@ -66,116 +86,173 @@ class Link:
         Raises:
             BrokerError: how it failed; retryable if it has done nothing.
         """
-        if self.channel is None:
+        if self.channel is None or not self.connected:
             raise never_reached(f"no connection to {self._address}")
-        with closing(await self.channel.start(path, message, timeout_s=timeout_s)) as call:
-            return await call.receive_one()
+        self._asking += 1
+        try:
+            with closing(await self.channel.start(path, message, timeout_s=timeout_s)) as call:
+                return await call.receive_one()
+        finally:
+            self._asking -= 1
+            self._answered.unpark_all()
 
     def lose(self, why: str) -> None:
-        """Take the connection for lost, and make another one."""
+        """End the connection: the other broker does not answer as it should. Not a checkpoint."""
+        self.connected = False
         if self.channel is not None:
             self.channel.lose(why)
 
     async def run(self) -> None:
-        """Hear what the other broker commits, over one connection after the other, until cancelled."""
+        """Hear what the other broker commits, over one connection after the other, until cancelled.
+
+        Returns if the other broker is this one.
+        """
         pause_s = _PAUSE_MIN_S
         while True:
-            why = "the stream has ended"
-            try:
-                async with open_channel(self._address) as self.channel:
-                    await self._follow(self.channel)
-            except BrokerError as error:
-                why = str(error)
-            finally:
-                was_connected, self.connected, self.channel = self.connected, False, None
-            if was_connected:
+            began = trio.current_time()
+            was_connected, why, reason = await self._run_once()
+            if reason == ONESELF:
+                return
+            if was_connected and trio.current_time() - began > _PAUSE_MAX_S:
                 pause_s = _PAUSE_MIN_S
             log.log(30 if was_connected else 10, "replica_not_heard", address=self._address, why=why)
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 
+    async def _run_once(self) -> tuple[bool, str, str]:
+        """Connect, and follow the stream to its end; return whether it began, why it ended, and the error's reason."""
+        why, reason = "no answer in time", ""
+        self._told, self._fresh = {}, {}
+        self._first_requests, self._requests, self._heard = 0, 0, 0
+        try:
+            with trio.move_on_after(CONNECT_S) as self._patience:
+                async with open_channel(self._address) as self.channel:
+                    await self._follow(self.channel)
+                    why = "the stream has ended"
+        except BrokerError as error:
+            why, reason = str(error), error.reason
+        finally:
+            self.lose(why)
+            self.channel = None
+        return self._heard > 0, why, reason
+
     async def _follow(self, channel: Channel) -> None:
         with closing(await channel.open(PATH)) as call:
-            self._told, self._requests, self._fresh = {}, 0, {}
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell_interest, call)
-                nursery.start_soon(self._lose_patience)
+                ended: BrokerError | None = None
                 try:
                     while responses := await call.receive_some():
                         for data in responses:
                             self._hear(data)
                 except BrokerError as error:
-                    nursery.cancel_scope.cancel()
-                    ended: BrokerError | None = error
-                else:
-                    nursery.cancel_scope.cancel()
-                    ended = None
+                    ended = error
+                nursery.cancel_scope.cancel()
+        self.connected = False  # nothing more is asked of it
+        with trio.move_on_after(SILENCE_S):
+            while self._asking:
+                await self._answered.park()
         if ended is not None:
             raise ended
-
-    async def _lose_patience(self) -> None:
-        """A peer that takes the connection and says nothing is not heard of."""
-        await trio.sleep(CONNECT_S)
-        if not self.connected:
-            self.lose("no answer to the greeting")
 
     async def _tell_interest(self, call: Call) -> None:
         """Say what is of interest: at once what is new, and every so often what is no longer."""
         await self._send(call, self._fanout.interesting(), greeting=self._greeting)
+        look_at = trio.current_time() + LINGER_S
         while True:
-            with trio.move_on_after(LINGER_S) as waiting:
+            with trio.move_on_at(look_at):
                 await self._interest_changed.wait()
             self._interest_changed = trio.Event()
-            if waiting.cancelled_caught:
-                await self._send(call, (), [each for each in self._told if not self._fanout.is_interesting(each)])
-                continue
             fresh, self._fresh = self._fresh, {}
-            await self._send(call, [each for each in fresh if each not in self._told])
+            if trio.current_time() < look_at:
+                await self._send(call, fresh)
+                continue
+            remove = [each for each in self._told if not self._fanout.is_interesting(each)]
+            await self._send(call, self._fanout.interesting(), remove, always=True)
+            look_at = trio.current_time() + LINGER_S
 
     async def _send(
-        self, call: Call, add: Iterable[str], remove: Sequence[str] = (), greeting: pb.Greeting | None = None
+        self,
+        call: Call,
+        add: Iterable[str],
+        remove: Sequence[str] = (),
+        greeting: pb.Greeting | None = None,
+        *,
+        always: bool = False,
     ) -> None:
-        requests = [pb.TailRequest(add=some) for some in _cut(add)] + [
-            pb.TailRequest(remove=some) for some in _cut(remove)
-        ]
+        """Send what changes, or nothing if that is nothing; with ``always`` an empty request then."""
+        for subject in remove:
+            self._told.pop(subject, None)
+        fresh = [subject for subject in add if subject not in self._told][: SUBJECTS_MAX - len(self._told)]
+        self._told.update(dict.fromkeys(fresh))  # before anything waits: a change meanwhile is told after this
+        requests = [pb.TailRequest(remove=some) for some in _cut(remove)]
+        requests += [pb.TailRequest(add=some) for some in _cut(fresh)]
         if greeting is not None:
             requests.insert(0, pb.TailRequest(greeting=greeting))
+            self._first_requests = len(requests)
+        elif always and not requests:
+            requests.append(pb.TailRequest())
         for request in requests:
-            self._told.update(dict.fromkeys(request.add))
-            for subject in request.remove:
-                self._told.pop(subject, None)
             self._requests += 1
+            self._patience.deadline = min(self._patience.deadline, trio.current_time() + SILENCE_S)
             await call.send(request.SerializeToString())
 
     def _hear(self, data: bytes) -> None:
         try:
             response = pb.TailResponse.FromString(data)
-            messages = list(_messages(response)) if response.messages else []
-        except DecodeError as error:
+            messages = _messages(response) if response.messages else []
+            lifetimes = _lifetimes(response, len(messages))
+        except (DecodeError, ValueError) as error:
             raise ConnectionLost(f"{self._address} does not stream as it should: {error}") from error
         if response.heard:
-            if not self.connected:
-                log.info("replica_heard", address=self._address)
-            self.connected = True
-        if not response.subject or not self._fanout.is_interesting(response.subject):
+            self._hear_of_requests(response.heard)
+        subject = response.subject
+        if not subject or not self._fanout.is_interesting(subject):
             return
-        if not messages or messages[-1].id - messages[0].id != len(messages) - 1:
-            self._fanout.hear(response.subject, response.last_id, TAIL)
+        offered_id = self._fanout.offered_id(subject)
+        consecutive = bool(messages) and messages[-1].id - messages[0].id == len(messages) - 1
+        if not consecutive or 0 < offered_id < messages[0].id - FAR_IDS:
+            self._hint({subject: response.last_id})
             return
         self.batches += 1
-        lifetimes = [None if lifetime == -1 else lifetime for lifetime in response.lifetimes]
-        if len(lifetimes) == 1:
-            lifetimes *= len(messages)
         batch = Batch(messages)
         batch.together_wire = framed(response.messages)
         batch.enter(self._fanout.backlog)
         self._fanout.arrive(batch, lifetimes, TAIL)
 
+    def _hear_of_requests(self, heard: int) -> None:
+        self._heard = heard
+        answered = heard >= self._requests
+        self._patience.deadline = math.inf if answered else trio.current_time() + SILENCE_S
+        if not self.connected and heard >= self._first_requests:
+            self.connected = True
+            log.info("replica_heard", address=self._address)
 
-def _messages(response: pb.TailResponse) -> Iterator[Message]:
+
+def _messages(response: pb.TailResponse) -> list[Message]:
+    """Return the messages of a response.
+
+    Raises:
+        DecodeError, ValueError: they are not what one commit appends to a subject.
+    """
     subject = response.subject  # one string for all
-    for message in broker_pb2.MessageBatch.FromString(response.messages).messages:
-        yield Message(subject, message.id, message.body, dict(message.headers), message.published_at.ToMicroseconds())
+    messages = [
+        Message(subject, message.id, message.body, dict(message.headers), message.published_at.ToMicroseconds())
+        for message in broker_pb2.MessageBatch.FromString(response.messages).messages
+    ]
+    ids = [0, *(message.id for message in messages)]
+    if ids[-1] != response.last_id or any(after >= id_ for after, id_ in pairwise(ids)):
+        raise ValueError(f"messages of {subject!r} up to {response.last_id} are not in order")
+    return messages
+
+
+def _lifetimes(response: pb.TailResponse, count: int) -> list[int | None]:
+    lifetimes = [None if lifetime == -1 else lifetime for lifetime in response.lifetimes]
+    if len(lifetimes) == 1:
+        lifetimes *= count
+    if len(lifetimes) != count or any(lifetime is not None and lifetime < 0 for lifetime in lifetimes):
+        raise ValueError(f"{count} messages of {response.subject!r} with {len(lifetimes)} lifetimes")
+    return lifetimes
 
 
 def _cut(subjects: Iterable[str]) -> Iterator[list[str]]:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Self
 import structlog
 import trio
 
-from persistence import Register, Store, StoreError
+from persistence import Store, StoreError
+from trio_broker.notation import parse_tcp
 
 BEAT_S = 2.0
 DEAD_S = 7.0
@@ -56,10 +57,10 @@ class Member(NamedTuple):
         """
         try:
             fields: dict[str, Any] = json.loads(value)
-            return cls(
-                id_, str(fields["address"]), str(fields["machine"]), str(fields["version"]), int(fields["beat_us"])
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            address, machine, version, beat_us = (fields[name] for name in ("address", "machine", "version", "beat_us"))
+            parse_tcp(address)
+            return cls(id_, address, str(machine), str(version), int(beat_us))
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"the register of replica {id_!r} cannot be read: {error!r}") from error
 
 
@@ -82,12 +83,18 @@ class Membership:
         self._changed = changed
         self._version = 0
         self._look = trio.Event()
+        self._writing = trio.Lock()
+        self._has_left = False
+        self._unreadable: frozenset[tuple[str, int]] = frozenset()  # registers that were told of, with their versions
 
     async def keep(self) -> None:
         """Write this replica's register and read the others', until cancelled."""
         while True:
             try:
-                await self._beat()
+                async with self._writing:
+                    if self._has_left:
+                        return
+                    await self._beat()
             except StoreError as error:
                 log.debug("heartbeat_failed", why=str(error))  # that the store is away is told elsewhere
             with trio.move_on_after(BEAT_S):
@@ -99,9 +106,11 @@ class Membership:
         self._look.set()
 
     async def leave(self) -> None:
-        """Delete this replica's register: it takes no more part. A checkpoint."""
+        """Delete this replica's register, for good: it takes no more part. A checkpoint."""
         try:
-            await self._store.delete(PREFIX + self._me.id, version=self._version)
+            async with self._writing:
+                self._has_left = True
+                await self._store.delete(PREFIX + self._me.id, version=self._version)
         except StoreError as error:
             log.debug("heartbeat_failed", why=str(error))  # it will be taken for dead
 
@@ -116,15 +125,23 @@ class Membership:
             version = await self._store.compare_and_set(name, value, version=self._version)
         self._version = version or 0
         others = {}
+        unreadable = set()
         for listed, register in await self._store.list(PREFIX):
-            other = _read(listed.removeprefix(PREFIX), register)
-            if other is None or other.id == self._me.id:
+            try:
+                other = Member.read(listed.removeprefix(PREFIX), register.value)
+            except ValueError as error:
+                unreadable.add((listed, register.version))
+                if (listed, register.version) not in self._unreadable:
+                    log.warning("replica_unreadable", why=str(error))
                 continue
-            age_s = (now_us - other.beat_us) / 1_000_000
+            if other.id == self._me.id:
+                continue
+            age_s = abs(now_us - other.beat_us) / 1_000_000  # one from the future will not go on for ever
             if age_s < DEAD_S:
                 others[other.id] = other._replace(beat_us=0)
             elif age_s > FORGOTTEN_S:
                 await self._store.delete(listed, version=register.version)
+        self._unreadable = frozenset(unreadable)
         if others != self.others:
             self._tell(others)
 
@@ -135,11 +152,3 @@ class Membership:
             log.info("replica_left", replica=id_, address=self.others[id_].address)
         self.others = others
         self._changed()
-
-
-def _read(id_: str, register: Register) -> Member | None:
-    try:
-        return Member.read(id_, register.value)
-    except ValueError as error:
-        log.warning("replica_unreadable", why=str(error))
-        return None

@@ -26,11 +26,13 @@ from trio_broker.replicas.forwarding import Forwarding
 from trio_broker.replicas.links import Link
 from trio_broker.replicas.membership import Member, Membership, common_secret
 from trio_broker.replicas.service import ReplicasService
-from trio_broker.replicas.tails import TailFeed
+from trio_broker.replicas.tails import Feeds
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.server import Server
 from trio_broker.service.statuses import BrokerRefusals
 
+LEAVE_S = 1.0
+"""How long leaving may take: the others may have calls in flight, and the store may be away."""
 RETRY_S = 1.0
 """Pause before the store is asked again for the common secret."""
 REQUEST_MAX_BYTES = 16 * 1024 * 1024
@@ -62,7 +64,7 @@ async def run_replicas(
         try:
             yield replicas
         finally:
-            with trio.move_on_after(RETRY_S, shield=True):
+            with trio.move_on_after(LEAVE_S, shield=True):
                 await replicas.leave()
             nursery.cancel_scope.cancel()
 
@@ -73,8 +75,8 @@ class Replicas:
     def __init__(self, store: Store, broker: Broker, address: str, peers: tuple[str, ...]) -> None:
         self.id = secrets.token_hex(_ID_BYTES)
         self.address = address
-        self.feeds: dict[TailFeed, None] = {}
-        """Streams to others. (A dict for a set that keeps its order.)"""
+        self.feeds = Feeds()
+        """Streams to others."""
         self.server = Server(limits=Limits(message_max_bytes=REQUEST_MAX_BYTES), refusals=BrokerRefusals())
         self.server.add_service(ReplicasService(broker, self.admit, self.feeds).service)
         self._store = store
@@ -87,6 +89,7 @@ class Replicas:
         self.links: dict[str, Link] = {}
         """Those to the others, by their ids, or by their addresses where those are given."""
         self._scopes: dict[str, trio.CancelScope] = {}
+        self._oneself: set[str] = set()  # of the peers
         self._changed = trio.Event()
         broker.fanout.on_interest.append(self._interest_changed)
         broker.hearing.is_linked = self.is_linked
@@ -104,7 +107,7 @@ class Replicas:
     @property
     def known(self) -> int:
         """How many others there are."""
-        return len(self._peers) or len(self._membership.others)
+        return len(self._peers) - len(self._oneself) if self._peers else len(self._membership.others)
 
     @property
     def heard(self) -> int:
@@ -127,17 +130,21 @@ class Replicas:
                 self._changed = trio.Event()
 
     async def leave(self) -> None:
-        """Tell the others that this one is gone. A checkpoint."""
-        for feed in tuple(self.feeds):
-            feed.stop()
-        await self._membership.leave()
+        """Tell the others that this one is gone; return when they have all answers. A checkpoint."""
+        for feed in tuple(self.feeds.open):
+            feed.retire()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._membership.leave)
+            nursery.start_soon(self.server.drain)
 
     def admit(self, greeting: pb.Greeting) -> Status | None:
         """Say why somebody is not to be spoken to; None: it is one of us."""
         if not self._secret or not hmac.compare_digest(greeting.secret, self._secret):
             return Status(StatusCode.PERMISSION_DENIED, "not one of the brokers of this log")
-        if greeting.to not in ("", self.id) or getattr(greeting, "from") == self.id:
-            return Status(StatusCode.NOT_FOUND, f"this is replica {self.id}, and not {greeting.to or 'another one'}")
+        if getattr(greeting, "from") == self.id:
+            return Status(StatusCode.ALREADY_EXISTS, "this is the replica that calls")  # see `ONESELF`
+        if greeting.to not in ("", self.id):
+            return Status(StatusCode.NOT_FOUND, f"this is replica {self.id}, and not {greeting.to}")
         if getattr(greeting, "from") not in self._membership.others:
             self._membership.look_now()
         return None
@@ -156,7 +163,7 @@ class Replicas:
     def _adjust_links(self, nursery: trio.Nursery) -> None:
         """Follow those that are there, and nobody else."""
         if self._peers:
-            wanted = {address: (address, "") for address in self._peers}
+            wanted = {address: (address, "") for address in self._peers if address not in self._oneself}
         else:
             wanted = {
                 other.id: (other.address, other.id)
@@ -168,9 +175,15 @@ class Replicas:
             self._scopes.pop(gone).cancel()
         for key in wanted.keys() - self.links.keys():
             address, id_ = wanted[key]
-            self.links[key] = link = Link(address, self._greeting(id_), self._broker.fanout)
+            self.links[key] = link = Link(address, self._greeting(id_), self._broker.fanout, self._broker.hearing.hint)
             self._scopes[key] = scope = trio.CancelScope()
-            nursery.start_soon(_run, link, scope)
+            nursery.start_soon(self._follow, key, link, scope)
+
+    async def _follow(self, key: str, link: Link, scope: trio.CancelScope) -> None:
+        with scope:
+            await link.run()
+            self._oneself.add(key)
+            self._changed.set()
 
     def _greeting(self, to: str) -> pb.Greeting:
         greeting = pb.Greeting(secret=self._secret, to=to)
@@ -180,11 +193,6 @@ class Replicas:
     def _interest_changed(self, subject: str) -> None:
         for link in self.links.values():
             link.interest_changed(subject)
-
-
-async def _run(link: Link, scope: trio.CancelScope) -> None:
-    with scope:
-        await link.run()
 
 
 def _reachable_at(listener: socket.socket) -> str:

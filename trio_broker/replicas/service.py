@@ -13,7 +13,7 @@ from trio_broker._proto.replicas_grpc import ReplicasServicer
 from trio_broker.broker import Broker
 from trio_broker.errors import BrokerError, Conflict, InvalidArgument, OutcomeUnknown, StorageFull
 from trio_broker.publishing import Publishing
-from trio_broker.replicas.tails import Admit, TailFeed
+from trio_broker.replicas.tails import STRANGERS_MAX, Admit, Feeds, TailFeed
 from trio_broker.rpc.call import Call, Feed
 from trio_broker.rpc.handlers import fed, grouped
 from trio_broker.runs import Result
@@ -22,8 +22,8 @@ from trio_broker.runs import Result
 class ReplicasService(ReplicasServicer):
     """A broker, for others on the same log."""
 
-    def __init__(self, broker: Broker, admit: Admit, feeds: dict[TailFeed, None]) -> None:
-        """``feeds`` has the streams that are open."""
+    def __init__(self, broker: Broker, admit: Admit, feeds: Feeds) -> None:
+        """``feeds`` gets the streams that are opened."""
         self._broker = broker
         self._admit = admit
         self._feeds = feeds
@@ -35,9 +35,10 @@ class ReplicasService(ReplicasServicer):
         request: None = None,  # noqa: ARG002
     ) -> Feed:
         """Stream what is committed here, until the other broker ends the call."""
-        feed = TailFeed(self._broker.fanout, call, self._admit, self._feeds)
-        self._feeds[feed] = None
-        return feed
+        strangers = [each for each in self._feeds.open if not each.admitted]
+        if len(strangers) >= STRANGERS_MAX:
+            strangers[0].send_away()
+        return TailFeed(self._broker.fanout, call, self._admit, self._feeds)
 
     @grouped()
     def Append(  # type: ignore[override] # as above

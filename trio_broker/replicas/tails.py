@@ -16,12 +16,13 @@ from google.protobuf.message import DecodeError
 from purerpc import Status
 
 from trio_broker._proto import replicas_pb2 as pb
-from trio_broker.errors import Draining, Malformed
+from trio_broker.errors import Draining, InvalidSubject, Malformed, MessageTooLarge, Overloaded
 from trio_broker.merge import Lifetimes
 from trio_broker.rpc.call import PREFIX_BYTES, Call, framed
 from trio_broker.rpc.status import OK
 from trio_broker.service.encoding import together_wire, varint
 from trio_broker.service.statuses import status_of
+from trio_broker.subject import check_subject
 
 if TYPE_CHECKING:
     from trio_broker.batch import Batch
@@ -31,40 +32,62 @@ WAITING_BYTES = 8 * 1024 * 1024
 """What may wait for one other broker,"""
 WAITING_SHARE = 8
 """and the part of what may wait for all subscribers together that this may be."""
+SUBJECTS_MAX = 100_000
+"""Subjects that may be of interest to one other broker: the log is asked about more."""
+REQUEST_MAX_BYTES = 1024 * 1024
+"""A request has no more."""
+STRANGERS_MAX = 64
+"""Streams that have not greeted yet; for one more the oldest of them is ended."""
 
 Admit = Callable[[pb.Greeting], Status | None]
 """Says why somebody who greets is not to be told anything; None: nothing is wrong."""
 
 
+class Feeds:
+    """The streams to others that are open."""
+
+    def __init__(self) -> None:
+        self.open: dict[TailFeed, None] = {}  # a dict for a set that keeps its order
+        self.dropped = 0
+        """Batches for which there was no room, also in those that are over."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Memory of what waits to leave; a batch that waits in several counts in each."""
+        return sum(feed.waiting_bytes for feed in self.open)
+
+
 class TailFeed:
     """The stream to one other broker."""
 
-    def __init__(self, fanout: "Fanout", call: Call, admit: Admit, feeds: dict["TailFeed", None]) -> None:
-        """``feeds`` is where it is kept, by whoever made it, until it is over."""
+    def __init__(self, fanout: "Fanout", call: Call, admit: Admit, feeds: Feeds) -> None:
+        """``feeds`` is where it is kept until it is over."""
+        self.waiting_bytes = 0
+        """Memory of what waits to leave."""
+        self.admitted = False
+        """The other broker has greeted."""
         self._feeds = feeds
-        self.dropped = 0
-        """Batches for which there was no room."""
+        feeds.open[self] = None
         self._fanout = fanout
         self._most_bytes = min(WAITING_BYTES, fanout.backlog.max_bytes // WAITING_SHARE)
         self._call = call
         self._admit = admit
-        self._admitted = False
         self._subjects: dict[str, None] = {}  # a dict for a set that keeps its order
         self._waiting: deque[tuple[Batch, Lifetimes, int]] = deque()  # with what it counts for
-        self._waiting_bytes = 0
         self._missed: dict[str, int] = {}  # how far subjects go of which something had no room
         self._heard = 0
         self._heard_told = 0
         self._end: Status | None = None
+        self._stopping = False
 
     def offer(self, batch: "Batch", lifetimes: Lifetimes) -> None:
         """Pass on a batch, or note that there was no room for it."""
-        if self._waiting and self._waiting_bytes + batch.memory_bytes > self._most_bytes:
+        if self._waiting and self.waiting_bytes + batch.memory_bytes > self._most_bytes:
             self._missed[batch.subject] = batch.last_id
-            self.dropped += 1
+            self._feeds.dropped += 1
         else:
             self._waiting.append((batch, lifetimes, batch.memory_bytes))  # that may grow
-            self._waiting_bytes += batch.memory_bytes
+            self.waiting_bytes += batch.memory_bytes
         self._call.connection.mark(self._call)
 
     def feed(self) -> None:
@@ -73,29 +96,43 @@ class TailFeed:
         while call.inbox and self._end is None:
             data = call.take_message()
             call.take(len(data) + PREFIX_BYTES)
-            try:
-                request = pb.TailRequest.FromString(data)
-            except DecodeError:
-                self._end = status_of(Malformed("a request is not a broker.TailRequest"))
-                break
-            if not self._admitted:
-                if refusal := self._admit(request.greeting):
-                    self._end = refusal
-                    break
-                self._admitted = True
+            self._end = self._hear(data)
+        call.connection.mark(call)
+
+    def _hear(self, data: bytes) -> Status | None:
+        """Take a request; say why the stream ends, if it does."""
+        if len(data) > REQUEST_MAX_BYTES:
+            return status_of(MessageTooLarge(f"a request has {len(data)} bytes; at most {REQUEST_MAX_BYTES} may be"))
+        try:
+            request = pb.TailRequest.FromString(data)
+        except DecodeError:
+            return status_of(Malformed("a request is not a broker.TailRequest"))
+        if not self.admitted:
+            if refusal := self._admit(request.greeting):
+                return refusal
+            self.admitted = True
+        for subject in request.remove:
+            if self._subjects.pop(subject, 0) is None:
+                self._forget(subject)
+        try:
             for subject in request.add:
+                check_subject(subject)
                 self._subjects[subject] = None
                 self._fanout.tails.setdefault(subject, {})[self] = None
-            for subject in request.remove:
-                if self._subjects.pop(subject, 0) is None:
-                    self._forget(subject)
-            self._heard += 1
-        call.connection.mark(call)
+        except InvalidSubject as error:
+            return status_of(error)
+        if len(self._subjects) > SUBJECTS_MAX:
+            return status_of(Overloaded(f"more than {SUBJECTS_MAX} subjects are of interest"))
+        self._heard += 1
+        return None
 
     def take(self, call: Call, credit: int) -> bytes:
         """Return what waits, up to the first batch that exceeds the credit."""
         if self._end is not None or call.request_ended:
             call.finish(self._end or OK)
+            return b""
+        if self._stopping and not self._waiting and not self._missed:
+            call.finish(status_of(Draining("the broker is stopping")))
             return b""
         parts: list[bytes] = []
         size = 0
@@ -104,7 +141,7 @@ class TailFeed:
             parts.append(framed(pb.TailResponse(heard=self._heard).SerializeToString()))
         while self._waiting and size < credit:
             batch, lifetimes, size_bytes = self._waiting.popleft()
-            self._waiting_bytes -= size_bytes
+            self.waiting_bytes -= size_bytes
             part = tail_response(batch, lifetimes)
             parts.append(part)
             size += len(part)
@@ -122,11 +159,16 @@ class TailFeed:
             self._forget(subject)
         self._subjects.clear()
         self._waiting.clear()
-        self._feeds.pop(self, None)
+        self._feeds.open.pop(self, None)
 
-    def stop(self) -> None:
-        """End the stream: this broker commits nothing any more."""
-        self._end = status_of(Draining("the broker is stopping"))
+    def retire(self) -> None:
+        """End the stream after what waits: this broker commits nothing any more."""
+        self._stopping = True
+        self._call.connection.mark(self._call)
+
+    def send_away(self) -> None:
+        """End the stream: nobody has greeted on it, and others want to."""
+        self._end = status_of(Overloaded("too many streams have not greeted"))
         self._call.connection.mark(self._call)
 
     def _forget(self, subject: str) -> None:

@@ -65,6 +65,9 @@ class Source(Protocol):
         After the last one it calls `Call.finish`, and returns nothing: a rest goes to `Call.send` before.
         """
 
+    def retire(self) -> None:
+        """The connection is to go: say all that is owed, then end the call, so that the client goes on elsewhere."""
+
     def close(self) -> None:
         """The call is over. Called exactly once."""
 

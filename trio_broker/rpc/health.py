@@ -14,6 +14,8 @@ from trio_broker._proto.grpc.health.v1 import health_pb2 as pb
 from trio_broker._proto.grpc.health.v1.health_grpc import HealthServicer
 from trio_broker.rpc.status import shown
 
+NAME = "grpc.health.v1.Health"
+
 _SERVING = pb.HealthCheckResponse.SERVING
 _NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN

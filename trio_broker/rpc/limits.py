@@ -1,5 +1,6 @@
 """Every bound of the RPC layer, once."""
 
+import math
 from dataclasses import dataclass
 
 from trio_broker.rpc.frames import WINDOW_INITIAL
@@ -10,11 +11,17 @@ class Limits:
     """What one peer may ask of us, and all of them together. Sizes are bytes."""
 
     connections_max: int = 100_000
-    """Clients at once. One more takes the place of the oldest that never made a call, or waits to be accepted."""
+    """Clients at once. One more takes the place of the oldest that never made a call, or is turned away."""
+    turned_away_max: int = 100
+    """Clients that are being turned away at once, for about a second each; more wait to be accepted."""
     first_call_s: float = 1.0
     """For so long nobody takes that place: what the client sent may not have been read yet."""
     handshake_s: float = 10.0
     """Until a client has sent its preface and SETTINGS, after TLS; then it is closed."""
+    connection_age_s: float = math.inf
+    """So long after it came a client is asked to connect again (GOAWAY), give or take a tenth of that."""
+    connection_age_grace_s: float = 10.0
+    """How long its calls may go on then; those that stream are ended."""
     streams_max: int = 1000
     """Calls open at once on one connection; more are answered REFUSED_STREAM."""
     task_streams_max: int = 100

@@ -26,6 +26,7 @@ from trio_broker.rpc.budget import Budget, Budgets
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.deadlines import LONGEST_S, Deadlines
 from trio_broker.rpc.handlers import Method
+from trio_broker.rpc.leaving import GOAWAY_WAIT_S
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.listeners import format_address, listen_tcp
 from trio_broker.rpc.request import RequestParser
@@ -36,8 +37,6 @@ log = logging.getLogger(__name__)
 
 ACCEPT_PAUSE_S = 0.1
 """How long the listener rests when the process is out of descriptors."""
-GOAWAY_WAIT_S = 1.0
-"""How long a client gets to answer the first GOAWAY's PING before the second one."""
 
 _INBOUND_BYTES = attrgetter("inbound_bytes")
 _OUTBOUND_BYTES = attrgetter("outbound_bytes")
@@ -89,10 +88,15 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         """Calls of all connections whose responses stream from a task of their own."""
         self.connections_opened = 0
         """Clients that were accepted so far."""
+        self.connections_refused = 0
+        """Clients that were turned away so far."""
+        self.connections_aged = 0
+        """Clients that were asked to connect again since their connection had reached its age."""
         self._on_call_over = on_call_over
         self._on_written = on_written
         self._methods: dict[str, Method] = {}
         self._transports: dict[Transport, None] = {}  # a dict for a set that keeps its order: oldest first
+        self._turned_away: set[Transport] = set()
         self._flushes: list[Transport] = []
         self._flusher = trio.lowlevel.ParkingLot()
         self._sweep: trio.CancelScope | None = None
@@ -153,7 +157,8 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
     async def _accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         while True:
             await trio.lowlevel.wait_readable(listener)
-            if not self.accepts or not self._has_place():
+            place = self._place() if self.accepts else None
+            if place is None:
                 await trio.sleep(ACCEPT_PAUSE_S)
                 continue
             try:
@@ -164,18 +169,38 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
                     await trio.sleep(ACCEPT_PAUSE_S)
                 continue  # otherwise: the client left before it was accepted
             client.setblocking(False)
-            nursery.start_soon(self._serve_client, client)
+            if place:
+                nursery.start_soon(self._serve_client, client)
+            else:
+                nursery.start_soon(self._turn_away, client)
 
-    def _has_place(self) -> bool:
-        """Say whether one more client fits; for it, the oldest that never made a call is closed."""
+    def _place(self) -> bool | None:
+        """Say whether one more client fits; for it, the oldest that never made a call is closed.
+
+        False: it is to be told that it does not. None: it is to wait, since there may be place soon.
+        """
         if len(self._transports) < self.limits.connections_max:
             return True
         oldest = next((transport for transport in self._transports if not transport.called), None)
-        if oldest is None or time.perf_counter() < oldest.came_at + self.limits.first_call_s:
-            return False
+        if oldest is None:
+            return False if len(self._turned_away) < self.limits.turned_away_max else None
+        if time.perf_counter() < oldest.came_at + self.limits.first_call_s:
+            return None
         del self._transports[oldest]
         oldest.evict()
         return True
+
+    async def _turn_away(self, client: socket.socket) -> None:
+        """Tell a client for which there is no place; nothing of those that are connected is touched for it."""
+        transport = Transport(self, client, turned_away=True)
+        self._turned_away.add(transport)
+        self.connections_refused += 1
+        try:
+            await transport.run()
+        except Exception as error:  # as in `_serve_client`
+            log.exception("connection_failed error=%s", type(error).__name__)
+        finally:
+            self._turned_away.discard(transport)
 
     async def _serve_client(self, client: socket.socket) -> None:
         transport = Transport(self, client)

@@ -99,6 +99,14 @@ class Refusals:
         """The server stops, and the call's time is over."""
         return Status(StatusCode.UNAVAILABLE, "the server is stopping")
 
+    def retired(self) -> Status:
+        """The connection has reached its age, and the call's time is over."""
+        return Status(StatusCode.UNAVAILABLE, "the connection has reached its age: connect again")
+
+    def turned_away(self, limit: int) -> Status:
+        """As many clients are connected as may be."""
+        return Status(StatusCode.RESOURCE_EXHAUSTED, f"{limit} clients are connected; no more may be")
+
     def internal(self) -> Status:
         """A bug in a handler: logged there, and not described here."""
         return Status(StatusCode.INTERNAL, "internal error")

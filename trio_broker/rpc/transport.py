@@ -28,6 +28,8 @@ from trio_broker.rpc import frames, handlers
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.connection import Connection
 from trio_broker.rpc.handlers import Method
+from trio_broker.rpc.health import NAME as HEALTH
+from trio_broker.rpc.leaving import grow_old, turn_away
 from trio_broker.rpc.listeners import format_address
 from trio_broker.rpc.tls import Tls
 
@@ -56,8 +58,10 @@ LINGER_READS = 100
 class Transport:
     """A connected client. It is the `trio_broker.rpc.call.Application` of its calls."""
 
-    def __init__(self, server: Server, sock: socket.socket) -> None:
+    def __init__(self, server: Server, sock: socket.socket, *, turned_away: bool = False) -> None:
+        """``turned_away``: there is no place for the client: its calls are refused, and it is closed soon."""
         self.server = server
+        self._turned_away = turned_away
         self.refusals = server.refusals
         self.peer = _peer(sock)
         self.connection_id = token_hex(6)
@@ -99,6 +103,10 @@ class Transport:
             async with trio.open_nursery() as self._nursery:
                 self._reading = False
                 self.flush()
+                if self._turned_away:
+                    self._nursery.start_soon(turn_away, self)
+                elif self.server.limits.connection_age_s < math.inf:
+                    self._nursery.start_soon(grow_old, self)
                 try:
                     with self._reader:
                         await self._read()
@@ -220,6 +228,10 @@ class Transport:
         """Start the clocks of a call, and its task if it does not wait for its one message."""
         call.started = self._read_at
         method: Method | None = call.method
+        if self._turned_away and not _asks_for_health(method):
+            call.finish(self.refusals.turned_away(self.server.limits.connections_max))
+            self.connection.drain()
+            return
         if method is not None and method.task_streams:
             server, limits = self.server, self.server.limits
             self._task_streams += 1  # until it is `over`
@@ -385,6 +397,33 @@ class Transport:
         except Exception as error:  # noqa: BLE001
             self._crash(error)
 
+    def retire(self) -> None:
+        """End the calls that stream, each when it has said all that it owes; others end by themselves. Never raises."""
+        try:
+            for call in list(self.connection.streams.values()):
+                if not isinstance(call, Call):
+                    continue
+                if call.source is not None:
+                    call.source.retire()
+                elif call.method is not None and call.method.response_streams:
+                    call.finish(self.refusals.retired())
+            self.flush()
+        except Exception as error:  # noqa: BLE001
+            self._crash(error)
+
+    def give_up_all(self) -> None:
+        """End every call now, so that a connection that drains is finished. Never raises."""
+        try:
+            calls = [call for call in self.connection.streams.values() if isinstance(call, Call)]
+            for call in calls:
+                self._give_up(call, self.refusals.retired())
+            self.flush()
+            for call in calls:
+                call.reset(frames.CANCEL)
+            self.flush()
+        except Exception as error:  # noqa: BLE001
+            self._crash(error)
+
     @property
     def inbound_bytes(self) -> int:
         """What is held of the client's unfinished requests."""
@@ -453,6 +492,11 @@ class Transport:
             return "drained"
         end = self._end or "the client closed"
         return f"{end}, after GOAWAY {connection.peer_goaway}" if connection.peer_goaway else end
+
+
+def _asks_for_health(method: Method | None) -> bool:
+    """Say whether a call is served whoever makes it: a process that is only full must not be taken for a sick one."""
+    return method is not None and method.service == HEALTH and not method.response_streams
 
 
 def _told_of(error: BaseException) -> str:

@@ -35,7 +35,7 @@ from trio_broker.rpc.call import PREFIX_BYTES, Call, framed
 from trio_broker.rpc.status import OK
 from trio_broker.runs import OVERHEAD_BYTES, Pending, Result
 from trio_broker.service.encoding import ack, failed_ack, failed_result, publish_result
-from trio_broker.service.statuses import failure_of, status_of, with_metadata
+from trio_broker.service.statuses import connection_aged, failure_of, status_of, with_metadata
 from trio_broker.subject import check_subject
 
 FLYING_MAX = 4096
@@ -269,6 +269,10 @@ class PublishFeed:
             return b""
         return wire
 
+    def retire(self) -> None:
+        """Take no more; end when all that was handed over is acknowledged."""
+        self._stop(connection_aged())
+
     def close(self) -> None:
         """The call is over: take back what the store has not been given."""
         self._give_up()
@@ -310,7 +314,8 @@ class PublishFeed:
         messages = request.messages
         most = self._gathered_bytes + size + OVERHEAD_BYTES * len(messages)
         committer = self._broker.committer
-        if not committer.has_room(len(self._gathered) + len(messages), most):
+        source = None if self._gathered else self._call.connection
+        if not committer.has_room(len(self._gathered) + len(messages), most, source):
             committer.when_room(self.feed)
             return False
         self._kept = None

@@ -35,6 +35,7 @@ from trio_broker.service.encoding import (
     page_response,
     publish_response,
 )
+from trio_broker.service.places import Places
 from trio_broker.service.publishing import PublishFeed, batch_abandoned, begin_batch, check_all, stream_abandoned
 from trio_broker.service.statuses import status_of
 from trio_broker.service.subscribing import SINGLY, TOGETHER, subscribe, subscribe_abandoned
@@ -97,9 +98,20 @@ _MEMORY_SHORT = status_of(_short)
 class BrokerService(BrokerServicer):
     """A `Broker` behind gRPC."""
 
-    def __init__(self, broker: Broker, fetches_at_once: int = sys.maxsize, tracing: "Tracing | None" = None) -> None:
-        """``fetches_at_once``: how many messages may be on their way from the store, over all calls."""
+    def __init__(
+        self,
+        broker: Broker,
+        fetches_at_once: int = sys.maxsize,
+        tracing: "Tracing | None" = None,
+        places: Places | None = None,
+    ) -> None:
+        """Serve ``broker``.
+
+        ``fetches_at_once``: how many messages may be on their way from the store, over all calls. ``places``: for
+        subscriptions; None: any number.
+        """
         self._broker = broker
+        self._places = places or Places(sys.maxsize)
         self._tracing = tracing
         self._fetches = Fetches(fetches_at_once)
         self._feeds: dict[PublishFeed, None] = {}  # a dict for a set that keeps its order
@@ -237,14 +249,14 @@ class BrokerService(BrokerServicer):
         self, message: pb.SubscribeRequest, request: Context
     ) -> Source:
         """Register the subscription; its headers say that it stands."""
-        return await subscribe(self._broker, message, request.call, SINGLY, self._tracing)
+        return await subscribe(self._broker, self._places, message, request.call, SINGLY, self._tracing)
 
     @drained(subscribe_abandoned)
     async def SubscribeBatch(  # type: ignore[override] # as above
         self, message: pb.SubscribeRequest, request: Context
     ) -> Source:
         """Do as Subscribe, with many messages to a response."""
-        return await subscribe(self._broker, message, request.call, TOGETHER, self._tracing)
+        return await subscribe(self._broker, self._places, message, request.call, TOGETHER, self._tracing)
 
 
 class Fetches:

@@ -78,6 +78,13 @@ def with_metadata(status: Status, **metadata: object) -> Status:
     return DetailedStatus(code, text, status.reason, details)
 
 
+def connection_aged() -> errors.Draining:
+    """Return why what streams ends on a connection that has reached its age. There is nothing to wait for."""
+    error = errors.Draining("the connection has reached its age (--connection-max-age): connect again and go on")
+    error.retry_after_s = 0.0
+    return error
+
+
 class BrokerRefusals(Refusals):
     """The statuses that the RPC layer gives by itself, with the broker's reasons."""
 
@@ -97,6 +104,16 @@ class BrokerRefusals(Refusals):
     def stopping(self) -> Status:
         """The end of the grace period."""
         return status_of(errors.Draining("the broker is stopping"))
+
+    def retired(self) -> Status:
+        """The end of the grace period of a connection that has reached its age."""
+        return status_of(connection_aged())
+
+    def turned_away(self, limit: int) -> Status:
+        """As many clients are connected as may be."""
+        error = errors.Overloaded(f"{limit} clients are connected; no more may be (--connections-max)", limit=limit)
+        error.retry_after_s = 1.0
+        return status_of(error)
 
     def internal(self) -> Status:
         """A bug; its text stays in the log."""

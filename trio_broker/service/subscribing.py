@@ -8,7 +8,8 @@ Subscribe and SubscribeBatch are drained: the connection asks the subscription's
 client's windows go. They differ in the encoding alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,7 +26,8 @@ from trio_broker.position import ASIDE
 from trio_broker.rpc.call import Call, Source
 from trio_broker.rpc.status import OK
 from trio_broker.service.encoding import batch_wire, join_together, together_wire
-from trio_broker.service.statuses import status_of
+from trio_broker.service.places import Places
+from trio_broker.service.statuses import connection_aged, status_of
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until
 from trio_broker.subscription import Subscription
 
@@ -51,9 +53,16 @@ TOGETHER = Encoding(together_wire, join_together)
 
 
 async def subscribe(
-    broker: Broker, message: pb.SubscribeRequest, call: Call, encoding: Encoding, tracing: "Tracing | None"
+    broker: Broker,
+    places: Places,
+    message: pb.SubscribeRequest,
+    call: Call,
+    encoding: Encoding,
+    tracing: "Tracing | None",
 ) -> Source:
     """Register a subscription, and return where its responses come from. A checkpoint.
+
+    It has its place until the source is closed.
 
     Raises:
         RpcFailedError: it cannot be.
@@ -63,17 +72,29 @@ async def subscribe(
         encoding = encoding._replace(wire=partial(_traced_wire, tracing, call, encoding.wire))
     await trio.lowlevel.checkpoint()
     try:
-        span = await broker.locate(message.subject, _start(message), _until(message))
-        subscription = broker.open_subscription(
-            message.subject, span, _slow_policy(message), report_gaps=message.report_gaps
-        )
+        with _placed(places, call.connection):
+            span = await broker.locate(message.subject, _start(message), _until(message))
+            subscription = broker.open_subscription(
+                message.subject, span, _slow_policy(message), report_gaps=message.report_gaps
+            )
     except BrokerError as error:
         raise RpcFailedError(status_of(error)) from None
     call.work = subscription
     subscription.wake = partial(call.connection.mark, call)
     subscription.dropped = partial(_drop, call)
     subscription.ended = partial(call.hurry, LAST_WORDS_S)
-    return SubscriptionSource(subscription, encoding)
+    return SubscriptionSource(subscription, encoding, partial(places.leave, call.connection))
+
+
+@contextmanager
+def _placed(places: Places, connection: Hashable) -> Generator[None]:
+    """Take a place; give it back if the block fails."""
+    places.enter(connection)
+    try:
+        yield
+    except BaseException:
+        places.leave(connection)
+        raise
 
 
 def subscribe_abandoned(call: Call) -> Status | None:
@@ -82,10 +103,18 @@ def subscribe_abandoned(call: Call) -> Status | None:
     if subscription is None or subscription.error is None:
         return None
     if not isinstance(subscription.error, errors.SlowConsumer):
-        return status_of(subscription.error)
+        return _end_of(subscription, subscription.error)
     last_id = subscription.last_delivered_id
     text = f"the subscriber of {subscription.subject!r} does not read; the last one delivered is {last_id}"
     return status_of(errors.SlowConsumer(text, last_delivered_id=last_id))
+
+
+def _end_of(subscription: Subscription, error: BrokerError) -> Status:
+    """Return how a subscription ends, with the id after which it can go on elsewhere, if it has got so far."""
+    last_id = subscription.last_delivered_id
+    if last_id and "last_delivered_id" not in error.metadata:
+        error.metadata = {**error.metadata, "last_delivered_id": str(last_id)}
+    return status_of(error)
 
 
 def _drop(call: Call) -> None:
@@ -103,10 +132,11 @@ def _traced_wire(tracing: "Tracing", call: Call, wire: "Callable[[Batch], bytes]
 class SubscriptionSource:
     """Feeds a call from a subscription's channel."""
 
-    __slots__ = ("_join", "_subscription", "_wire")
+    __slots__ = ("_join", "_left", "_subscription", "_wire")
 
-    def __init__(self, subscription: Subscription, encoding: Encoding) -> None:
-        """Take from ``subscription``, and send what is taken by ``encoding``."""
+    def __init__(self, subscription: Subscription, encoding: Encoding, left: Callable[[], None] = lambda: None) -> None:
+        """Take from ``subscription``, and send what is taken by ``encoding``. ``left`` is called at the end."""
+        self._left = left
         self._subscription = subscription
         self._wire, self._join = encoding
 
@@ -136,7 +166,7 @@ class SubscriptionSource:
             return wire  # otherwise this is asked again once it has left
         if wire:
             call.send(wire)
-        call.finish(OK if subscription.error is None else status_of(subscription.error))
+        call.finish(OK if subscription.error is None else _end_of(subscription, subscription.error))
         return b""
 
     def _more(self, call: Call, wire: bytes, credit: int) -> bytes:
@@ -154,9 +184,14 @@ class SubscriptionSource:
             wires.append(wire)
         return self._join(wires)
 
+    def retire(self) -> None:
+        """End it, after what is buffered."""
+        self._subscription.end(connection_aged())
+
     def close(self) -> None:
         """Listen no more."""
         self._subscription.close()
+        self._left()
 
 
 def _start(message: pb.SubscribeRequest) -> Start:

@@ -50,6 +50,7 @@ class Told(NamedTuple):
     shared: bool
     memory_max_bytes: int
     connections_max: int
+    subscribers_max: int
 
 
 class Member:

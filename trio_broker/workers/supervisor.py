@@ -196,6 +196,7 @@ class _Supervisor:
             metrics=metrics,
             memory_max_bytes=sum(each.memory_max_bytes for each in told),
             connections_max=sum(each.connections_max for each in told),
+            subscribers_max=sum(each.subscribers_max for each in told),
             ready_after_s=time.perf_counter() - self._began,
         ).announce()
 

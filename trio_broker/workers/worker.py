@@ -108,6 +108,7 @@ class WorkerFront:
                 "shared": started.shared,
                 "memory_max_bytes": started.memory_max_bytes,
                 "connections_max": started.connections_max,
+                "subscribers_max": started.subscribers_max,
             },
         )
         log.info("worker_ready", ready_after_s=round(started.ready_after_s, 3))

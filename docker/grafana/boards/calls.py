@@ -30,8 +30,11 @@ RATE: Final = Row(
             [
                 each("trio_broker_connections"),
                 Query(rate("trio_broker_connections_opened_total"), "opened a second, all"),
+                Query(rate("trio_broker_connections_refused_total"), "refused a second, all"),
+                Query(rate("trio_broker_subscribers_refused_total"), "subscriptions refused a second, all"),
             ],
-            "Many opened and few open: clients make a connection for each call, and should keep one.",
+            "Many opened and few open: clients make a connection for each call, and should keep one. Refused: there "
+            "are as many as may be (--connections-max, --subscribers-max).",
         ),
     ],
 )

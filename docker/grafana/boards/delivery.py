@@ -5,7 +5,7 @@ from typing import Final
 from grafana_foundation_sdk.models import units
 
 from boards.panels import Board, Graph, Levels, Query, Row
-from boards.promql import each, gauge, most, quantile, quantiles, rate
+from boards.promql import each, gauge, least, most, quantile, quantiles, rate
 
 MESSAGES: Final = Row(
     "Messages",
@@ -167,8 +167,66 @@ CATCHING_UP: Final = Row(
     ],
 )
 
+REPLICAS: Final = Row(
+    "Replicas: other brokers on the same store",
+    [
+        Graph(
+            "Others known and heard",
+            units.Short,
+            [
+                most("trio_broker_replicas", "{{instance}}: known"),
+                least("trio_broker_replicas_heard", "{{instance}}: heard"),
+            ],
+            "Of the worker that is worst off. Heard is less than known: what some brokers append comes later, by the "
+            "store. See that the others' --peer-listen can be reached from this one.",
+        ),
+        Graph(
+            "How messages for subscribers were heard of",
+            units.MessagesPerSecond,
+            [Query(rate("trio_broker_learned_messages_total", "path"), "{{path}}")],
+            "commit: appended by the broker itself. tail: streamed by another one. wakeup: the store told, and the log "
+            "was read. poll: found by asking the store. Much of the last two: streams do not serve.",
+            stacked=True,
+        ),
+        Graph(
+            "Appended by another broker",
+            units.MessagesPerSecond,
+            [
+                Query(rate("trio_broker_forwarded_messages_total"), "by another"),
+                Query(rate("trio_broker_forwards_refused_messages_total"), "another was asked, and did not"),
+            ],
+            "On Cassandra, where each subject is left to one broker. Elsewhere nothing. Many that were not: the other "
+            "broker is stopping, overloaded, or has lost its store.",
+        ),
+        Graph(
+            "Bytes that wait to leave for other brokers",
+            units.BytesIEC,
+            [most("trio_broker_tail_waiting_bytes")],
+            "Of the worker for which most waits. Up to 8 MiB for each other broker: one of them is too busy to read, "
+            "or the network is slow.",
+            columns=12,
+        ),
+        Graph(
+            "What came too late, or had no room",
+            units.Short,
+            [
+                *(
+                    Query(f"sum by (instance) (increase({gauge(name)}[$__rate_interval]))", f"{{{{instance}}}}: {what}")
+                    for name, what in (
+                        ("trio_broker_holes_given_up_total", "holes given up"),
+                        ("trio_broker_tail_dropped_batches_total", "batches without room"),
+                    )
+                ),
+            ],
+            "Both are read from the log; of messages that are not to be kept there is nothing to read. A few holes: "
+            "two brokers append to one subject at once. Many: brokers lack CPU, see the board process.",
+            columns=12,
+        ),
+    ],
+)
+
 BOARD: Final = Board(
     "delivery",
     "From the commit to the subscribers: how much, how late, and who does not keep up.",
-    [MESSAGES, LAG, BUFFERS, CATCHING_UP],
+    [MESSAGES, LAG, BUFFERS, CATCHING_UP, REPLICAS],
 )
