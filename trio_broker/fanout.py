@@ -198,8 +198,8 @@ class Fanout:
         return 0 if self.merge is None else self.merge.offered_id(subject)
 
     def interesting(self) -> Collection[str]:
-        """Return the subjects that somebody here is interested in."""
-        return self._by_subject.keys() | self._expected.keys()
+        """Return the subjects that somebody here is interested in, always in the same order."""
+        return dict.fromkeys((*self._by_subject, *self._expected)).keys()
 
     def is_interesting(self, subject: str) -> bool:
         """Say whether somebody here is interested in a subject."""

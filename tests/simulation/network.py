@@ -13,7 +13,7 @@ from typing import Any
 import trio
 
 from trio_broker.errors import ConnectionLost
-from trio_broker.replicas.tails import TailFeed
+from trio_broker.replicas.tails import Feeds, TailFeed
 from trio_broker.rpc.call import PREFIX_BYTES
 
 from .world import World
@@ -112,7 +112,7 @@ class _Stream:
         self._moved = trio.Event()
         self._arrived = trio.Event()
         self._lost = ""
-        self._feed: TailFeed | None = TailFeed(fanout, self, lambda _greeting: None, {})  # type: ignore[arg-type]
+        self._feed: TailFeed | None = TailFeed(fanout, self, lambda _greeting: None, Feeds())  # type: ignore[arg-type]
 
     # as the call of who hears
 

@@ -69,7 +69,7 @@ class Replica:
             try:
                 async with trio.open_nursery() as nursery:
                     ways = {
-                        other: Link(f"{self.who} {other}", pb.Greeting(), broker.fanout)
+                        other: Link(f"{self.who} {other}", pb.Greeting(), broker.fanout, broker.hearing.hint)
                         for other in scenario.replicas
                         if other != self.who
                     }
