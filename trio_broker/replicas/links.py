@@ -8,6 +8,7 @@ What the other one says is checked before it is believed: a batch has to be cons
 asked of the store.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -115,7 +116,8 @@ class Link:
                 return
             if was_connected and trio.current_time() - began > _PAUSE_MAX_S:
                 pause_s = _PAUSE_MIN_S
-            log.log(30 if was_connected else 10, "replica_not_heard", address=self._address, why=why)
+            level = logging.WARNING if was_connected else logging.DEBUG
+            log.log(level, "replica_not_heard", address=self._address, why=why)
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 
