@@ -93,7 +93,7 @@ def test_all_that_comes_while_a_commit_is_under_way_is_the_next_commit(wires: li
 
 
 def test_what_waits_for_the_store_is_bounded(sqlite_broker: Callable[..., BrokerProcess], database: Path) -> None:
-    with sqlite_broker("--queue-messages", "10") as broker, Wire(broker.address) as wire:
+    with sqlite_broker("--queue-messages", "20") as broker, Wire(broker.address) as wire:
         with commits_stalled(database):
             taken = [begin_commit(wire, "orders", b"in flight"), *wire.publish_together("orders", 10)]
             failure = wire.failed(wire.publish("orders", b"one too many", keep=True))
