@@ -162,7 +162,11 @@ def test_a_signal_ends_it_and_it_leaves_nothing(
         check_cancelled()
 
     monkeypatch.setattr(trio.from_thread, "check_cancelled", signal_and_check)
-    assert run_command_line(["backup", str(copies / "copy.db")]) == SIGNALLED + number
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup it would be ignored
+    try:
+        assert run_command_line(["backup", str(copies / "copy.db")]) == SIGNALLED + number
+    finally:
+        signal.signal(number, before)
     assert list(copies.iterdir()) == []
 
 
