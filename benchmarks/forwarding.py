@@ -12,14 +12,13 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 import trio
 
 from benchmarks.cassandra import Cassandra, cassandra, missing
-from benchmarks.replicas import HEARD_TIMEOUT_S, told
+from benchmarks.replicas import brokers
 from benchmarks.report import machine
-from benchmarks.servers import SCRATCH, Place, broker, running
+from benchmarks.servers import SCRATCH
 from trio_broker import connect
 
 BROKERS = 3
@@ -54,14 +53,7 @@ async def publish_all(addresses: Sequence[str], subject: str, seconds: float) ->
 
 def trial(node: Cassandra, count: int, subject: str, seconds: float) -> float:
     """Publish at so many brokers; return how many a second."""
-    command = broker("{database_url}")(Place(SCRATCH, node.url))
-    with ExitStack() as stack:
-        servers = [stack.enter_context(running(command, node)) for _ in range(count)]
-        give_up = time.monotonic() + HEARD_TIMEOUT_S
-        while any(told(server).get("trio_broker_replicas_heard", 0) != count - 1 for server in servers):
-            if time.monotonic() > give_up:
-                raise RuntimeError(f"{count} brokers did not hear each other within {HEARD_TIMEOUT_S} s")
-            time.sleep(0.1)
+    with brokers(node, count) as servers:
         return trio.run(publish_all, [server.address for server in servers], subject, seconds)
 
 

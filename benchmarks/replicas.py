@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.postgres import Postgres, missing, postgres
 from benchmarks.report import machine
-from benchmarks.servers import SCRATCH, Place, Server, broker, running
+from benchmarks.servers import SCRATCH, Database, Place, Server, broker, running
 from trio_broker import connect
 from trio_broker.client import Client
 
@@ -242,7 +242,7 @@ async def _receive_all(subject: str, messages, received: Counter[str], progress:
 
 
 @contextmanager
-def brokers(database: Postgres, count: int) -> Iterator[list[Server]]:
+def brokers(database: Database, count: int) -> Iterator[list[Server]]:
     """Run so many brokers, which all hear each other, for the length of the block."""
     with ExitStack() as stack:
         place = Place(SCRATCH, database.url)

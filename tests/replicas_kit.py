@@ -23,7 +23,6 @@ async def replica(
     *,
     advertise: str = "",
     peers: tuple[str, ...] = (),
-    port: int = 0,
     listener: socket.socket | None = None,
     **settings: float,
 ) -> AsyncGenerator[tuple[Broker, Replicas]]:
@@ -33,9 +32,7 @@ async def replica(
     async with (
         open_store(url, poll_interval_s=config.poll_interval) as store,
         run_broker(store, config) as broker,
-        run_replicas(
-            store, broker, listener or listen_tcp("127.0.0.1", port), advertise=advertise, peers=peers
-        ) as replicas,
+        run_replicas(store, broker, listener, advertise=advertise, peers=peers) as replicas,
     ):
         yield broker, replicas
 
