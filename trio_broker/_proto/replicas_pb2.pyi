@@ -79,7 +79,7 @@ class AppendResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[AppendResult, _Mapping]]] = ...) -> None: ...
 
 class AppendResult(_message.Message):
-    __slots__ = ("appended", "duplicate", "conflict", "rejected", "unknown", "unavailable", "full", "content")
+    __slots__ = ("appended", "duplicate", "conflict", "rejected", "unknown", "unavailable", "full")
     APPENDED_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
     CONFLICT_FIELD_NUMBER: _ClassVar[int]
@@ -87,7 +87,6 @@ class AppendResult(_message.Message):
     UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
     FULL_FIELD_NUMBER: _ClassVar[int]
-    CONTENT_FIELD_NUMBER: _ClassVar[int]
     appended: AppendedAt
     duplicate: AppendedAt
     conflict: int
@@ -95,8 +94,7 @@ class AppendResult(_message.Message):
     unknown: str
     unavailable: str
     full: str
-    content: str
-    def __init__(self, appended: _Optional[_Union[AppendedAt, _Mapping]] = ..., duplicate: _Optional[_Union[AppendedAt, _Mapping]] = ..., conflict: _Optional[int] = ..., rejected: _Optional[str] = ..., unknown: _Optional[str] = ..., unavailable: _Optional[str] = ..., full: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
+    def __init__(self, appended: _Optional[_Union[AppendedAt, _Mapping]] = ..., duplicate: _Optional[_Union[AppendedAt, _Mapping]] = ..., conflict: _Optional[int] = ..., rejected: _Optional[str] = ..., unknown: _Optional[str] = ..., unavailable: _Optional[str] = ..., full: _Optional[str] = ...) -> None: ...
 
 class AppendedAt(_message.Message):
     __slots__ = ("id", "time_us")

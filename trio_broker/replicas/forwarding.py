@@ -18,7 +18,7 @@ import trio
 from google.protobuf.message import DecodeError
 
 from persistence import Appended, Conflict, Duplicate, Failed, NewMessage, Outcome, Rejected
-from persistence.errors import BadContent, OutcomeUnknown, StoreError, StoreFull
+from persistence.errors import OutcomeUnknown, StoreError, StoreFull
 from trio_broker._proto import replicas_pb2 as pb
 from trio_broker.commit import Append
 from trio_broker.errors import BrokerError, InvalidArgument, MessageTooLarge
@@ -182,8 +182,6 @@ def _outcome(result: pb.AppendResult) -> Outcome | None:
             return Rejected(result.rejected)
         case "full":
             return Failed(StoreFull(result.full))
-        case "content":
-            return Failed(BadContent(result.content))
         case "unavailable":
             return None
         case _:
