@@ -14,8 +14,8 @@ Threads:   the trio thread only.
 """
 
 import sys
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Hashable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Any, Literal, NoReturn, assert_never, overload
 
 import trio
@@ -25,35 +25,31 @@ from trio_broker.own_packages import require_own
 require_own("persistence")  # before the imports below, which a user's own persistence.py would break with a riddle
 
 import persistence  # noqa: E402
-from persistence import NO_HEADERS, Key, NewMessage, Record, Store, open_store  # noqa: E402
+from persistence import NO_HEADERS, Key, NewMessage, Store, open_store  # noqa: E402
 from trio_broker.administration import Administration  # noqa: E402
 from trio_broker.cache import Cache  # noqa: E402
 from trio_broker.commit import Append, Committer, Flushing  # noqa: E402
 from trio_broker.config import Config  # noqa: E402
 from trio_broker.errors import (  # noqa: E402
-    BrokerClosed,
     BrokerError,
     CannotOpen,
     Draining,
-    ExpiredId,
-    InvalidId,
-    InvalidSubject,
     MessageTooLarge,
-    StorageFull,
     StorageUnavailable,
 )
 from trio_broker.fanout import NEW, Fanout, Span  # noqa: E402
 from trio_broker.hearing import Hearing  # noqa: E402
 from trio_broker.message import Draft, Gap, Message, MessagePage, microseconds_of  # noqa: E402
-from trio_broker.paging import PAGE_MAX_BYTES, PAGE_MAX_MESSAGES, cut_page, never_assigned  # noqa: E402
+from trio_broker.paging import PAGE_MAX_BYTES, never_assigned  # noqa: E402
 from trio_broker.publishing import Publishing, abort_others, check_count  # noqa: E402
+from trio_broker.reading import Reading, closed  # noqa: E402
 from trio_broker.replay import Replay  # noqa: E402
 from trio_broker.runs import Answer, Group  # noqa: E402
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until  # noqa: E402
 from trio_broker.storage import Availability, StoreClock, keep_probing, keep_sweeping  # noqa: E402
 from trio_broker.subject import check_subject  # noqa: E402
 from trio_broker.subscription import Messages, Subscription  # noqa: E402
-from trio_broker.validation import ID_MAX, check_expiration, check_key, check_range, check_span, frozen_headers  # noqa: E402
+from trio_broker.validation import check_expiration, check_key, check_span, frozen_headers  # noqa: E402
 
 
 @asynccontextmanager
@@ -134,6 +130,7 @@ class Broker:
         """The longest expiration."""
         self._sweep_interval_s = config.sweep_interval
         self._availability = Availability()
+        self._reading = Reading(store, self._availability)
         self._shared = limits.shared
         self._store_clock = StoreClock()
         self.cache = Cache(config.cache_bytes, self._store_clock.latest_us)
@@ -148,14 +145,12 @@ class Broker:
             store, self.fanout, self._availability, config.poll_interval, self.committer.is_committing
         )
         """What is learned of other brokers' appends."""
-        self.administration = Administration(store, self.fanout, self._reading, self.refusal, self.cache.drop)
+        self.administration = Administration(store, self.fanout, self._reading.guarded, self.refusal, self.cache.drop)
         """What operators ask and do about subjects."""
         self.on_stopping: dict[Callable[[BrokerError], None], None] = {}
         """Each is told why, when no more publishes are taken. (A dict for a set that keeps its order.)"""
         self._take_told: Callable[[], Collection[str]] = tuple
         self._refusal: Callable[[], BrokerError] | None = None
-        self._stopped = False
-        self._reads: set[trio.CancelScope] = set()
         self._ended = trio.Event()
 
     async def publish(
@@ -246,13 +241,7 @@ class Broker:
         Raises:
             StorageUnavailable, BrokerClosed: for all of them.
         """
-        if self._stopped:
-            raise _closed()
-        faults = [_fault(key) for key in keys]
-        asked = [Key(subject, _clamped(id_)) for (subject, id_), fault in zip(keys, faults, strict=True) if not fault]
-        with self._reading():
-            found = iter(await self._store.get(asked))
-        return [fault or _answer(key, next(found)) for key, fault in zip(keys, faults, strict=True)]
+        return await self._reading.fetch_many(keys)
 
     async def fetch_range(
         self,
@@ -277,17 +266,7 @@ class Broker:
             InvalidId: ``after_id`` was never assigned.
             InvalidSubject, InvalidPosition, StorageUnavailable, BrokerClosed.
         """
-        if self._stopped:
-            raise _closed()
-        check_subject(subject)
-        check_range(after_id, until_id, max_messages)
-        until_id = until_id or ID_MAX
-        most = min(max_messages or PAGE_MAX_MESSAGES, PAGE_MAX_MESSAGES, max(1, until_id - after_id))
-        with self._reading():
-            page = await self._store.read(subject, after_id, max_messages=most, max_bytes=max_bytes)
-        if after_id > page.last_id:
-            raise never_assigned(subject, after_id, page.last_id)
-        return cut_page(subject, page, after_id, until_id, max_bytes)
+        return await self._reading.fetch_range(subject, after_id, until_id, max_messages, max_bytes)
 
     @overload
     def subscribe(
@@ -419,7 +398,7 @@ class Broker:
             if end_id is not None:
                 return Span(start.id, until, end_id)
         with self.fanout.expecting(subject):  # who listens from then on misses nothing of what comes meanwhile
-            with self._reading():
+            with self._reading.guarded():
                 at_us = microseconds_of(start.time) if isinstance(start, At) else None
                 after_id = 0 if at_us is None else await self._store.id_before(subject, at_us)
                 first_id, last_id = await self._store.head(subject)
@@ -494,7 +473,7 @@ class Broker:
                 nursery.cancel_scope.cancel()
         finally:
             self._stop()
-            self.fanout.end_all(_closed())  # after the last flush, whose messages they get
+            self.fanout.end_all(closed())  # after the last flush, whose messages they get
             self._ended.set()
 
     def _deliver(self, committed: Sequence[tuple[NewMessage, persistence.Appended]]) -> None:
@@ -515,67 +494,18 @@ class Broker:
             raise StorageUnavailable(f"the store has been away for {self.store_away_s():.1f} s")
 
     def _stop(self) -> None:
-        self._stopped = True
-        self._refusal = _closed
-        self._tell_of_stopping(_closed())
+        self._refusal = closed
+        self._tell_of_stopping(closed())
         self.committer.close()
-        for read in self._reads:
-            read.cancel()
+        self._reading.stop()
 
     def _tell_of_stopping(self, error: BrokerError) -> None:
         for tell in tuple(self.on_stopping):
             tell(error)
 
-    @contextmanager
-    def _reading(self) -> Generator[None]:
-        """Read the store; raise how it fails as ours, and if the broker stops meanwhile, at once `BrokerClosed`."""
-        with trio.CancelScope() as scope:
-            self._reads.add(scope)
-            try:
-                yield
-            except persistence.StoreError as error:
-                self._availability.failed(error)
-                if isinstance(error, persistence.StoreFull):  # to purge takes space, too
-                    raise StorageFull("the store has no space left; nothing was changed") from error
-                raise StorageUnavailable("the store is not available") from error
-            finally:
-                self._reads.discard(scope)
-        if scope.cancelled_caught:
-            raise _closed()
-
-
-def _fault(key: Key) -> InvalidSubject | None:
-    if not isinstance(key.id, int):
-        raise TypeError(f"an id is an int, not {type(key.id).__name__}")
-    try:
-        check_subject(key.subject)
-    except InvalidSubject as fault:
-        return fault
-    return None
-
-
-def _clamped(id_: int) -> int:
-    """Return an id that any store can look up, and as invalid as ``id_`` if it is."""
-    return max(0, min(id_, ID_MAX))
-
-
-def _answer(key: Key, found: Record | persistence.InvalidId | persistence.ExpiredId) -> Message | InvalidId | ExpiredId:
-    match found:
-        case Record():
-            return Message(key.subject, found.id, found.body, found.headers, found.time_us)
-        case persistence.InvalidId(last_id):
-            return never_assigned(key.subject, key.id, last_id)
-        case persistence.ExpiredId(last_id):
-            text = f"id {key.id} of {key.subject!r} is no longer kept (or never was: expiration 0)"
-            return ExpiredId(text, last_id=last_id)
-
 
 def _draining() -> Draining:
     return Draining("the broker is stopping")
-
-
-def _closed() -> BrokerClosed:
-    return BrokerClosed("the broker is closed")
 
 
 def _raise_as_it_is(error: BaseException) -> NoReturn:

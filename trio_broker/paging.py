@@ -1,7 +1,7 @@
 """Pages of a subject's log, as `Broker.fetch_range` returns them.
 
 Owns:      how much a page holds, and where it is cut.
-Not here:  reading it (trio_broker/broker.py), bytes on the wire (trio_broker/service/encoding.py).
+Not here:  reading it (trio_broker/reading.py), bytes on the wire (trio_broker/service/encoding.py).
 Threads:   any: pure functions.
 """
 
