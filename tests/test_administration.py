@@ -54,7 +54,7 @@ def telling(broker: Broker, store: TrialStore, dropped: list[tuple[str, int]]) -
     return Administration(
         store,
         broker.fanout,
-        broker._reading,
+        broker._reading.guarded,
         broker.refusal,
         lambda subject, until_id: dropped.append((subject, until_id)),
     )

@@ -80,12 +80,12 @@ async def test_cancelled_waits_leave_nothing_behind(store: TrialStore) -> None:
     async with broker_on(store) as broker, trio.open_nursery() as nursery:
         calls = [Call(nursery, broker.fetch, "a", 1), Call(nursery, iterate)]
         await wait_all_tasks_blocked()
-        assert (broker.subscribers, len(broker._reads)) == (1, 1)
+        assert (broker.subscribers, len(broker._reading._reads)) == (1, 1)
         for call in calls:
             call.scope.cancel()
         await wait_all_tasks_blocked()
         assert [call.ended for call in calls] == ["cancelled"] * 2
-        assert (broker.subscribers, len(broker._reads)) == (0, 0)
+        assert (broker.subscribers, len(broker._reading._reads)) == (0, 0)
 
 
 async def test_cancelling_the_block_of_a_broker_ends_everything(store: TrialStore) -> None:
