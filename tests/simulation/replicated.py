@@ -202,7 +202,7 @@ class ReplicatedScenario:
             "expected": len(fanout._expected),
             "merged": len(fanout.merge._offered),
             "held": len(fanout.merge._held),
-            "reads": len(broker._reads),
+            "reads": len(broker._reading._reads),
         }
         if any(left.values()):
             self.world.violated("nothing is left", f"{replica.who}: { {what: n for what, n in left.items() if n} }")

@@ -155,7 +155,7 @@ class Scenario:
             "subjects": len(fanout._by_subject),
             "ended": len(fanout._ended),
             "backlog": fanout.backlog.bytes,
-            "reads": len(broker._reads),
+            "reads": len(broker._reading._reads),
             "on stopping": len(broker.on_stopping),
         }
         if any(left.values()):
