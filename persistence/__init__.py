@@ -1,7 +1,15 @@
 """Where messages are kept: one facade over several databases. Never imports ``trio_broker``."""
 
 from persistence.backup import back_up
-from persistence.errors import BadContent, CannotOpen, OutcomeUnknown, StoreError, StoreFull, StoreUnavailable
+from persistence.errors import (
+    BadContent,
+    CannotOpen,
+    OutcomeUnknown,
+    SchemaNotReady,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
 from persistence.facade import (
     KEY_KEPT_MIN_S,
     NO_HEADERS,
@@ -53,6 +61,7 @@ __all__ = [
     "Register",
     "Rejected",
     "Schema",
+    "SchemaNotReady",
     "Store",
     "StoreError",
     "StoreFull",

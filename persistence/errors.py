@@ -26,3 +26,7 @@ class CannotOpen(StoreError):
 
     Trying again does not help; the text says what does.
     """
+
+
+class SchemaNotReady(CannotOpen):
+    """The schema is missing or older, and it is not for who opens the store to change it. Helps: migrating it."""

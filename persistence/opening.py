@@ -37,7 +37,7 @@ async def open_store(
             ``cassandra://host1:9042,host2/keyspace``.
         listen_url: PostgreSQL only: where to listen for wake-ups, if ``url`` leads to a pooler, which cannot.
         exclusive: refuse when another process has opened this store exclusively (SQLite: the broker's file lock).
-        migrate: create or upgrade the schema; otherwise a missing or old one is `CannotOpen`.
+        migrate: create or upgrade the schema; otherwise a missing or old one is `SchemaNotReady`.
         commit_timeout_s: how long one append may take before it is given up.
         poll_interval_s: how often wake-ups ask the heads of subjects, on Cassandra, or hint at anything, on PostgreSQL
             while nothing is heard there; above 0. None: as each store has it, 0.5 and 1 s.
@@ -45,6 +45,7 @@ async def open_store(
 
     Raises:
         CannotOpen: with what is wrong and what to do.
+        StoreUnavailable: it cannot be reached now.
     """
     scheme = url.partition(":")[0]
     if listen_url and scheme not in POSTGRES_SCHEMES:

@@ -5,14 +5,15 @@ Not here:  the schemas and their steps (schema.py of each store).
 Threads:   any.
 """
 
-from persistence.errors import CannotOpen
+from persistence.errors import CannotOpen, SchemaNotReady
 
 
 def check_version(place: object, version: int, latest: int, *, migrate: bool) -> None:
     """Pass if the schema at ``place`` is ``latest``, or older and about to be migrated.
 
     Raises:
-        CannotOpen: with what to do.
+        CannotOpen: it is newer.
+        SchemaNotReady: it is older, or missing, and ``migrate`` is false.
     """
     if version > latest:
         raise CannotOpen(
@@ -20,7 +21,8 @@ def check_version(place: object, version: int, latest: int, *, migrate: bool) ->
             "use the release that upgraded it, or a later one"
         )
     if version < latest and not migrate:
-        raise CannotOpen(
-            f"{place} has schema version {version}, and this release needs {latest}; start once with migration, "
-            "or run 'trio-broker migrate up'"
+        has = f"has schema version {version}" if version else "has no schema yet"
+        raise SchemaNotReady(
+            f"{place} {has}, and this release needs version {latest}: run 'trio-broker migrate up', "
+            "or start a broker once without --no-migrate"
         )

@@ -5,11 +5,22 @@ from types import SimpleNamespace
 
 import pytest
 import trio
+from cassandra import InvalidRequest
 from cassandra_keyspaces import Keyspaces, keyspace_of
 from cassandra_kit import opened
 from postgres_kit import ids, message, read_all
 
-from persistence import CannotOpen, Outcome, Schema, StoreUnavailable, migrate, migration_sql, open_store, read_schema
+from persistence import (
+    CannotOpen,
+    Outcome,
+    Schema,
+    SchemaNotReady,
+    StoreUnavailable,
+    migrate,
+    migration_sql,
+    open_store,
+    read_schema,
+)
 from persistence.cassandra import schema
 from persistence.cassandra.address import Address, read_url
 from persistence.cassandra.schema import replication_factor
@@ -124,8 +135,8 @@ async def test_more_replicas_than_nodes(cassandra: Keyspaces, cassandra_url: str
 
 
 async def test_without_migration_nothing_is_made(cassandra_url: str) -> None:
-    text = await refusal(cassandra_url, migrate=False)
-    assert f"has schema version 0, and this release needs {LATEST}; start once with migration" in text
+    text = await refusal(cassandra_url, SchemaNotReady, migrate=False)
+    assert f"has no schema yet, and this release needs version {LATEST}: run 'trio-broker migrate up'" in text
     assert await read_schema(cassandra_url) == Schema(0, LATEST)
 
 
@@ -166,6 +177,16 @@ async def test_tables_of_another_application(cassandra: Keyspaces, cassandra_url
     make_keyspace(cassandra, cassandra_url, "datacenter1")
     cassandra.execute(f"CREATE TABLE {keyspace_of(cassandra_url)}.{table}")
     assert "may hold tables of another application; use another one" in await refusal(cassandra_url)
+
+
+@pytest.mark.parametrize("told", ["table store does not exist", "unconfigured table store"])
+def test_a_table_that_a_node_lists_before_it_knows_it_is_not_there_yet(told: str) -> None:
+    def execute(statement: str, *_: object) -> SimpleNamespace:
+        if "system_schema" not in statement:
+            raise InvalidRequest(told)
+        return SimpleNamespace(one=lambda: {"table_name": "store"})
+
+    assert schema.read_record(SimpleNamespace(execute=execute), read_url("cassandra://host/broker")) is None
 
 
 @pytest.mark.parametrize(
@@ -218,7 +239,9 @@ async def test_a_keyspace_of_an_older_version_is_brought_up_to_date(
     with monkeypatch.context() as patching:
         patching.setattr(schema, "STEPS", schema.STEPS[:version])
         run(cassandra, await migration_sql(url))
-    assert f"has schema version {version}, and this release needs {LATEST}" in await refusal(url, migrate=False)
+    assert f"has schema version {version}, and this release needs version {LATEST}" in await refusal(
+        url, SchemaNotReady, migrate=False
+    )
     script = await migration_sql(url)
     assert "CREATE KEYSPACE" not in script
     run(cassandra, script)

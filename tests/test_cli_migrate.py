@@ -8,7 +8,7 @@ from cassandra_keyspaces import keyspace_of
 
 from persistence.sqlite.schema import STEPS
 from trio_broker.cli.main import run_command_line
-from trio_broker.cli.running import ERROR, USAGE
+from trio_broker.cli.running import ERROR, UNAVAILABLE, USAGE
 
 LATEST = len(STEPS)
 
@@ -93,6 +93,8 @@ def test_a_keyspace_of_cassandra(cassandra_url: str, capfd: pytest.CaptureFixtur
         (["--store", "sqlit:///x"], ERROR, "no store is called 'sqlit'"),
         (["--store", "sqlite:///"], ERROR, "names no file"),
         (["--config", "missing.toml"], USAGE, "no such file"),
+        (["--store", "postgresql://127.0.0.1:1/x"], UNAVAILABLE, "127.0.0.1:1/x: Connection refused"),
+        (["--store", "postgresql://127.0.0.1:1/x?sslmode=7", "--wait", "1h"], ERROR, "sslmode"),
     ],
 )
 def test_what_cannot_be_migrated_is_told_in_one_line(

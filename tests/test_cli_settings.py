@@ -182,7 +182,7 @@ def test_every_setting_has_a_flag_and_help_shows_its_default(capsys: pytest.Capt
     words = text.replace(" ", "")  # a line may end anywhere
     for default in ("127.0.0.1:50051", "sqlite:///trio-broker.db", "64MiB", "4032KiB", "10s", "50000"):
         assert f"[default:{default}]" in words
-    assert "--no-migrate / --migrate do not create or upgrade" in text
+    assert "--no-migrate / --migrate wait for the store's schema at start instead of" in text
     assert "--allow-anonymous / --no-allow-anonymous let anybody call" in text
     assert "auto|console|json" in text
 

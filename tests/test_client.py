@@ -18,6 +18,7 @@ from h2.events import DataReceived, StreamEnded
 from trio_broker._proto.broker_pb2 import PublishRequest, PublishResponse, SubscribeRequest
 from trio_broker._proto.google.protobuf.timestamp_pb2 import Timestamp
 from trio_broker.client import Client, connect
+from trio_broker.client.channel import open_channel
 from trio_broker.client.exchange import frame
 from trio_broker.errors import (
     BrokerError,
@@ -415,3 +416,11 @@ async def test_cancelling_at_each_wait_leaves_nothing_behind(broker: GrpcioBroke
             statistics = client._channel._slots.statistics()
             assert (statistics.borrowed_tokens, statistics.tasks_waiting) == (0, 0)
             assert client._channel._calls == {}
+
+
+async def test_an_error_leaves_the_channel_as_it_is_though_the_block_is_cancelled_too(broker: GrpcioBroker) -> None:
+    """A broker that is stopped while the connection to another one ends must not take that for an error of its own."""
+    with trio.fail_after(SAFETY_S), trio.CancelScope() as scope, pytest.raises(ConnectionLost, match="just before"):
+        async with open_channel(f"127.0.0.1:{broker.port}"):
+            scope.cancel()
+            raise ConnectionLost("just before")

@@ -9,10 +9,10 @@ import pytest
 import trio
 from blackhole import Blackhole
 from postgres_databases import Databases
-from postgres_kit import Outside, Task, ids, message, opened, read_all
+from postgres_kit import Outside, Task, ids, message, opened, read_all, until
 from postgres_server import PostgresServer
 
-from persistence import CannotOpen, StoreUnavailable, open_store
+from persistence import CannotOpen, SchemaNotReady, StoreUnavailable, migrate, open_store
 from persistence.postgres import opening, schema
 from persistence.postgres.connection import Address
 from persistence.postgres.opening import version_of
@@ -192,7 +192,11 @@ async def test_a_schema_of_a_later_release(postgres_url: str, outside: Outside) 
 
 
 async def test_no_schema_and_no_migration(postgres_url: str) -> None:
-    assert "start once with migration" in await refusal(postgres_url, migrate=False)
+    text = await refusal(postgres_url, SchemaNotReady, migrate=False)
+    assert text.endswith(
+        f"has no schema yet, and this release needs version {LATEST}: run 'trio-broker migrate up', "
+        "or start a broker once without --no-migrate"
+    )
     assert version_of(postgres_url) == 0
     async with open_store(postgres_url):
         pass
@@ -209,7 +213,9 @@ async def test_a_schema_of_the_first_version_keeps_what_it_has_and_learns_keys_a
         outside.do(schema.script(0))
     outside.do("INSERT INTO trio_broker.subjects (name, last_id, last_at) VALUES ('orders', 1, now())")
     outside.do("INSERT INTO trio_broker.messages VALUES (1, 1, now(), NULL, NULL, 'first')")
-    assert f"schema version 1, and this release needs {LATEST}" in await refusal(postgres_url, migrate=False)
+    assert f"schema version 1, and this release needs version {LATEST}" in await refusal(
+        postgres_url, SchemaNotReady, migrate=False
+    )
     keyed = message()._replace(idempotency_key="k")
     async with open_store(postgres_url) as store:
         assert [outcome[0] for outcome in await store.append([keyed, keyed])] == [2, 2]
@@ -226,8 +232,8 @@ async def test_an_older_schema_is_brought_up_to_date(
         pass
     second = "ALTER TABLE trio_broker.messages ADD COLUMN note text;\n"
     monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, second))
-    assert f"has schema version {LATEST}, and this release needs {LATEST + 1}" in await refusal(
-        postgres_url, migrate=False
+    assert f"has schema version {LATEST}, and this release needs version {LATEST + 1}" in await refusal(
+        postgres_url, SchemaNotReady, migrate=False
     )
     async with open_store(postgres_url) as store:
         assert [record.body for record in await read_all(store)] == [b"first"]
@@ -267,6 +273,28 @@ async def test_several_open_a_new_database_at_once(postgres_url: str, outside: O
             nursery.start_soon(open_and_append)
     assert outside.do("SELECT version FROM trio_broker.schema_version") == [(n,) for n in range(1, LATEST + 1)]
     assert outside.do("SELECT last_id FROM trio_broker.subjects") == [(6,)]
+
+
+async def test_a_migration_lets_brokers_that_serve_go_first_while_somebody_else_holds_a_table(
+    postgres_url: str, outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a dump does for hours: who waits for its lock would hold up everybody behind."""
+    monkeypatch.setattr(schema, "LOCK_WAIT_S", 0.3)
+    monkeypatch.setattr(schema, "LOCK_PAUSE_S", 0.1)
+    async with opened(postgres_url) as serving, trio.open_nursery() as nursery:
+        monkeypatch.setattr(
+            schema, "STEPS", (*schema.STEPS, "ALTER TABLE trio_broker.subjects ADD COLUMN note text;\n")
+        )
+        with outside.holding("LOCK TABLE trio_broker.subjects IN ACCESS SHARE MODE"):
+            migrations = [Task(nursery, migrate, postgres_url) for _ in range(2)]
+            for last_id in (2, 3, 4):
+                await until(outside.stuck)
+                assert ids(await serving.append([message()])) == [last_id]
+            assert version_of(postgres_url) == LATEST
+            assert all(each.is_running for each in migrations)
+        assert [await each.result() for each in migrations] == [(LATEST + 1, LATEST + 1)] * 2
+        assert ids(await serving.append([message()])) == [5]
+        assert len(await read_all(serving)) == 5
 
 
 async def test_waiting_for_another_process_that_migrates_is_cancelled_at_once(

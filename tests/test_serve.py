@@ -11,7 +11,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from persistence import StoreUnavailable
+from persistence import SchemaNotReady, StoreUnavailable
 from trio_broker import serve as serve_module
 from trio_broker.config import Config
 from trio_broker.front import Alone
@@ -64,13 +64,14 @@ async def test_signals_are_heard_until_the_traces_are_sent(
     finish.set()
 
 
+@pytest.mark.parametrize(("kind", "event"), [(StoreUnavailable, "store_away"), (SchemaNotReady, "schema_awaited")])
 async def test_a_store_that_stays_away_is_told_of_every_minute(
-    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, kind: type[Exception], event: str
 ) -> None:
     @asynccontextmanager
     async def away(*_: object) -> AsyncIterator[None]:
         await trio.lowlevel.checkpoint()
-        raise StoreUnavailable("no route to host")
+        raise kind("no route to host")
         yield
 
     monkeypatch.setattr(serve_module, "configured_store", away)
@@ -79,5 +80,5 @@ async def test_a_store_that_stays_away_is_told_of_every_minute(
     async with AsyncExitStack() as opened:
         with capture_logs() as logs, trio.move_on_after(2.5 * REMIND_S):
             await process._open_store(opened)
-    assert [(line["event"], line["why"]) for line in logs] == [("store_away", "no route to host")] * 3
+    assert [(line["event"], line["why"]) for line in logs] == [(event, "no route to host")] * 3
     assert [line["away_s"] for line in logs] == pytest.approx([0, REMIND_S, 2 * REMIND_S])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from persistence import Appended, CannotOpen, NewMessage, open_store
+from persistence import Appended, CannotOpen, NewMessage, SchemaNotReady, open_store
 from persistence.sqlite import schema
 from persistence.sqlite.connection import connect, set_up_reader, set_up_writer
 
@@ -20,8 +20,10 @@ MESSAGE = NewMessage("orders", b"x", None)
 LATEST = len(schema.STEPS)
 
 
-async def refusal(url: str, *, exclusive: bool = False, migrate: bool = True) -> str:
-    with pytest.raises(CannotOpen) as refused:
+async def refusal(
+    url: str, kind: type[Exception] = CannotOpen, *, exclusive: bool = False, migrate: bool = True
+) -> str:
+    with pytest.raises(kind) as refused:
         async with open_store(url, exclusive=exclusive, migrate=migrate):
             pass
     return str(refused.value)
@@ -179,10 +181,10 @@ async def test_a_file_that_another_process_is_just_making_is_not_taken_for_anoth
 
 
 async def test_without_migration_nothing_is_made(path: Path) -> None:
-    assert f"{path} does not exist; start once with migration" in await refusal(url_of(path), migrate=False)
+    assert f"{path} has no schema yet" in await refusal(url_of(path), SchemaNotReady, migrate=False)
     assert not path.exists()
     path.touch()
-    assert "schema version 0" in await refusal(url_of(path), migrate=False)
+    assert "has no schema yet" in await refusal(url_of(path), SchemaNotReady, migrate=False)
     assert path.stat().st_size == 0
 
 
@@ -208,7 +210,9 @@ async def test_a_file_of_the_first_version_keeps_what_it_has_and_learns_keys_and
     old.execute("INSERT INTO subjects VALUES (1, 'orders', 1, 0)")
     old.execute("INSERT INTO messages VALUES (1, 1, 0, NULL, NULL, x'61')")
     old.close()
-    assert f"schema version 1, and this release needs {LATEST}" in await refusal(url_of(path), migrate=False)
+    assert f"version 1, and this release needs version {LATEST}" in await refusal(
+        url_of(path), SchemaNotReady, migrate=False
+    )
     keyed = MESSAGE._replace(idempotency_key="k")
     async with open_store(url_of(path)) as store:
         assert [outcome[0] for outcome in await store.append([keyed, keyed])] == [2, 2]
@@ -225,7 +229,7 @@ async def test_an_old_file_is_upgraded_once_though_two_open_it_at_once(
     await make(path)
     # a step that can be taken only once
     monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, ("ALTER TABLE subjects ADD COLUMN note TEXT",)))
-    assert f"schema version {LATEST}, and this release needs {LATEST + 1}" in await refusal(url_of(path), migrate=False)
+    assert f"needs version {LATEST + 1}" in await refusal(url_of(path), SchemaNotReady, migrate=False)
 
     async def open_and_append() -> None:
         async with open_store(url_of(path)) as store:

@@ -93,7 +93,9 @@ class Config(BaseModel):
     tls_cert: str = Field("", description="PEM file: the certificate of the gRPC listener and its chain; serve TLS")
     tls_key: str = Field("", description="PEM file: the key of the certificate")
     tls_client_ca: str = Field("", description="PEM file: only clients with a certificate of this authority may call")
-    no_migrate: bool = Field(default=False, description="do not create or upgrade the store's schema at start")
+    no_migrate: bool = Field(
+        default=False, description="wait for the store's schema at start instead of creating or upgrading it"
+    )
     no_admin: bool = Field(default=False, description="do not serve broker.Admin: nobody can list or purge subjects")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")

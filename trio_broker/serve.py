@@ -5,7 +5,8 @@ Not here:  settings and the set-up of logging (trio_broker/cli/), what is around
            and each part itself.
 Threads:   the trio thread; while stopping, one timer thread of last resort.
 
-Starting: metrics endpoint (alive, not ready) -> store, once it can be reached -> broker -> gRPC listener -> ready.
+Starting: metrics endpoint (alive, not ready) -> store, once it can be reached, and, with --no-migrate, has its schema
+-> broker -> gRPC listener -> ready.
 Stopping: not ready -> ``drain_delay`` -> GOAWAY -> new publishes are refused -> commits in flight finish and reach
 subscribers -> streams end with DRAINING -> connections close -> exit 0. What is still open after ``grace`` is cut.
 """
@@ -35,7 +36,7 @@ import structlog
 import trio
 
 from metrics import Readiness, State
-from persistence import Store, StoreUnavailable
+from persistence import SchemaNotReady, Store, StoreUnavailable
 from trio_broker._proto.pool import POOL
 from trio_broker.broker import Broker, configured_store, run_broker
 from trio_broker.call_log import CallLog
@@ -73,9 +74,9 @@ HEALTH_INTERVAL_S = 0.25
 WATCHES_MAX = 16
 """Health and reflection streams of one connection."""
 OPEN_AGAIN_S = 1.0
-"""Pause before a store that could not be reached is tried again."""
+"""Pause before a store that could not be reached, or has no schema yet, is tried again."""
 REMIND_S = 60.0
-"""How often a process that waits for its store says so."""
+"""How often a process that waits for its store, or its schema, says so."""
 LAST_RESORT_S = 2.0
 """A process that has not ended so long after the grace period is ended: a thread is stuck in the database."""
 
@@ -230,16 +231,17 @@ class _Process:
                 nursery.cancel_scope.cancel()
 
     async def _open_store(self, opened: AsyncExitStack) -> Store:
-        """Open the store; try again while it cannot be reached."""
+        """Open the store; try again while it cannot be reached, or somebody else has to migrate it first."""
         config = self._config
         began, remind_at = trio.current_time(), -math.inf
         while True:
             try:
                 store = await opened.enter_async_context(configured_store(config.store, config))
-            except StoreUnavailable as error:
+            except (StoreUnavailable, SchemaNotReady) as error:
                 now = trio.current_time()
                 if (starting := f"starting: {error}") != self._starting or now >= remind_at:
-                    log.warning("store_away", why=str(error), away_s=round(now - began, 3), retry_s=OPEN_AGAIN_S)
+                    event = "schema_awaited" if isinstance(error, SchemaNotReady) else "store_away"
+                    log.warning(event, why=str(error), away_s=round(now - began, 3), retry_s=OPEN_AGAIN_S)
                     self._starting, remind_at = starting, now + REMIND_S
             else:
                 self._starting = "starting"

@@ -119,6 +119,7 @@ INSERT INTO {keyspace}.store (id, version, serial, dc) VALUES (0, {version}, '{s
 """
 _ADVANCE = "UPDATE {keyspace}.store SET version = {version} WHERE id = 0 IF version = {from_version};\n"
 _TABLE = "SELECT table_name FROM system_schema.tables WHERE keyspace_name = %s AND table_name = 'store'"
+_NOT_YET = ("does not exist", "unconfigured table")
 _COLUMN = """
 SELECT column_name FROM system_schema.columns
 WHERE keyspace_name = %s AND table_name = 'log' AND column_name = 'gone_at'
@@ -139,7 +140,12 @@ def read_record(session: Session, address: Address) -> Recorded | None:
     """Return what a keyspace says of itself; None: it has not been made yet."""
     if session.execute(_TABLE, [address.keyspace]).one() is None:
         return None
-    row = session.execute(_READ.format(keyspace=address.keyspace)).one()
+    try:
+        row = session.execute(_READ.format(keyspace=address.keyspace)).one()
+    except InvalidRequest as error:
+        if any(text in str(error) for text in _NOT_YET):
+            return None  # it is being made: a node lists a table a moment before it knows it
+        raise
     return Recorded(**row) if row else None
 
 
@@ -147,7 +153,7 @@ def check_ours(address: Address, dc: str, recorded: Recorded | None, *, migrate:
     """Refuse a keyspace that is newer than this release, older when ``migrate`` is false, or used in another way.
 
     Raises:
-        CannotOpen: with what to do.
+        CannotOpen: with what to do. SchemaNotReady: it is older, or missing.
     """
     version = recorded.version if recorded else 0
     check_version(address, version, len(STEPS), migrate=migrate)

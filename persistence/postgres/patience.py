@@ -49,6 +49,13 @@ class Patience:
         if not self.left_s():
             raise OutOfPatience(f"no answer within {self._seconds:.3g} s")
 
+    def pause(self, seconds: float) -> None:
+        """Wait, as long as this lasts; see `check`."""
+        until = time.monotonic() + seconds
+        while (left_s := until - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(LOOK_UP_S, left_s))
+
     def watch(self, steps: PQGen[R]) -> PQGen[R]:
         """Take the steps of psycopg that wait for a socket, as long as this lasts; see `check`."""
         try:

@@ -8,12 +8,22 @@ A role that owns only the schema is enough: what exists is not created again, no
 PostgreSQL demands the right all the same.
 """
 
+import logging
+
+import psycopg
+
 from persistence.errors import CannotOpen
 from persistence.postgres.connection import Address, Connection
 from persistence.versions import check_version
 
+log = logging.getLogger(__name__)
+
 MIGRATION_LOCK = int.from_bytes(b"trib")
 """The advisory lock of whoever changes the schema."""
+LOCK_WAIT_S = 1.0
+"""How long a step waits for a table that somebody else is at, such as a dump. Brokers that serve wait behind it."""
+LOCK_PAUSE_S = 2.0
+"""How long they go on before it is tried again."""
 
 _FIRST = """
 -- Rows are never deleted: the last id must outlive the messages. Each flush changes a few: half of a page stays free,
@@ -113,7 +123,7 @@ def check_ours(connection: Connection, address: Address, *, migrate: bool) -> No
     """Refuse a schema that is another application's, newer than this release, or older when ``migrate`` is false.
 
     Raises:
-        CannotOpen: with what to do.
+        CannotOpen: with what to do. SchemaNotReady: it is older, or missing.
     """
     tables = connection.execute(_TABLES).fetchall()  # in one look: another process may be making ours
     if tables and _VERSION_TABLE not in tables:
@@ -123,12 +133,27 @@ def check_ours(connection: Connection, address: Address, *, migrate: bool) -> No
 
 
 def migrate_to_latest(connection: Connection) -> None:
-    """Take the steps that the database has not had, in one transaction. Safe when several processes do it at once."""
-    if schema_version(connection) >= len(STEPS):
-        return  # without a lock, and without any right to change the schema
+    """Take the steps that the database has not had, in one transaction. Safe when several processes do it at once.
+
+    Brokers may serve meanwhile: a step that finds a table in use gives way to them, and is tried again, as long as the
+    connection's patience lasts.
+    """
+    told = False
+    while schema_version(connection) < len(STEPS):  # else without a lock, or any right to change the schema
+        try:
+            _take_steps(connection)
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+            if not told:
+                log.warning("migration_waits why=%r retry_s=%.1f", str(error).partition("\n")[0], LOCK_PAUSE_S)
+            told = True
+            connection.patience.pause(LOCK_PAUSE_S)
+
+
+def _take_steps(connection: Connection) -> None:
     with connection.transaction():
         connection.execute("SET LOCAL statement_timeout = 0")
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [MIGRATION_LOCK])
+        connection.execute(f"SET LOCAL lock_timeout = {LOCK_WAIT_S * 1000:.0f}")
         # again, under the lock: another process may have been here
         if connection.execute(_SCHEMA).fetchone() is None:
             connection.execute("CREATE SCHEMA trio_broker")

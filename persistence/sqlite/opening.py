@@ -15,11 +15,14 @@ from persistence.errors import CannotOpen
 from persistence.sqlite.connection import connect, set_up_reader, set_up_writer, use_wal
 from persistence.sqlite.lock import file_lock
 from persistence.sqlite.presence import OpenFile
-from persistence.sqlite.schema import check_ours, migrate_to_latest, schema_version
+from persistence.sqlite.schema import STEPS, check_ours, migrate_to_latest, schema_version
 from persistence.sqlite.writing import Writer
+from persistence.versions import check_version
 
 READERS = 3
 """Connections for reading: reads do not wait for writes, and one long read does not hold up the others."""
+LOOK_TIMEOUT_S = 5.0
+"""How long `version_of` waits for who opens the file, closes it as the last one, or migrates it."""
 
 _VERSION_MIN = (3, 35)  # UPDATE .. RETURNING
 _ADVICE = {
@@ -107,7 +110,7 @@ def version_of(url: str) -> int:
     if not path.exists():
         return 0
     try:
-        with closing(connect(path, create=False, busy_timeout_s=0)) as connection:
+        with closing(connect(path, create=False, busy_timeout_s=LOOK_TIMEOUT_S)) as connection:
             check_ours(connection, path, migrate=True)  # it may be older
             return schema_version(connection)
     except sqlite3.Error as error:
@@ -126,7 +129,7 @@ def _check_place(path: Path, *, migrate: bool) -> None:
     if not path.parent.is_dir():
         raise CannotOpen(f"{path.parent} is not a directory; create it, or give another path")
     if not migrate and not path.exists():
-        raise CannotOpen(f"{path} does not exist; start once with migration, or run 'trio-broker migrate up'")
+        check_version(path, 0, len(STEPS), migrate=migrate)
 
 
 def _connect_writer(path: Path, *, migrate: bool, busy_timeout_s: float) -> sqlite3.Connection:

@@ -90,7 +90,7 @@ def check_ours(connection: sqlite3.Connection, path: Path, *, migrate: bool) -> 
     """Refuse a file that is another application's, newer than this release, or older when ``migrate`` is false.
 
     Raises:
-        CannotOpen: with what to do.
+        CannotOpen: with what to do. SchemaNotReady: it is older, or missing.
     """
     connection.execute("BEGIN")  # one snapshot: another process may be making the tables
     try:

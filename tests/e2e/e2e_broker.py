@@ -55,13 +55,11 @@ def eventually(ask: Callable[[], T], wanted: T) -> None:
 class BrokerProcess:
     """A running broker; it is ready when this is made. Leaving the ``with`` block kills it, if it still runs.
 
-    ``away``: when this is made it has found that its store is away, and serves its HTTP pages only.
+    ``waits``: when this is made it has logged this event, that it waits for its store, and serves its HTTP pages only.
     ``environment``: what it has besides ours.
     """
 
-    def __init__(
-        self, store: str, *flags: str, away: bool = False, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, store: str, *flags: str, waits: str = "", environment: Mapping[str, str] | None = None) -> None:
         self.log: list[dict[str, object]] = []
         """What it has logged so far, and the lines that are no JSON as ``{"raw": line}``."""
         self._process = subprocess.Popen(
@@ -75,8 +73,8 @@ class BrokerProcess:
         self._reader = threading.Thread(target=self._read, name="broker-log")
         self._reader.start()
         try:
-            if away:
-                self.wait_logged("store_away")
+            if waits:
+                self.wait_logged(waits)
                 sockets = self.system().net_connections("tcp")
                 (pages,) = [each.laddr for each in sockets if each.status == psutil.CONN_LISTEN]
                 self.metrics_address = f"{pages.ip}:{pages.port}"

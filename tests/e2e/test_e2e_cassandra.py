@@ -120,7 +120,7 @@ def test_an_idle_broker_stops_within_the_grace_period_although_the_node_stands_s
 def test_a_broker_that_waits_for_a_node_that_stands_still_at_its_start_stops_at_once(
     own_cassandra: CassandraServer, url: str
 ) -> None:
-    with own_cassandra.frozen(), BrokerProcess(url, "--grace", f"{GRACE_S}s", away=True) as broker:
+    with own_cassandra.frozen(), BrokerProcess(url, "--grace", f"{GRACE_S}s", waits="store_away") as broker:
         began = time.monotonic()
         broker.terminate()
         assert broker.wait() == 0
@@ -132,7 +132,7 @@ def test_a_broker_that_is_started_while_the_node_is_away_says_so_and_is_ready_wh
     own_cassandra: CassandraServer, url: str
 ) -> None:
     own_cassandra.kill9()
-    with BrokerProcess(url, away=True) as broker:
+    with BrokerProcess(url, waits="store_away") as broker:
         assert broker.get("/healthz")[0] == 200
         status, body = broker.get("/readyz")
         assert status == 503

@@ -1,4 +1,8 @@
+import os
 from collections.abc import Iterator
+
+# grpcio's own handlers of fork() crash it when a broker is started while calls are under way
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 import pytest
 from postgres_databases import Databases

@@ -55,9 +55,7 @@ class Oracle:
             async with trio.open_nursery() as writing:
                 for number in range(publishers):
                     keyed = not unkeyed_every or (number + 1) % unkeyed_every != 0
-                    publisher = Publisher(
-                        self._cluster, number, self.told, self._acknowledged, keyed=keyed, pause_s=pause_s
-                    )
+                    publisher = Publisher(self._cluster, number, self.told, self.note, keyed=keyed, pause_s=pause_s)
                     self.publishers.append(publisher)
                     writing.start_soon(publisher.run)
                 yield
@@ -91,7 +89,8 @@ class Oracle:
         """Why attempts to publish failed, over all publishers."""
         return sum((publisher.errors for publisher in self.publishers), Counter())
 
-    def _acknowledged(self) -> None:
+    def note(self) -> None:
+        """One more publish was acknowledged."""
         self.acknowledged += 1
         self._advanced.set()
         self._advanced = trio.Event()

@@ -272,8 +272,10 @@ def _bare_errors() -> Generator[None]:
     try:
         yield
     except BaseExceptionGroup as group:
-        if len(group.exceptions) > 1:
+        # those tasks are cancelled with the body, which may have failed just before it could notice
+        _, failed = group.split(trio.Cancelled)
+        if failed is None or len(failed.exceptions) > 1:
             raise
-        alone = group.exceptions[0]
+        alone = failed.exceptions[0]
     if alone is not None:
         raise alone
