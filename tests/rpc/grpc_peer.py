@@ -7,6 +7,7 @@ from h2_peer import CODES, REQUEST, Fields, Peer, data
 from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, RstStreamFrame
 
 from trio_broker.rpc import frames
+from trio_broker.rpc.application import Job
 from trio_broker.rpc.budget import Budgets
 from trio_broker.rpc.call import Call, framed
 from trio_broker.rpc.connection import Connection
@@ -33,6 +34,7 @@ class App:
     """The application of the calls: it does nothing but remember."""
 
     connection_id = "test"
+    at_once_bytes = 1 << 30
 
     def __init__(self) -> None:
         self.refusals = Refusals()
@@ -42,6 +44,8 @@ class App:
         self.over_calls: list[Call] = []
         self.began_calls: list[Call] = []
         self.received_calls: list[Call] = []
+        self.jobs: deque[Job] = deque()
+        """What is to be done in a thread."""
 
     def opened(self, call: Call) -> None:
         self.calls.append(call)
@@ -56,6 +60,17 @@ class App:
 
     def began(self, call: Call) -> None:
         self.began_calls.append(call)
+
+    def aside(self, job: Job) -> None:
+        self.jobs.append(job)
+
+    def run_jobs(self) -> None:
+        """Do what is to be done in a thread."""
+        while self.jobs:
+            job = self.jobs.popleft()
+            work = job.begin()
+            if work is not None:
+                job.done(work())
 
     def over(self, call: Call) -> None:
         self.over_calls.append(call)

@@ -232,11 +232,11 @@ def test_a_compressed_message_without_an_encoding(encoding):
 
 def test_a_compressed_message_with_an_encoding_that_we_lack():
     peer = GrpcPeer()
-    peer.call(1, end=False, more=[("grpc-encoding", "gzip")])
+    peer.call(1, end=False, more=[("grpc-encoding", "snappy")])
     answer = peer.answer(1, data(1, b"\1\0\0\0\1x", end=True))
     assert answer.code == StatusCode.UNIMPLEMENTED.value
-    assert "gzip" in answer.text
-    assert answer.trailers[b"grpc-accept-encoding"] == b"identity"
+    assert "snappy" in answer.text
+    assert answer.trailers[b"grpc-accept-encoding"] == b"identity,deflate,gzip"
 
 
 def test_an_encoding_that_is_named_but_not_used():

@@ -14,7 +14,8 @@ from trio_broker.broker import Broker
 from trio_broker.errors import BrokerError, Conflict, InvalidArgument, OutcomeUnknown, StorageFull
 from trio_broker.publishing import Publishing
 from trio_broker.replicas.tails import STRANGERS_MAX, Admit, Feeds, TailFeed
-from trio_broker.rpc.call import Call, Feed
+from trio_broker.rpc.application import Feed
+from trio_broker.rpc.call import Call
 from trio_broker.rpc.handlers import fed, grouped
 from trio_broker.runs import Result
 

@@ -14,16 +14,20 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from struct import Struct
-from typing import Any, Protocol
+from typing import Any
 
 from purerpc import Status, StatusCode
 
 from trio_broker.rpc import frames
+from trio_broker.rpc.application import Application, Feed, Source
 from trio_broker.rpc.budget import UNCOUNTED
+from trio_broker.rpc.compression import ACCEPTED, DEFLATE_MIN_BYTES, DEFLATED, WINDOW_BITS, deflated
 from trio_broker.rpc.connection import Connection
 from trio_broker.rpc.hpack import INDEXED_STATUS_200, literal
+from trio_broker.rpc.inflow import AT_ONCE_BYTES, Inflow
+from trio_broker.rpc.outflow import DeflatedReply
 from trio_broker.rpc.request import REQUEST_ID, NotGrpc, Request, TimedRequest
-from trio_broker.rpc.status import OK, OK_TRAILERS, Metadata, Refusals, metadata_block, shown, trailers
+from trio_broker.rpc.status import OK, OK_TRAILERS, Metadata, metadata_block, shown, trailers
 from trio_broker.rpc.stream import Head, Stream
 
 PREFIX_BYTES = 5
@@ -35,7 +39,11 @@ RESPONSE_HEAD = INDEXED_STATUS_200 + literal(b"content-type", b"application/grpc
 # The headers of its HEADERS frames, up to the stream's id.
 _HEAD_START = frames.headers(0, 0, RESPONSE_HEAD)[:5]
 _TRAILERS_START = frames.headers(frames.END_STREAM, 0, OK_TRAILERS)[:5]
-_IDENTITY_ONLY = (("grpc-accept-encoding", "identity"),)
+_ACCEPTED = (("grpc-accept-encoding", ACCEPTED),)
+# That of a response that streams, or answers a compressed request, and that of one which may be compressed.
+_FULL_HEAD = RESPONSE_HEAD + metadata_block(_ACCEPTED)
+_DEFLATE_MIN_BYTES = DEFLATE_MIN_BYTES + PREFIX_BYTES
+_DEFLATED_HEAD = _FULL_HEAD + literal(b"grpc-encoding", DEFLATED.encode())
 _SMALL_BYTES = 1024
 """A reply of no more is sent in any case: to refuse it would take as much, and what was done may not be undone."""
 _OBJECT_BYTES = 64
@@ -56,75 +64,21 @@ def _inbox_bytes(message: bytes) -> int:
     return len(message) + _OBJECT_BYTES
 
 
-class Source(Protocol):
-    """Where a drained stream's messages come from. See `trio_broker.rpc.handlers.drained`."""
-
-    def take(self, call: Call, credit: int) -> bytes:
-        """Return framed messages, about ``credit`` bytes; empty when there is nothing now. Never waits.
-
-        After the last one it calls `Call.finish`, and returns nothing: a rest goes to `Call.send` before.
-        """
-
-    def retire(self) -> None:
-        """The connection is to go: say all that is owed, then end the call, so that the client goes on elsewhere."""
-
-    def close(self) -> None:
-        """The call is over. Called exactly once."""
-
-
-class Feed(Source, Protocol):
-    """Where a fed stream's messages go, and its answers come from. See `trio_broker.rpc.handlers.fed`.
-
-    It takes messages from `Call.inbox` by `Call.take_message` and gives their credit back by `Call.take`.
-    """
-
-    def feed(self) -> None:
-        """There is more in the inbox, or the request has ended. Called once for each read that brought some."""
-
-
-class Application(Protocol):
-    """What stands above the calls: see server.py."""
-
-    refusals: Refusals
-    peer: str
-    """Who calls, for logs."""
-    connection_id: str
-    """A name that no other connection has, for those of its calls that the client gave none."""
-
-    def opened(self, call: Call) -> None:
-        """A call began; its request may still be on the way."""
-
-    def ready(self, call: Call) -> None:
-        """The one message of a call that sends one is there (`Call.message`)."""
-
-    def began(self, call: Call) -> None:
-        """The first message of a response that streams is on its way."""
-
-    def received(self, call: Call) -> None:
-        """A call that streams has more in its `Call.inbox`, or its request ended."""
-
-    def over(self, call: Call) -> None:
-        """The call ended; called exactly once for each that was opened."""
-
-    def expire(self, call: Call) -> None:
-        """The call's deadline has passed."""
-
-    def hurry(self, call: Call, seconds: float) -> None:
-        """Give the call this much time at most."""
-
-
 class Call(Stream):
     """A gRPC call."""
 
     __slots__ = (
         "app",
         "bucket",
+        "compresses",
         "credited",
         "deadline",
+        "deflating_bytes",
         "feed",
         "first_message_s",
         "held",
         "inbox",
+        "inflow",
         "initial_metadata",
         "last_word",
         "message",
@@ -171,6 +125,13 @@ class Call(Stream):
         """What is held for ``part``: the whole message, by its announced size."""
         self.held = 0
         """That; the message, until the request ends; what is in the inbox."""
+        self.inflow: Inflow | None = None
+        """Takes the request in, since one of its messages is compressed."""
+        self.compresses = False
+        """Messages are compressed from now on, where that makes them smaller. A handler that is marked for it may
+        change it."""
+        self.deflating_bytes = 0
+        """The reply that is being compressed."""
         self.initial_metadata: Metadata = ()
         self.trailing_metadata: Metadata = ()
         self.source: Source | None = None
@@ -198,6 +159,7 @@ class Call(Stream):
         assert isinstance(head, Request)
         self.request = head
         self.trailing_metadata = head.echo
+        self.compresses = head.compresses
         self.method = head.route
         self.app.opened(self)
         if self.method is None:
@@ -211,45 +173,46 @@ class Call(Stream):
         if self.part is None and len(data) >= PREFIX_BYTES:
             compressed, size = _prefix.unpack_from(data)
             if size == len(data) - PREFIX_BYTES and not compressed and size <= self.connection.limits.message_max_bytes:
-                self._on_message(data[PREFIX_BYTES:])
+                self.on_message(data[PREFIX_BYTES:])
                 return
         if self.message is None:
             self._assemble(data)
         else:
-            self._finish_cardinality("more than one message")
+            self.finish_cardinality("more than one message")
 
     def on_end(self) -> None:
         """The request is complete."""
         if isinstance(self.request, NotGrpc):
             self._answer_plainly(self.request)
-        elif not self.local_closed:
+        elif not self.local_closed and (self.inflow is None or self.inflow.end()):
             self.request_ended = True
             if self.held and self.inbox is None:
-                self._hold(-self.held)
+                self.hold(-self.held)
             if self.part:
                 self.finish(Status(StatusCode.INTERNAL, "the request ends within a message"))
             elif self.inbox is not None:
                 self.app.received(self)
             elif self.message is None:
-                self._finish_cardinality("no message")
+                self.finish_cardinality("no message")
             else:
                 self.app.ready(self)
 
-    def _on_message(self, message: bytes) -> None:
+    def on_message(self, message: bytes) -> None:
+        """Take a message of the request: that of a unary one; or it goes to the inbox, if there is room."""
         if self.inbox is not None:
-            if self._hold(_inbox_bytes(message) - self.reserved):
+            if self.hold(_inbox_bytes(message) - self.reserved):
                 self.reserved = 0
                 self.inbox.append(message)
                 self.app.received(self)
             else:
-                self._finish_overloaded()
+                self.finish_overloaded()
         elif self.message is None:
             self.message = message
             self.take(len(message) + PREFIX_BYTES - self.credited)
         else:
-            self._finish_cardinality("more than one message")
+            self.finish_cardinality("more than one message")
 
-    def _finish_cardinality(self, found: str) -> None:
+    def finish_cardinality(self, found: str) -> None:
         """Doc/statuscodes.md: "Request cardinality violation"."""
         self.finish(Status(StatusCode.UNIMPLEMENTED, f"the method takes one message; the request has {found}"))
 
@@ -260,6 +223,9 @@ class Call(Stream):
             self.part = bytearray(data)
         else:
             self.part += data
+            if self.inflow is not None:
+                self.inflow.go_on()
+                return
         part = self.part
         announced = PREFIX_BYTES
         while len(part) >= PREFIX_BYTES:
@@ -268,7 +234,7 @@ class Call(Stream):
                 self.finish(self.app.refusals.message_too_large(size, connection.limits.message_max_bytes))
                 return
             if compressed:
-                self._refuse_compressed()
+                self._begin_inflow()
                 return
             announced = PREFIX_BYTES + size
             if len(part) < announced:
@@ -279,7 +245,7 @@ class Call(Stream):
             if self.inbox is not None:  # `taken` gives the whole credit
                 self.unreturned -= min(self.credited, announced)
                 self.credited -= min(self.credited, announced)
-            self._on_message(message)
+            self.on_message(message)
             if self.local_closed:
                 return
             announced = PREFIX_BYTES
@@ -290,7 +256,7 @@ class Call(Stream):
             self.take(len(part) - self.credited)
             self.credited = len(part)
         else:
-            self._finish_overloaded()
+            self.finish_overloaded()
 
     def _reserve(self, announced: int) -> bool:
         """Hold a message that has begun to arrive; say whether there is room for all of it.
@@ -299,9 +265,9 @@ class Call(Stream):
         """
         more = announced - self.reserved
         self.reserved = announced
-        return self._hold(more)
+        return self.hold(more)
 
-    def _hold(self, more: int) -> bool:
+    def hold(self, more: int) -> bool:
         """Count ``more`` bytes of the request as held, or fewer; say whether there is room for them."""
         connection = self.connection
         inbound = connection.budgets.inbound
@@ -315,29 +281,34 @@ class Call(Stream):
         """A whole message is held until the request ends, too."""
         if self.message is not None and not self.held and not self.local_closed:
             assert isinstance(self.message, bytes)
-            if not self._hold(len(self.message) + PREFIX_BYTES):
-                self._finish_overloaded()
+            if not self.hold(len(self.message) + PREFIX_BYTES):
+                self.finish_overloaded()
 
-    def _finish_overloaded(self) -> None:
+    def finish_overloaded(self) -> None:
+        """There is no room for the request."""
         self.finish(self.app.refusals.overloaded("too many unfinished requests are held"))
 
-    def _refuse_compressed(self) -> None:
+    def _begin_inflow(self) -> None:
         """Doc/compression.md: an algorithm that the server lacks is UNIMPLEMENTED, an unnamed one INTERNAL."""
         assert isinstance(self.request, Request)
         encoding = self.request.encoding
         if encoding in (None, "identity"):
             self.finish(Status(StatusCode.INTERNAL, "a compressed message without grpc-encoding"))
+        elif encoding in WINDOW_BITS:
+            self.inflow = Inflow(self, encoding)
+            self.inflow.go_on()
         else:
-            self.trailing_metadata = [*self.trailing_metadata, *_IDENTITY_ONLY]
-            self.finish(
-                Status(StatusCode.UNIMPLEMENTED, f"grpc-encoding {shown(encoding)} is not supported: send identity")
-            )
+            self.trailing_metadata = [*self.trailing_metadata, *_ACCEPTED]
+            text = f"grpc-encoding {shown(encoding)} is not supported: send one of {ACCEPTED}"
+            self.finish(Status(StatusCode.UNIMPLEMENTED, text))
 
     def taken(self, message: bytes) -> None:
         """A message left the inbox: the peer may send as much again."""
         self.take(len(message) + PREFIX_BYTES)
         if not self.closed:
-            self._hold(-_inbox_bytes(message))
+            self.hold(-_inbox_bytes(message))
+            if self.inflow is not None:
+                self.inflow.room_again()
 
     def take_message(self) -> bytes:
         """Take a message from the inbox, where there is one. It is held no longer, but its credit is not given back.
@@ -347,7 +318,9 @@ class Call(Stream):
         assert self.inbox
         message = self.inbox.popleft()
         if not self.closed:
-            self._hold(-_inbox_bytes(message))
+            self.hold(-_inbox_bytes(message))
+            if self.inflow is not None:
+                self.inflow.room_again()
         return message
 
     def request_id(self) -> str:
@@ -377,6 +350,8 @@ class Call(Stream):
             or connection.stalled
             or self.initial_metadata
             or self.trailing_metadata
+            or self.inflow is not None
+            or (self.compresses and size >= _DEFLATE_MIN_BYTES)
         ):
             self._reply_in_parts(message)
             return
@@ -392,6 +367,8 @@ class Call(Stream):
         connection.ended(self)
 
     def _reply_in_parts(self, message: bytes) -> None:
+        if self.status is not None:
+            return
         waiting = self.connection.queued_bytes
         if len(message) > _SMALL_BYTES:
             if waiting and waiting + len(message) > self.connection.limits.outbound_max_bytes:
@@ -402,8 +379,21 @@ class Call(Stream):
                 self.finish(self.app.refusals.overloaded("too many replies wait for clients that do not read"))
                 return
         self.send_head()
-        self.send(framed(message))
-        self.finish(OK)
+        if self.compresses and len(message) > AT_ONCE_BYTES:
+            self.status = OK  # it stands, as if it waited for a window
+            self.deflating_bytes = len(message)
+            self.account.held_bytes += len(message)
+            self.app.aside(DeflatedReply(self, message))
+        else:
+            self.send_message(message)
+            self.finish(OK)
+
+    def send_message(self, message: bytes) -> None:
+        """Queue one message of the response, compressed if that is wanted."""
+        if self.compresses and len(message) >= DEFLATE_MIN_BYTES:
+            self.send(deflated(message))
+        else:
+            self.send(framed(message))
 
     def shed(self, status: Status) -> None:
         """End the call at once, and drop what is queued, since memory is short: by ``status`` if that can leave now."""
@@ -419,7 +409,8 @@ class Call(Stream):
     def send_head(self) -> None:
         """Send the response's headers now, with `initial_metadata`; otherwise they leave with the first message."""
         if not self.responded:
-            self.send_headers(RESPONSE_HEAD + metadata_block(self.initial_metadata))
+            head = _DEFLATED_HEAD if self.compresses else _FULL_HEAD
+            self.send_headers(head + metadata_block(self.initial_metadata))
 
     def finish(self, status: Status) -> None:
         """End the call with a status and `trailing_metadata`, after what was sent. Later calls do nothing.
@@ -468,8 +459,10 @@ class Call(Stream):
     def on_closed(self) -> None:
         """End everything that belongs to the call."""
         if self.held:
-            self._hold(-self.held)
-        self.part = None
+            self.hold(-self.held)
+        if self.deflating_bytes:
+            self.account.held_bytes -= self.deflating_bytes
+        self.part = self.inflow = None
         if self.source is not None:
             self.source.close()
             # they know the call: no cycle is left for the collector

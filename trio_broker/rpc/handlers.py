@@ -34,7 +34,9 @@ from google.protobuf.message import DecodeError
 from purerpc import Cardinality, RpcFailedError, RPCSignature, Status
 from purerpc.grpclib.events import RequestReceived
 
-from trio_broker.rpc.call import Call, framed
+from trio_broker.rpc.call import Call
+from trio_broker.rpc.compression import deflated
+from trio_broker.rpc.inflow import AT_ONCE_BYTES
 from trio_broker.rpc.request import Request
 from trio_broker.rpc.status import OK, Refusals
 
@@ -75,6 +77,15 @@ def fed(abandoned: Abandoned | None = None) -> Callable[[F], F]:
     return _marked("fed", abandoned)
 
 
+def compressed(handler: F) -> F:
+    """Mark a handler of any kind: its replies are compressed where the client accepts that.
+
+    It may set `Call.compresses` before each of them. Without this mark the server's setting decides.
+    """
+    handler.rpc_compressed = True  # type: ignore[attr-defined]
+    return handler
+
+
 def _marked(kind: str, abandoned: Abandoned | None) -> Callable[[F], F]:
     def mark(handler: F) -> F:
         handler.rpc_kind = kind  # type: ignore[attr-defined]
@@ -99,6 +110,8 @@ class Method:
     task_streams: bool
     """A response stays, with a task of its own, for as long as the client likes."""
     abandoned: Abandoned | None
+    compressed: bool
+    """Its replies are, whatever the server's setting."""
 
     @property
     def path(self) -> str:
@@ -132,6 +145,7 @@ def bind(service: str, name: str, handler: Callable[..., Any], signature: RPCSig
         response_streams=response_streams,
         task_streams=response_streams and kind == "task",
         abandoned=getattr(handler, "rpc_abandoned", None),
+        compressed=getattr(handler, "rpc_compressed", False),
     )
 
 
@@ -191,7 +205,7 @@ async def finish_group(calls: list[Call], work: Awaitable[None], refusals: Refus
     except Exception as error:  # noqa: BLE001 - whatever a handler raises must end its calls
         _fail_group(calls, error, refusals)
     for call in calls:
-        if call.local_closed:
+        if call.local_closed or call.status is not None:
             continue
         if scope.cancelled_caught:  # the last of their deadlines has passed, and the sweep has not been here yet
             call.app.expire(call)
@@ -292,7 +306,11 @@ async def _answer(call: Call) -> None:
     responses: AsyncGenerator[Message] = method.handler(argument, request=request)
     async with _closing(responses):
         async for response in responses:
-            call.send(framed(response.SerializeToString()))
+            message = response.SerializeToString()
+            if call.compresses and len(message) > AT_ONCE_BYTES:
+                call.send(await trio.to_thread.run_sync(deflated, message, limiter=call.app.threads.limiter))
+            else:
+                call.send_message(message)
             if call.first_message_s is None:
                 call.app.began(call)
             if _is_full(call):

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from trio_broker.rpc.compression import accepts
 from trio_broker.rpc.connection import Fields, MalformedRequest
 from trio_broker.rpc.status import shown
 
@@ -52,6 +53,8 @@ class Request(NamedTuple):
     encoding: str | None
     """grpc-encoding: how messages with the compressed flag are compressed."""
     accept_encoding: str | None
+    compresses: bool
+    """Replies are to be compressed, and the client understands them."""
     metadata: tuple[tuple[str, str | bytes], ...]
     """Custom metadata in order; values of ``-bin`` names decoded."""
     echo: tuple[tuple[str, str], ...]
@@ -72,11 +75,13 @@ class RequestParser:
     """Check and parse header sections. One per server.
 
     Args:
-        route: finds what serves a path; None: nothing does.
+        route: finds what serves a path; None: nothing does. What has a true ``compressed`` compresses its replies.
+        compresses: all replies are compressed.
     """
 
-    def __init__(self, route: Callable[[str], object]) -> None:
+    def __init__(self, route: Callable[[str], object], *, compresses: bool = False) -> None:
         self._route = route
+        self._compresses = compresses
         self._known: dict[tuple[tuple[bytes, bytes], ...], Request | NotGrpc] = {}
 
     def parse(self, fields: Fields) -> Request | TimedRequest | NotGrpc:
@@ -119,6 +124,8 @@ class RequestParser:
         path = pseudo[b":path"].decode("latin-1")
         authority = pseudo.get(b":authority")
         metadata = tuple(_metadata(regular))
+        accept_encoding = known.get(b"grpc-accept-encoding")
+        route = self._route(path)
         return Request(
             content_length=length,
             path=path,
@@ -127,10 +134,11 @@ class RequestParser:
             content_type=known[b"content-type"],
             user_agent=known.get(b"user-agent"),
             encoding=known.get(b"grpc-encoding"),
-            accept_encoding=known.get(b"grpc-accept-encoding"),
+            accept_encoding=accept_encoding,
+            compresses=(self._compresses or getattr(route, "compressed", False)) and accepts(accept_encoding),
             metadata=metadata,
             echo=tuple(_echo(metadata)),
-            route=self._route(path),
+            route=route,
         )
 
 

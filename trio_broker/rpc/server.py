@@ -22,6 +22,7 @@ import trio
 from purerpc import Status
 
 from trio_broker.rpc import handlers
+from trio_broker.rpc.aside import Threads
 from trio_broker.rpc.budget import Budget, Budgets
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.deadlines import LONGEST_S, Deadlines
@@ -55,6 +56,8 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         refusals: the statuses that this layer gives by itself.
         on_call_over: told of each call that ended, and of the seconds it took. `Call.method` is None if there is no
             such method, `Call.status` if the client cancelled or vanished.
+        compresses: replies of `trio_broker.rpc.compression.DEFLATE_MIN_BYTES` and more are compressed for clients that
+            accept it; without it, those of handlers that are marked so (`trio_broker.rpc.handlers.compressed`).
         on_written: told each time that what there was to say was given to the sockets: once per scheduler tick for all
             connections, and after each read or write of one.
     """
@@ -69,6 +72,7 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         refusals: Refusals | None = None,
         on_call_over: CallOver | None = None,
         on_written: Callable[[], None] | None = None,
+        compresses: bool = False,
     ) -> None:
         super().__init__(port)
         self.tls = tls
@@ -82,7 +86,8 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         self.accepts = True
         """While this is False, new connections wait to be accepted."""
         self.refusals = refusals or Refusals()
-        self.parser = RequestParser(self._route)
+        self.parser = RequestParser(self._route, compresses=compresses)
+        self.threads = Threads()
         self.deadlines = Deadlines(0.0)
         self.task_streams = 0
         """Calls of all connections whose responses stream from a task of their own."""

@@ -83,6 +83,10 @@ class Refusals:
         """A message larger than the limit; it was not received."""
         return Status(StatusCode.RESOURCE_EXHAUSTED, f"the message has {size} bytes; at most {limit} are accepted")
 
+    def inflates_too_large(self, limit: int) -> Status:
+        """A compressed message that is larger than the limit; no more of it was inflated."""
+        return Status(StatusCode.RESOURCE_EXHAUSTED, f"the message inflates to more than {limit} bytes")
+
     def overloaded(self, text: str) -> Status:
         """More than is held for one connection; the same call may succeed later."""
         return Status(StatusCode.RESOURCE_EXHAUSTED, text)

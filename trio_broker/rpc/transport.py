@@ -19,16 +19,19 @@ import time
 from collections import deque
 from collections.abc import Callable
 from secrets import token_hex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 from purerpc import Status
 
 from trio_broker.rpc import frames, handlers
+from trio_broker.rpc.application import Job
+from trio_broker.rpc.aside import Aside, Threads
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.connection import Connection
 from trio_broker.rpc.handlers import Method
 from trio_broker.rpc.health import NAME as HEALTH
+from trio_broker.rpc.inflow import PER_READ_BYTES
 from trio_broker.rpc.leaving import grow_old, turn_away
 from trio_broker.rpc.listeners import format_address
 from trio_broker.rpc.tls import Tls
@@ -56,7 +59,7 @@ LINGER_READS = 100
 
 
 class Transport:
-    """A connected client. It is the `trio_broker.rpc.call.Application` of its calls."""
+    """A connected client. It is the `trio_broker.rpc.application.Application` of its calls."""
 
     def __init__(self, server: Server, sock: socket.socket, *, turned_away: bool = False) -> None:
         """``turned_away``: there is no place for the client: its calls are refused, and it is closed soon."""
@@ -80,6 +83,8 @@ class Transport:
         self._grouped_bytes = 0
         self._fed: dict[Call, None] = {}
         """Calls whose feeds are to be told when the read is done."""
+        self.at_once_bytes = PER_READ_BYTES
+        self._aside = Aside(server.threads, self._take_in)
         self._unsent: memoryview | None = None
         self._stalled_at = 0.0
         """Since when the socket has not taken all that it was to."""
@@ -178,10 +183,15 @@ class Transport:
             await self._caught_up()
 
     def _handle(self, data: bytes) -> None:
-        """Take in what was read; write what is answered at once."""
+        """Take in what was read."""
+        self.at_once_bytes = PER_READ_BYTES
+        self._take_in(self.connection.receive, data)
+
+    def _take_in(self, take: Callable[[Any], None], given: Any) -> None:  # noqa: ANN401 - what `take` takes
+        """Let the connection or a call take something in; write what is answered at once."""
         self._reading = True
         try:
-            self.connection.receive(data)
+            take(given)
         except Exception as error:  # noqa: BLE001
             self._report(error)
             self._end_calls()
@@ -282,6 +292,15 @@ class Transport:
             self._fed[call] = None
         elif call.wake is not None:
             call.wake()
+
+    @property
+    def threads(self) -> Threads:
+        """What all connections compress with."""
+        return self.server.threads
+
+    def aside(self, job: Job) -> None:
+        """Run a job when its turn has come."""
+        self._aside.add(job, self._nursery)
 
     def over(self, call: Call) -> None:
         """Stop everything that a call had going, and account for it."""

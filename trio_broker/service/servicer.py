@@ -25,7 +25,8 @@ from trio_broker.config import MESSAGE_OVERHEAD_BYTES
 from trio_broker.errors import BrokerError
 from trio_broker.memory import Pressure
 from trio_broker.paging import PAGE_MAX_BYTES
-from trio_broker.rpc.call import Call, Feed, Source
+from trio_broker.rpc.application import Feed, Source
+from trio_broker.rpc.call import Call
 from trio_broker.rpc.handlers import Context, drained, fed, grouped
 from trio_broker.runs import Pending
 from trio_broker.service import admin

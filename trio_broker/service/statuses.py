@@ -93,6 +93,11 @@ class BrokerRefusals(Refusals):
         text = f"the request has {size} bytes; at most {limit} are accepted"
         return status_of(errors.MessageTooLarge(text, size=size, limit=limit))
 
+    def inflates_too_large(self, limit: int) -> Status:
+        """A compressed message that is larger than the limit; no more of it was inflated."""
+        text = f"the request inflates to more than {limit} bytes, the most that is accepted"
+        return status_of(errors.MessageTooLarge(text, limit=limit))
+
     def overloaded(self, text: str) -> Status:
         """More than is held for one connection."""
         return status_of(errors.Overloaded(text))

@@ -23,7 +23,8 @@ from trio_broker.broker import Broker
 from trio_broker.errors import BrokerError
 from trio_broker.message import EPOCH
 from trio_broker.position import ASIDE
-from trio_broker.rpc.call import Call, Source
+from trio_broker.rpc.application import Source
+from trio_broker.rpc.call import Call
 from trio_broker.rpc.status import OK
 from trio_broker.service.encoding import batch_wire, join_together, together_wire
 from trio_broker.service.places import Places
