@@ -24,7 +24,7 @@ def debug(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def until_closed(server: Server) -> None:
-    while server._transports:
+    while server.transports:
         await trio.testing.wait_all_tasks_blocked()
 
 
@@ -119,7 +119,7 @@ async def test_a_client_that_does_not_come_to_speak_http2(
 
 async def test_a_client_that_speaks_http2_has_all_time() -> None:
     async with serving(Toy()) as server, connected(server):
-        (transport,) = server._transports
+        (transport,) = server.transports
         assert transport._reader.deadline == math.inf
 
 

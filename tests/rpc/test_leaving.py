@@ -7,8 +7,7 @@ from purerpc import StatusCode
 from toy import Toy, connected, serving
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_broker.rpc import frames
-from trio_broker.rpc import server as server_module
+from trio_broker.rpc import accepting, frames
 from trio_broker.rpc.health import Health
 from trio_broker.rpc.limits import Limits
 
@@ -195,7 +194,7 @@ async def test_health_is_told_to_who_has_found_no_place():
 async def test_only_so_many_are_turned_away_at_once_and_more_wait(
     mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(server_module, "ACCEPT_PAUSE_S", 0.1)
+    monkeypatch.setattr(accepting, "ACCEPT_PAUSE_S", 0.1)
     limits = Limits(connections_max=1, turned_away_max=1)
     async with serving(Toy(), limits=limits) as server, connected(server) as first:
         assert await call(first, 1) == 0

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from trio_broker.rpc import frames
+from trio_broker.rpc.call import Call
+
 if TYPE_CHECKING:
     from trio_broker.rpc.transport import Transport
 
@@ -48,6 +51,35 @@ async def _let_go(transport: Transport, grace_s: float, last_s: float) -> None:
     await trio.sleep(goaway_wait_s)
     connection.drain_now()
     await trio.sleep(grace_s - goaway_wait_s)
-    transport.retire()
+    retire(transport)
     await trio.sleep(last_s)
-    transport.give_up_all()
+    give_up_all(transport)
+
+
+def retire(transport: Transport) -> None:
+    """End the calls that stream, each when it has said all that it owes; others end by themselves. Never raises."""
+    try:
+        for call in list(transport.connection.streams.values()):
+            if not isinstance(call, Call):
+                continue
+            if call.source is not None:
+                call.source.retire()
+            elif call.method is not None and call.method.response_streams:
+                call.finish(transport.refusals.retired())
+        transport.flush()
+    except Exception as error:  # noqa: BLE001
+        transport.crash(error)
+
+
+def give_up_all(transport: Transport) -> None:
+    """End every call now, so that a connection that drains is finished. Never raises."""
+    try:
+        calls = [call for call in transport.connection.streams.values() if isinstance(call, Call)]
+        for call in calls:
+            transport.give_up(call, transport.refusals.retired())
+        transport.flush()
+        for call in calls:
+            call.reset(frames.CANCEL)
+        transport.flush()
+    except Exception as error:  # noqa: BLE001
+        transport.crash(error)

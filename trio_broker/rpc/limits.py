@@ -12,6 +12,8 @@ class Limits:
 
     connections_max: int = 100_000
     """Clients at once. One more takes the place of the oldest that never made a call, or is turned away."""
+    connections_per_address: float = math.inf
+    """Those of them from one IPv4 address, or one IPv6 network of 64 bits; more are turned away."""
     turned_away_max: int = 100
     """Clients that are being turned away at once, for about a second each; more wait to be accepted."""
     first_call_s: float = 1.0
@@ -28,6 +30,10 @@ class Limits:
     """Those among them whose responses stream from a task of their own, which takes some 10 KB; more are refused."""
     task_streams_total: int = 1000
     """The same over all connections."""
+    streams_total: float = math.inf
+    """Calls open at once over all connections; more are refused, but for health checks."""
+    streams_per_address: float = math.inf
+    """The same over the connections of one address."""
     message_max_bytes: int = 4 * 1024 * 1024
     """Largest message received; a larger one ends its call before it is buffered."""
     inbound_max_bytes: int = 64 * 1024 * 1024
@@ -76,3 +82,8 @@ class Limits:
             raise ValueError(
                 f"connection_window_bytes must be at least {WINDOW_INITIAL}, not {self.connection_window_bytes}"
             )
+
+    @property
+    def per_address(self) -> bool:
+        """Something is bounded for each address."""
+        return min(self.connections_per_address, self.streams_per_address) < math.inf

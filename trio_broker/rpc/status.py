@@ -111,6 +111,12 @@ class Refusals:
         """As many clients are connected as may be."""
         return Status(StatusCode.RESOURCE_EXHAUSTED, f"{limit} clients are connected; no more may be")
 
+    def crowded(self, limit: float) -> Status:
+        """As many clients of one address are connected as may be."""
+        return Status(
+            StatusCode.RESOURCE_EXHAUSTED, f"{limit:.0f} clients of this address are connected; no more may be"
+        )
+
     def internal(self) -> Status:
         """A bug in a handler: logged there, and not described here."""
         return Status(StatusCode.INTERNAL, "internal error")

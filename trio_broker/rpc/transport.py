@@ -17,7 +17,6 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ from trio_broker.rpc.listeners import format_address
 from trio_broker.rpc.tls import Tls
 
 if TYPE_CHECKING:
+    from trio_broker.rpc.accepting import Origin
     from trio_broker.rpc.server import Server
 
 log = logging.getLogger(__name__)
@@ -61,10 +61,20 @@ LINGER_READS = 100
 class Transport:
     """A connected client. It is the `trio_broker.rpc.application.Application` of its calls."""
 
-    def __init__(self, server: Server, sock: socket.socket, *, turned_away: bool = False) -> None:
-        """``turned_away``: there is no place for the client: its calls are refused, and it is closed soon."""
+    def __init__(
+        self, server: Server, sock: socket.socket, origin: Origin | None = None, *, refusal: Status | None = None
+    ) -> None:
+        """Take an accepted socket.
+
+        Args:
+            server: what is served, and what all connections share.
+            sock: the client's; `run` closes it.
+            origin: what all connections of the client's address have; None: that does not matter.
+            refusal: there is no place for the client: this ends its calls, and it is closed soon.
+        """
         self.server = server
-        self._turned_away = turned_away
+        self._origin = origin
+        self._refusal = refusal
         self.refusals = server.refusals
         self.peer = _peer(sock)
         self.connection_id = token_hex(6)
@@ -75,8 +85,11 @@ class Transport:
         self._nursery: trio.Nursery
         self._reading = True
         """Output need not be announced: it is flushed when the read is done."""
-        self.came_at = self._read_at = time.perf_counter()
+        self.came_at = self.read_at = time.perf_counter()
         self._task_streams = 0
+        self._streams = 0
+        """Calls that are open, as of the last read or write."""
+        self._streams_max = math.inf
         self._groups: list[list[Call]] = []
         self._open_groups: dict[Method, list[Call]] = {}
         """The last group of each method, which takes more calls."""
@@ -86,8 +99,8 @@ class Transport:
         self.at_once_bytes = PER_READ_BYTES
         self._aside = Aside(server.threads, self._take_in)
         self._unsent: memoryview | None = None
-        self._stalled_at = 0.0
-        """Since when the socket has not taken all that it was to."""
+        self.stalled_at = 0.0
+        """When the socket last took a part of what it was to take."""
         self._written = trio.Event()
         self._broken = False
         self._reader = trio.CancelScope()
@@ -108,7 +121,7 @@ class Transport:
             async with trio.open_nursery() as self._nursery:
                 self._reading = False
                 self.flush()
-                if self._turned_away:
+                if self._refusal is not None:
                     self._nursery.start_soon(turn_away, self)
                 elif self.server.limits.connection_age_s < math.inf:
                     self._nursery.start_soon(grow_old, self)
@@ -143,12 +156,13 @@ class Transport:
                 self.connection.drop_all()
             except Exception as error:  # noqa: BLE001
                 self._report(error)
+        self._count_streams()
 
     def _report(self, error: Exception) -> None:
         """Log a bug, ours or a handler's, which must not reach other connections."""
         log.error("connection_failed peer=%s error=%s", self.peer, type(error).__name__, exc_info=error)
 
-    def _crash(self, error: Exception) -> None:
+    def crash(self, error: Exception) -> None:
         """End the connection, whose state is not to be trusted any more."""
         self._report(error)
         self._end = "a bug"
@@ -170,8 +184,8 @@ class Transport:
             if self._tls is not None:
                 data = self._tls.decrypt(data)
             now = time.perf_counter()
-            connection.forgive(now - self._read_at)
-            self._read_at = now
+            connection.forgive(now - self.read_at)
+            self.read_at = now
             while len(data) > TIGHT_BYTES and outbound.tight:
                 self._handle(data[:TIGHT_BYTES])
                 data = data[TIGHT_BYTES:]
@@ -190,6 +204,7 @@ class Transport:
     def _take_in(self, take: Callable[[Any], None], given: Any) -> None:  # noqa: ANN401 - what `take` takes
         """Let the connection or a call take something in; write what is answered at once."""
         self._reading = True
+        self._streams_max = self._streams_room()
         try:
             take(given)
         except Exception as error:  # noqa: BLE001
@@ -200,6 +215,21 @@ class Transport:
         self._reading = False
         self.flush()
         self.server.written()
+
+    def _streams_room(self) -> float:
+        """Return how many calls the connection may have open while what was read is taken in."""
+        limits, origin, own = self.server.limits, self._origin, self._streams
+        room = limits.streams_total - self.server.streams + own
+        return room if origin is None else min(room, limits.streams_per_address - origin.streams + own)
+
+    def _count_streams(self) -> None:
+        """Account for the calls that are open, once for all that a read or a write has changed."""
+        more = len(self.connection.streams) - self._streams
+        if more:
+            self._streams += more
+            self.server.streams += more
+            if self._origin is not None:
+                self._origin.streams += more
 
     async def _caught_up(self) -> None:
         """Wait for a peer that does not read: it is not read from."""
@@ -236,10 +266,13 @@ class Transport:
 
     def opened(self, call: Call) -> None:
         """Start the clocks of a call, and its task if it does not wait for its one message."""
-        call.started = self._read_at
+        call.started = self.read_at
         method: Method | None = call.method
-        if self._turned_away and not _asks_for_health(method):
-            call.finish(self.refusals.turned_away(self.server.limits.connections_max))
+        if len(self.connection.streams) > self._streams_max and not _asks_for_health(method):
+            call.finish(self.refusals.overloaded("as many calls are open as may be"))
+            return
+        if self._refusal is not None and not _asks_for_health(method):
+            call.finish(self._refusal)
             self.connection.drain()
             return
         if method is not None and method.task_streams:
@@ -326,7 +359,7 @@ class Transport:
         try:
             self._flush()
         except Exception as error:  # noqa: BLE001
-            self._crash(error)
+            self.crash(error)
 
     def _flush(self) -> None:
         connection = self.connection
@@ -336,11 +369,12 @@ class Transport:
                 break
             sent = self._send(data)
             if sent < len(data):
-                self._stalled_at = time.perf_counter()
+                self.stalled_at = time.perf_counter()
                 self._keep_unsent(memoryview(data)[sent:])
                 self._nursery.start_soon(self._write_rest)
             elif not connection.sendable:
                 break
+        self._count_streams()
         if connection.finished:
             self._reader.cancel()
 
@@ -371,7 +405,7 @@ class Transport:
             await trio.lowlevel.wait_writable(self._socket)
             sent = self._send(self._unsent)
             if sent:
-                self._stalled_at = time.perf_counter()
+                self.stalled_at = time.perf_counter()
             rest: bytes | memoryview = self._unsent[sent:] or self._take()
             self._keep_unsent(memoryview(rest) if rest else None)
             self.server.written()
@@ -400,7 +434,7 @@ class Transport:
         try:
             for stream in list(self.connection.streams.values()):
                 if isinstance(stream, Call):
-                    self._give_up(stream, self.refusals.stopping())
+                    self.give_up(stream, self.refusals.stopping())
         except Exception as error:  # noqa: BLE001
             self._report(error)
         self.flush()
@@ -409,39 +443,12 @@ class Transport:
     def expire(self, call: Call) -> None:
         """The deadline of a call has passed. Never raises."""
         try:
-            self._give_up(call, self.refusals.deadline_exceeded())
+            self.give_up(call, self.refusals.deadline_exceeded())
             self.flush()
             if not call.closed:  # a window for the rest may never come
                 call.reset(frames.CANCEL)
         except Exception as error:  # noqa: BLE001
-            self._crash(error)
-
-    def retire(self) -> None:
-        """End the calls that stream, each when it has said all that it owes; others end by themselves. Never raises."""
-        try:
-            for call in list(self.connection.streams.values()):
-                if not isinstance(call, Call):
-                    continue
-                if call.source is not None:
-                    call.source.retire()
-                elif call.method is not None and call.method.response_streams:
-                    call.finish(self.refusals.retired())
-            self.flush()
-        except Exception as error:  # noqa: BLE001
-            self._crash(error)
-
-    def give_up_all(self) -> None:
-        """End every call now, so that a connection that drains is finished. Never raises."""
-        try:
-            calls = [call for call in self.connection.streams.values() if isinstance(call, Call)]
-            for call in calls:
-                self._give_up(call, self.refusals.retired())
-            self.flush()
-            for call in calls:
-                call.reset(frames.CANCEL)
-            self.flush()
-        except Exception as error:  # noqa: BLE001
-            self._crash(error)
+            self.crash(error)
 
     @property
     def inbound_bytes(self) -> int:
@@ -453,27 +460,10 @@ class Transport:
         """What waits for the client to read it."""
         return len(self._unsent or b"") + self.connection.queued_bytes
 
-    def shed_inbound(self, before: float) -> None:
-        """End the calls that began ``before`` (by `time.perf_counter`) and whose requests are held. Never raises.
-
-        A connection of which a frame or a header block began before then, and has not ended, is closed.
-        """
-        connection = self.connection
-        since_s = connection.unfinished_since_s
-        if since_s is not None and self._read_at + since_s - connection.age_s < before:
-            connection.fail(frames.ENHANCE_YOUR_CALM, "a frame or a header block took too long while memory was short")
-            self.flush()
-        else:
-            self._shed(lambda call: call.held, before)
-
-    def shed_outbound(self, before: float) -> None:
-        """The same for replies that wait; close a connection whose socket has taken nothing since. Never raises."""
-        if self._unsent is not None and self._stalled_at < before:
-            self._end = "the client does not read"
-            self._broken = True
-            self._nursery.cancel_scope.cancel()
-        else:
-            self._shed(lambda call: call.queued_bytes, before)
+    @property
+    def stuck(self) -> bool:
+        """Something waits for the client's socket to take more, which it last did `stalled_at`."""
+        return self._unsent is not None
 
     @property
     def called(self) -> bool:
@@ -482,22 +472,15 @@ class Transport:
 
     def evict(self) -> None:
         """Close the connection, of which no call is known, to make room for another."""
-        self._end = "it made no call, and another needs its place"
+        self.close("it made no call, and another needs its place")
+
+    def close(self, why: str) -> None:
+        """Close the connection at once. Nothing more is said."""
+        self._end = why
         self._broken = True
         self._nursery.cancel_scope.cancel()
 
-    def _shed(self, holds: Callable[[Call], int], before: float) -> None:
-        try:
-            for call in list(self.connection.streams.values()):
-                if not isinstance(call, Call) or (call.source is not None and call.part is None):
-                    continue  # it is being answered
-                if call.started < before and holds(call):
-                    call.shed(self.refusals.overloaded("the call took too long while memory was short"))
-            self.flush()
-        except Exception as error:  # noqa: BLE001
-            self._crash(error)
-
-    def _give_up(self, call: Call, status: Status) -> None:
+    def give_up(self, call: Call, status: Status) -> None:
         """End a call that has no answer yet with ``status``, unless what it had going knows better."""
         if call.status is None:
             abandoned = None if call.method is None else call.method.abandoned
