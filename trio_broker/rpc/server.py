@@ -72,6 +72,7 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
     ) -> None:
         super().__init__(port)
         self.tls = tls
+        """What new connections are encrypted with; see `encrypt_with`."""
         self.host = host
         self.port: int = port
         self.limits = limits or Limits()
@@ -216,6 +217,14 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
             self._transports.pop(transport, None)
             if self._draining and not self._transports:
                 self._idle.set()
+
+    def encrypt_with(self, tls: ssl.SSLContext) -> None:
+        """Use other TLS settings for connections from now on, such as with a renewed certificate.
+
+        Those that are open go on as they are. Sessions are not resumed with other settings: every client shakes hands
+        in full once. Not a checkpoint.
+        """
+        self.tls = tls
 
     async def drain(self) -> None:
         """Stop accepting, let every client know (GOAWAY), and wait until the last connection is closed.
