@@ -33,6 +33,7 @@ class App:
     """The application of the calls: it does nothing but remember."""
 
     connection_id = "test"
+    identity = None
 
     def __init__(self) -> None:
         self.refusals = Refusals()

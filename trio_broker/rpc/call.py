@@ -22,6 +22,7 @@ from trio_broker.rpc import frames
 from trio_broker.rpc.budget import UNCOUNTED
 from trio_broker.rpc.connection import Connection
 from trio_broker.rpc.hpack import INDEXED_STATUS_200, literal
+from trio_broker.rpc.identity import Identity
 from trio_broker.rpc.request import REQUEST_ID, NotGrpc, Request, TimedRequest
 from trio_broker.rpc.status import OK, OK_TRAILERS, Metadata, Refusals, metadata_block, shown, trailers
 from trio_broker.rpc.stream import Head, Stream
@@ -90,6 +91,10 @@ class Application(Protocol):
     """Who calls, for logs."""
     connection_id: str
     """A name that no other connection has, for those of its calls that the client gave none."""
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who calls, by a certificate; None: nobody has asked for one, or the connection is not encrypted."""
 
     def opened(self, call: Call) -> None:
         """A call began; its request may still be on the way."""
@@ -184,6 +189,11 @@ class Call(Stream):
         """What runs this call and is to be cancelled with it."""
         self.wake: Callable[[], None] | None = None
         self.room: Callable[[], None] | None = None
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who calls, by the certificate that the connection was made with; None: without one."""
+        return self.app.identity
 
     # -- the request ------------------------------------------------------------------------------------------
 

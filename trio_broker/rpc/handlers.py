@@ -35,6 +35,7 @@ from purerpc import Cardinality, RpcFailedError, RPCSignature, Status
 from purerpc.grpclib.events import RequestReceived
 
 from trio_broker.rpc.call import Call, framed
+from trio_broker.rpc.identity import Identity
 from trio_broker.rpc.request import Request
 from trio_broker.rpc.status import OK, Refusals
 
@@ -144,6 +145,8 @@ class Context(RequestReceived):  # type: ignore[misc] # purerpc is untyped
         method = call.method
         super().__init__(call.id, request.scheme, method.service, method.name, request.content_type)
         self.call = call
+        self.identity: Identity | None = call.identity
+        """Who calls, by a certificate; `Call.identity` for handlers that get calls."""
         self.authority = request.authority
         self.timeout = None if call.timeout_s is None else timedelta(seconds=call.timeout_s)
         self.message_type = method.request_type

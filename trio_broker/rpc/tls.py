@@ -9,6 +9,8 @@ import ssl
 from contextlib import suppress
 from pathlib import Path
 
+from trio_broker.rpc.identity import Identity, identity_of
+
 _CHUNK_BYTES = 64 * 1024
 _CIPHERS_OF_TLS_1_2 = ":".join(
     f"ECDHE-{signed}-{cipher}"
@@ -22,7 +24,11 @@ nobody needs who speaks HTTP/2 (https://wiki.mozilla.org/Security/Server_Side_TL
 def server_context(certificate: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:
     """Return the settings of a gRPC server: TLS 1.2 or later, ALPN ``h2``; with ``client_ca``, mutual.
 
-    ``certificate``: the server's own, then those of the authorities between it and a root. Reads the files.
+    Args:
+        certificate: the server's own, then those of the authorities between it and a root.
+        key: of the first one, without a password.
+        client_ca: whose clients are served. If it has revocation lists too (``X509 CRL``), it has to have one of every
+            authority that issues to clients, and none may be out of date: else its clients are refused (RFC 5280, 5).
 
     Raises:
         OSError: a file cannot be read, or does not hold what it should; the text names it.
@@ -42,6 +48,8 @@ def server_context(certificate: Path, key: Path, client_ca: Path | None = None) 
         except OSError as error:
             raise OSError(f"cannot use the client CA {client_ca}: {_why(error)}") from error
         context.verify_mode = ssl.CERT_REQUIRED
+        if context.cert_store_stats()["crl"]:
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     return context
 
 
@@ -65,7 +73,16 @@ class Tls:
         self._session = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._early: list[bytes] = []
         """What is to be sent once the handshake is done."""
-        self._shaken = False
+        self.shaken = False
+        """The handshake is done."""
+        self.identity: Identity | None = None
+        """Who the peer is; None: it has shown no certificate, or not yet."""
+
+    @property
+    def agreed(self) -> tuple[str, str]:
+        """The version and the cipher, once the handshake is done."""
+        name, _, _ = self._session.cipher() or ("", "", 0)
+        return self._session.version() or "", name
 
     def decrypt(self, data: bytes) -> bytes:
         """Take bytes from the socket; return what was in them. `encrypt` may have something to send afterwards.
@@ -76,11 +93,12 @@ class Tls:
         self._incoming.write(data)
         plain = []
         try:
-            if not self._shaken:
+            if not self.shaken:
                 self._session.do_handshake()
                 if self._session.selected_alpn_protocol() != "h2":  # RFC 9113, section 3.2
                     raise ssl.SSLError("the peer did not offer HTTP/2 (ALPN h2)")
-                self._shaken = True
+                self.identity = identity_of(self._session)
+                self.shaken = True
             while chunk := self._session.read(_CHUNK_BYTES):
                 plain.append(chunk)
         except ssl.SSLWantReadError:
@@ -94,7 +112,7 @@ class Tls:
         """
         if data:
             self._early.append(data)
-        if self._shaken:
+        if self.shaken:
             with suppress(ssl.SSLError):
                 for each in self._early:
                     self._session.write(each)
