@@ -71,6 +71,9 @@ class State:
     memory_used_bytes: int = 0
     memory_limit_bytes: int = 0
     memory_pressure: bool = False
+    tls_expires_at: float | None = None
+    """Seconds since 1970. None: there is no TLS, or it is not known."""
+    tls_reload_successful: bool | None = None
     subscribers_of: Mapping[str, int] = field(default_factory=dict)
     """By subject, of those that have series of their own."""
 
@@ -128,6 +131,14 @@ _GAUGES: Final = {
     "inbound_bytes": ("trio_broker_rpc_inbound_bytes", "The memory kept for requests that have not arrived in whole."),
     "outbound_bytes": ("trio_broker_rpc_outbound_bytes", "The memory of replies that clients have not read yet."),
     "memory_pressure": ("trio_broker_memory_pressure", "1 while new work is refused for want of memory."),
+    "tls_expires_at": (
+        "trio_broker_tls_certificate_expiry_timestamp_seconds",
+        "When the certificate that is served expires, or one of its chain, in seconds since 1970.",
+    ),
+    "tls_reload_successful": (
+        "trio_broker_tls_last_reload_successful",
+        "0 while the files of the certificate hold what cannot be used, so that the one before is served.",
+    ),
 }
 _COUNTERS: Final = {
     "connections_opened": ("trio_broker_connections_opened", "gRPC connections that were accepted."),

@@ -12,6 +12,7 @@ from trio_broker import errors
 from trio_broker.call_log import WHY_MAX, CallLog
 from trio_broker.line_budget import LINES, LineBudget
 from trio_broker.logs import configure_logging
+from trio_broker.rpc.identity import Identity
 from trio_broker.rpc.request import Request
 from trio_broker.rpc.status import OK
 from trio_broker.service.statuses import status_of
@@ -20,7 +21,12 @@ TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = ("traceparent", f"00-{TRACE_ID}-00f067aa0ba902b7-01")
 
 
-def ended(status: Status | None, *echo: tuple[str, str], **method: object) -> SimpleNamespace:
+SOMEONE = Identity("CN=orders", (), ("spiffe://example.org/orders",), (), "ab12")
+
+
+def ended(
+    status: Status | None, *echo: tuple[str, str], identity: Identity | None = None, **method: object
+) -> SimpleNamespace:
     """As much of a call as the log looks at."""
     unary = {"path": "/broker.Broker/Fetch", "request_streams": False, "response_streams": False}
     return SimpleNamespace(
@@ -28,6 +34,7 @@ def ended(status: Status | None, *echo: tuple[str, str], **method: object) -> Si
         method=SimpleNamespace(**{**unary, **method}),
         request=Request(None, "", "http", None, "", None, None, None, metadata=(), echo=echo, route=None),
         app=SimpleNamespace(peer="10.0.0.7:4711"),
+        identity=identity,
         request_id=lambda: dict(echo).get("x-request-id", "made-1"),
     )
 
@@ -53,6 +60,11 @@ def test_a_failed_call_is_told_with_all_that_finds_its_cause() -> None:
         "request_id": "order-17",
         "trace_id": TRACE_ID,
     }
+
+
+def test_a_client_with_a_certificate_is_named() -> None:
+    (line,) = logged(ended(Status(StatusCode.INTERNAL, ""), identity=SOMEONE))
+    assert line["client"] == "spiffe://example.org/orders"
 
 
 def test_a_request_id_is_made_for_a_failure_without_one() -> None:

@@ -9,7 +9,7 @@ import structlog
 import trio
 from trio.testing import MockClock
 
-from trio_broker.line_budget import KINDS_MAX, LINES, PERIOD_S, LineBudget
+from trio_broker.line_budget import CONNECTION_LINES, KINDS_MAX, LINES, PERIOD_S, LineBudget
 from trio_broker.logs import configure_logging
 
 log = structlog.get_logger("trio_broker.x")
@@ -110,3 +110,13 @@ def test_kinds_beyond_the_bound_share_one_budget(budget: LineBudget, log_stream:
     budget.renew()
     (told,) = written(log_stream)
     assert (told["of"], told["lines"]) == ("others", 5)
+
+
+def test_who_only_knocks_cannot_fill_the_debug_log(budget: LineBudget, log_stream: io.StringIO) -> None:
+    transport = logging.getLogger("trio_broker.rpc.transport")
+    for number in range(CONNECTION_LINES + 3):
+        transport.debug("connection_closed peer=%s why=%s", number, "TLS failed")
+    assert len(written(log_stream)) == CONNECTION_LINES
+    budget.renew()
+    (left_out,) = written(log_stream)
+    assert (left_out["event"], left_out["lines"]) == ("lines_left_out", 3)

@@ -58,6 +58,8 @@ class CallLog:
         if self._budget.is_spent(Kind(level, event, method, reason)):
             return
         facts = {"method": method, "seconds": round(seconds, 6), "peer": call.app.peer, **_ids(call)}
+        if call.identity is not None:
+            facts["client"] = call.identity.name
         if failure is not None:
             facts["status"] = CODE_NAMES[failure.int_value]
             facts["why"] = _printable(failure.status_message[:WHY_MAX])

@@ -39,6 +39,8 @@ class Attended(NamedTuple):
     connections: Callable[[], Connections]
     stop: Callable[[], None]
     """Do what the first SIGTERM does; more than once is as once."""
+    reload: Callable[[], None]
+    """Do what SIGHUP does: read the certificates again, if there are any."""
 
 
 class Front(Protocol):

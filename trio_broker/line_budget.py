@@ -14,6 +14,8 @@ import trio
 
 LINES = 10
 """How many lines that are the same are written in a minute."""
+CONNECTION_LINES = 600
+"""How many debug lines of connections that are the same: who never gets to make a call causes them too."""
 KINDS_MAX = 1000
 """How many kinds of lines are told apart in a minute; all others together are one more."""
 PERIOD_S = 60.0
@@ -34,7 +36,10 @@ class Kind(NamedTuple):
 
 
 class LineBudget(logging.Filter):
-    """Lets the first lines of each kind through, until `renew`. Debug lines are not counted: who asks gets all."""
+    """Lets the first lines of each kind through, until `renew`.
+
+    Debug lines are not counted, but for those of connections: who asks gets all.
+    """
 
     def __init__(self, lines: int = LINES) -> None:
         super().__init__()
@@ -55,12 +60,15 @@ class LineBudget(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Say whether a line is to be written."""
         kind = _kind(record)
-        if kind.level <= logging.DEBUG or kind.event == _LEFT_OUT:
+        if kind.event == _LEFT_OUT or (kind.level <= logging.DEBUG and not _of_connection(kind)):
             return True
         if kind not in self._counts and len(self._counts) >= KINDS_MAX:
             kind = Kind(logging.WARNING, "others")
         count = self._counts[kind] = self._counts.get(kind, 0) + 1
-        return count <= self._lines
+        return count <= self._most(kind)
+
+    def _most(self, kind: Kind) -> int:
+        return CONNECTION_LINES if kind.level <= logging.DEBUG else self._lines
 
     async def keep_renewing(self) -> None:
         """Renew it every minute, until cancelled."""
@@ -72,10 +80,14 @@ class LineBudget(logging.Filter):
         """Say how many lines of each kind were left out, at their own level, and begin anew."""
         counts, self._counts = self._counts, {}
         for kind, count in counts.items():
-            if count > self._lines:
+            if count > self._most(kind):
                 facts = {name: value for name, value in kind._asdict().items() if value is not None}
                 facts["of"] = facts.pop("event")
-                log.log(facts.pop("level"), _LEFT_OUT, **facts, lines=count - self._lines)
+                log.log(facts.pop("level"), _LEFT_OUT, **facts, lines=count - self._most(kind))
+
+
+def _of_connection(kind: Kind) -> bool:
+    return isinstance(kind.event, str) and kind.event.startswith("connection_")
 
 
 def _kind(record: logging.LogRecord) -> Kind:

@@ -16,7 +16,6 @@ import math
 import os
 import signal
 import socket
-import ssl
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -49,13 +48,13 @@ from trio_broker.metering import Metering
 from trio_broker.notation import parse_tcp
 from trio_broker.replicas import Replicas, run_replicas
 from trio_broker.rpc.call import Call
+from trio_broker.rpc.certificates import Certificates
 from trio_broker.rpc.health import Health
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.listeners import format_address, listen_tcp
 from trio_broker.rpc.reflection import reflection_services
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import OK
-from trio_broker.rpc.tls import server_context
 from trio_broker.service.admin import NAME as ADMIN
 from trio_broker.service.admin import AdminService
 from trio_broker.service.places import Places
@@ -94,8 +93,9 @@ async def serve(  # noqa: ASYNC128 - `_Process.run` calls it
 ) -> int:
     """Run a broker until SIGTERM or SIGINT; return the exit code. Started, with the gRPC address, when it is ready.
 
-    A second signal ends the process at once, with exit code 1; SIGUSR1 lets it log what it is doing. ``budget`` is
-    renewed every minute. ``front``: what is around it; None: nothing, the process is alone.
+    A second signal ends the process at once, with exit code 1; SIGUSR1 lets it log what it is doing, and SIGHUP read
+    its certificates again, if it has any. ``budget`` is renewed every minute. ``front``: what is around it; None:
+    nothing, the process is alone.
 
     Raises:
         OSError: an address is taken or cannot be resolved, or traces cannot be sent as asked; the text names it and the
@@ -106,11 +106,13 @@ async def serve(  # noqa: ASYNC128 - `_Process.run` calls it
     gc.set_threshold(YOUNG_OBJECTS, 10, 10)
     use_few_heaps()
     stopping = _Stopping()
-    with trio.open_signal_receiver(*_SIGNALS) as signals:
+    certificates = _certificates(config)
+    handled = _SIGNALS if certificates is None else (*_SIGNALS, signal.SIGHUP)
+    with trio.open_signal_receiver(*handled) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_await_signals, signals, stopping)
+            nursery.start_soon(_await_signals, signals, stopping, certificates)
             async with _tracing(config) as tracing:
-                process = _Process(config, budget, tracing, stopping, front or Alone(config))
+                process = _Process(config, budget, tracing, stopping, front or Alone(config), certificates)
                 await process.run(task_status.started)
             nursery.cancel_scope.cancel()
         log.info("stopped")
@@ -133,11 +135,14 @@ class _Stopping:
         self.opening.cancel()
 
 
-async def _await_signals(signals: AsyncIterator[int], stopping: _Stopping) -> None:
+async def _await_signals(signals: AsyncIterator[int], stopping: _Stopping, certificates: Certificates | None) -> None:
     """The first signal to stop begins it, the second ends the process at once."""
     async for number in signals:
         if number == signal.SIGUSR1:
             log.warning("process_described", stack=describe_process())
+            continue
+        if number == signal.SIGHUP and certificates is not None:
+            certificates.reload()
             continue
         log.info("signal", name=signal.Signals(number).name)
         if stopping.signalled:
@@ -148,9 +153,16 @@ async def _await_signals(signals: AsyncIterator[int], stopping: _Stopping) -> No
 
 class _Process:
     def __init__(
-        self, config: Config, budget: LineBudget, tracing: "Tracing | None", stopping: _Stopping, front: Front
+        self,
+        config: Config,
+        budget: LineBudget,
+        tracing: "Tracing | None",
+        stopping: _Stopping,
+        front: Front,
+        certificates: Certificates | None,
     ) -> None:
         self._front = front
+        self._certificates = certificates
         self._stopping = stopping
         self._budget = budget
         self._tracing = tracing
@@ -204,6 +216,8 @@ class _Process:
             memory_used_bytes=self._guard.used_bytes,
             memory_limit_bytes=self._guard.limit_bytes,
             memory_pressure=bool(self._guard.pressure),
+            tls_expires_at=None if self._certificates is None else self._certificates.expires_at,
+            tls_reload_successful=None if self._certificates is None else self._certificates.usable,
         )
 
     def _connections(self) -> Connections:
@@ -216,7 +230,10 @@ class _Process:
         with ExitStack() as until_the_end:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._budget.keep_renewing)
-                attended = Attended(self._metering.registry(), self.readiness, self._connections, self._stopping.begin)
+                reload = _nothing if self._certificates is None else self._certificates.reload
+                attended = Attended(
+                    self._metering.registry(), self.readiness, self._connections, self._stopping.begin, reload
+                )
                 with telling("--metrics-listen"):
                     metrics_at = await nursery.start(self._front.attend, attended)
                 nursery.start_soon(self._metering.process.keep_measuring)
@@ -274,6 +291,8 @@ class _Process:
                     self._broker = broker
                     serving.start_soon(self._report_health)
                     serving.start_soon(self._guard.run)
+                    if self._certificates is not None:
+                        serving.start_soon(self._certificates.keep_looking, server.encrypt_with)
                     announce(listener)
                     await self._stopping.begun.wait()
                     last_resort_s = config.drain_delay + config.grace + LAST_RESORT_S
@@ -326,7 +345,7 @@ class _Process:
         message_max_bytes = config.body_max_bytes + MESSAGE_OVERHEAD_BYTES
         usual = Limits()
         server = Server(
-            tls=self._tls(),
+            tls=None if self._certificates is None else self._certificates.context,
             limits=Limits(
                 connections_max=self._guard.connections_max(config),
                 connection_age_s=config.connection_max_age or math.inf,
@@ -351,13 +370,6 @@ class _Process:
         for service in reflection_services(POOL, [*self._services, "grpc.health.v1.Health"]):
             server.add_service(service)
         return server
-
-    def _tls(self) -> ssl.SSLContext | None:
-        config = self._config
-        if not config.tls_cert:
-            return None
-        client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
-        return server_context(Path(config.tls_cert), Path(config.tls_key), client_ca)
 
     def _call_over(self, call: Call, seconds: float) -> None:
         self._metering.call_over(call, seconds)
@@ -407,6 +419,17 @@ class _Process:
                 self._health.stop()
         if grace.cancelled_caught:
             log.warning("grace_over", grace_s=config.grace)
+
+
+def _certificates(config: Config) -> Certificates | None:
+    if not config.tls_cert:
+        return None
+    client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
+    return Certificates(Path(config.tls_cert), Path(config.tls_key), client_ca)
+
+
+def _nothing() -> None:
+    """There are no certificates to read again."""
 
 
 def _tracing(config: Config) -> "AbstractAsyncContextManager[Tracing | None]":

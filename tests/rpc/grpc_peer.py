@@ -35,6 +35,7 @@ class App:
 
     connection_id = "test"
     at_once_bytes = 1 << 30
+    identity = None
 
     def __init__(self) -> None:
         self.refusals = Refusals()

@@ -5,16 +5,20 @@ import math
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import trio
 from h2_peer import ping
+from tls_files import Files
 from toy import Toy, Wire, connected, serving
 
 from trio_broker.rpc import frames
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.server import Server
+from trio_broker.rpc.tls import server_context
 
+HTTP1 = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CLIENT_HELLO_BEGINS = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(99)
 
 
@@ -123,12 +127,45 @@ async def test_a_client_that_speaks_http2_has_all_time() -> None:
         assert transport._reader.deadline == math.inf
 
 
-async def test_a_client_that_speaks_no_tls(caplog: pytest.LogCaptureFixture) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+@pytest.mark.parametrize(
+    ("tls", "begin", "why"),
+    [
+        (True, frames.PREFACE, "HTTP/2 without TLS, where TLS is spoken"),
+        (True, HTTP1, "HTTP/1 without TLS, where TLS is spoken"),
+        (True, b"\0" * 99, "TLS failed: "),
+        (False, HTTP1, "HTTP/1, where HTTP/2 is spoken"),
+        (False, CLIENT_HELLO_BEGINS, "TLS, where plaintext is spoken"),
+        (False, b"\0" * 99, "GOAWAY PROTOCOL_ERROR: this port speaks HTTP/2 (gRPC) only"),
+    ],
+)
+async def test_a_client_at_the_wrong_door_is_one_line(
+    tls: bool, begin: bytes, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if tls else None
     async with serving(Toy(), tls=context) as server:
         async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
-            await stream.send_all(frames.PREFACE)
+            await stream.send_all(begin)
             while await stream.receive_some():
                 pass
         await until_closed(server)
-    assert str(lines(caplog)[-1]["why"]).startswith("TLS failed: ")
+    opened, closed = lines(caplog)
+    assert opened["event"] == "connection_opened"
+    assert str(closed["why"]).startswith(why)
+
+
+async def test_a_client_with_a_certificate_is_named_once_it_is_encrypted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = Files(tmp_path)
+    files.issue_client("someone@example.org")
+    context = ssl.create_default_context(cafile=str(files.ca))
+    context.load_cert_chain(files.client_cert, files.client_key)
+    context.set_alpn_protocols(["h2"])
+    async with serving(Toy(), tls=server_context(files.cert, files.key, files.ca)) as server:
+        stream = await trio.open_ssl_over_tcp_stream("localhost", server.port, ssl_context=context)
+        async with stream:
+            assert await stream.receive_some(), "SETTINGS"
+        await until_closed(server)
+    _, encrypted, _ = lines(caplog)
+    assert (encrypted["event"], encrypted["version"]) == ("connection_encrypted", "TLSv1.3")
+    assert encrypted["client"] == "someone@example.org"

@@ -5,8 +5,10 @@ from xml.etree import ElementTree as ET
 import pytest
 import trio
 from go_tools import go_tool
+from tls_files import Files
 
 from trio_broker.rpc.server import Server
+from trio_broker.rpc.tls import server_context
 
 MODULE = "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible"
 CASES = 145
@@ -17,11 +19,15 @@ def h2spec():
     return go_tool(MODULE)
 
 
-async def test_all_cases_of_h2spec_pass(h2spec, tmp_path):
+@pytest.mark.parametrize("tls", [False, True], ids=["plaintext", "TLS"])
+async def test_all_cases_of_h2spec_pass(h2spec, tls, tmp_path):
     report = tmp_path / "h2spec.xml"
+    files = Files(tmp_path)
+    server = Server(tls=server_context(files.cert, files.key) if tls else None)
     async with trio.open_nursery() as nursery:
-        port = await nursery.start(Server().serve_async)
+        port = await nursery.start(server.serve_async)
         command = [h2spec, "--port", str(port), "--timeout", "5", "--junit-report", str(report)]
+        command += ["--tls", "--insecure"] if tls else []
         done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
         nursery.cancel_scope.cancel()
     cases = list(ET.parse(report).iter("testcase"))

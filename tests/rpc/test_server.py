@@ -367,8 +367,8 @@ async def test_a_hundred_connections_leave_nothing():
 
 @pytest.mark.parametrize(
     "hello",
-    [b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\x16\x03\x01\x00\xf4\x01\x00\x00\xf0\x03\x03", b"\0" * 200_000],
-    ids=["HTTP/1", "TLS", "zeros"],
+    [b"get / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\x16" * 11, b"\0" * 200_000],
+    ids=["almost HTTP/1", "almost TLS", "zeros"],
 )
 async def test_what_does_not_speak_http2_is_told_so_and_closed(hello, caplog):
     async with serving(Toy()) as server:

@@ -11,26 +11,11 @@ import pytest
 import trio
 import trustme
 from google.protobuf.wrappers_pb2 import BytesValue
+from tls_files import Files
 from toy import Toy
 
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.tls import Tls, server_context
-
-
-class Files:
-    """An authority, a server's certificate and a client's, as PEM files."""
-
-    def __init__(self, folder: Path) -> None:
-        authority = trustme.CA()
-        server = authority.issue_cert("localhost", "127.0.0.1")
-        client = authority.issue_cert("someone@example.org")
-        self.ca, self.cert, self.key = folder / "ca.pem", folder / "cert.pem", folder / "key.pem"
-        authority.cert_pem.write_to_path(str(self.ca))
-        server.private_key_pem.write_to_path(str(self.key))
-        for blob in server.cert_chain_pems:
-            blob.write_to_path(str(self.cert), append=True)
-        self.client_key = client.private_key_pem.bytes()
-        self.client_cert = b"".join(blob.bytes() for blob in client.cert_chain_pems)
 
 
 @pytest.fixture
@@ -69,7 +54,9 @@ async def test_a_client_that_trusts_the_authority_is_served(files: Files) -> Non
 
 async def test_with_a_client_authority_only_its_clients_are_served(files: Files) -> None:
     async with serving(server_context(files.cert, files.key, files.ca)) as port:
-        known = grpc.ssl_channel_credentials(files.ca.read_bytes(), files.client_key, files.client_cert)
+        known = grpc.ssl_channel_credentials(
+            files.ca.read_bytes(), files.client_key.read_bytes(), files.client_cert.read_bytes()
+        )
         stranger = trustme.CA().issue_cert("someone@example.org")
         other = grpc.ssl_channel_credentials(
             files.ca.read_bytes(), stranger.private_key_pem.bytes(), stranger.cert_chain_pems[0].bytes()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from trio_broker.rpc.identity import Identity
 from trio_broker.rpc.status import Refusals
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ class Application(Protocol):
     """A name that no other connection has, for those of its calls that the client gave none."""
     at_once_bytes: int
     """What may still be inflated for this read without leaving the trio thread."""
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who calls, by a certificate; None: nobody has asked for one, or the connection is not encrypted."""
 
     def opened(self, call: Call) -> None:
         """A call began; its request may still be on the way."""

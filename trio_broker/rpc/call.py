@@ -24,6 +24,7 @@ from trio_broker.rpc.budget import UNCOUNTED
 from trio_broker.rpc.compression import ACCEPTED, DEFLATE_MIN_BYTES, DEFLATED, WINDOW_BITS, deflated
 from trio_broker.rpc.connection import Connection
 from trio_broker.rpc.hpack import INDEXED_STATUS_200, literal
+from trio_broker.rpc.identity import Identity
 from trio_broker.rpc.inflow import AT_ONCE_BYTES, Inflow
 from trio_broker.rpc.outflow import DeflatedReply
 from trio_broker.rpc.request import REQUEST_ID, NotGrpc, Request, TimedRequest
@@ -145,6 +146,11 @@ class Call(Stream):
         """What runs this call and is to be cancelled with it."""
         self.wake: Callable[[], None] | None = None
         self.room: Callable[[], None] | None = None
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who calls, by the certificate that the connection was made with; None: without one."""
+        return self.app.identity
 
     # -- the request ------------------------------------------------------------------------------------------
 

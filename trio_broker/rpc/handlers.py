@@ -36,6 +36,7 @@ from purerpc.grpclib.events import RequestReceived
 
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.compression import deflated
+from trio_broker.rpc.identity import Identity
 from trio_broker.rpc.inflow import AT_ONCE_BYTES
 from trio_broker.rpc.request import Request
 from trio_broker.rpc.status import OK, Refusals
@@ -158,6 +159,8 @@ class Context(RequestReceived):  # type: ignore[misc] # purerpc is untyped
         method = call.method
         super().__init__(call.id, request.scheme, method.service, method.name, request.content_type)
         self.call = call
+        self.identity: Identity | None = call.identity
+        """Who calls, by a certificate; `Call.identity` for handlers that get calls."""
         self.authority = request.authority
         self.timeout = None if call.timeout_s is None else timedelta(seconds=call.timeout_s)
         self.message_type = method.request_type

@@ -22,7 +22,7 @@ from purerpc import Status
 from trio_broker.rpc import handlers, shedding
 from trio_broker.rpc.accepting import Entrance
 from trio_broker.rpc.aside import Threads
-from trio_broker.rpc.budget import Budget, Budgets
+from trio_broker.rpc.budget import Budgets
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.deadlines import LONGEST_S, Deadlines
 from trio_broker.rpc.handlers import Method
@@ -69,6 +69,7 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
     ) -> None:
         super().__init__(port)
         self.tls = tls
+        """What new connections are encrypted with; see `encrypt_with`."""
         self.host = host
         self.port: int = port
         self.limits = limits or Limits()
@@ -160,6 +161,14 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         self.transports.pop(transport, None)
         if self.draining and not self.transports:
             self._idle.set()
+
+    def encrypt_with(self, tls: ssl.SSLContext) -> None:
+        """Use other TLS settings for connections from now on, such as with a renewed certificate.
+
+        Those that are open go on as they are. Sessions are not resumed with other settings: every client shakes hands
+        in full once. Not a checkpoint.
+        """
+        self.tls = tls
 
     async def drain(self) -> None:
         """Stop accepting, let every client know (GOAWAY), and wait until the last connection is closed.

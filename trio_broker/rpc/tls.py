@@ -9,11 +9,26 @@ import ssl
 from contextlib import suppress
 from pathlib import Path
 
+from trio_broker.rpc.identity import Identity, identity_of
+
 _CHUNK_BYTES = 64 * 1024
+_CIPHERS_OF_TLS_1_2 = ":".join(
+    f"ECDHE-{signed}-{cipher}"
+    for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")
+    for signed in ("ECDSA", "RSA")
+)
+"""Those with forward secrecy that HTTP/2 allows (RFC 9113, section 9.2.2): Mozilla's "intermediate" but for DHE, which
+nobody needs who speaks HTTP/2 (https://wiki.mozilla.org/Security/Server_Side_TLS). TLS 1.3 has no others."""
 
 
 def server_context(certificate: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:
     """Return the settings of a gRPC server: TLS 1.2 or later, ALPN ``h2``; with ``client_ca``, mutual.
+
+    Args:
+        certificate: the server's own, then those of the authorities between it and a root.
+        key: of the first one, without a password.
+        client_ca: whose clients are served. If it has revocation lists too (``X509 CRL``), it has to have one of every
+            authority that issues to clients, and none may be out of date: else its clients are refused (RFC 5280, 5).
 
     Raises:
         OSError: a file cannot be read, or does not hold what it should; the text names it.
@@ -21,9 +36,10 @@ def server_context(certificate: Path, key: Path, client_ca: Path | None = None) 
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION  # section 9.2.1
+    context.set_ciphers(_CIPHERS_OF_TLS_1_2)
     context.set_alpn_protocols(["h2"])
     try:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key, password=_refuse_to_ask)
     except OSError as error:
         raise OSError(f"cannot use the certificate {certificate} with the key {key}: {_why(error)}") from error
     if client_ca is not None:
@@ -32,7 +48,14 @@ def server_context(certificate: Path, key: Path, client_ca: Path | None = None) 
         except OSError as error:
             raise OSError(f"cannot use the client CA {client_ca}: {_why(error)}") from error
         context.verify_mode = ssl.CERT_REQUIRED
+        if context.cert_store_stats()["crl"]:
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     return context
+
+
+def _refuse_to_ask() -> str:
+    """OpenSSL would ask on the terminal."""
+    raise OSError("the key is encrypted: nobody is there to type its password; store it without one")
 
 
 def _why(error: OSError) -> str:
@@ -50,7 +73,16 @@ class Tls:
         self._session = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._early: list[bytes] = []
         """What is to be sent once the handshake is done."""
-        self._shaken = False
+        self.shaken = False
+        """The handshake is done."""
+        self.identity: Identity | None = None
+        """Who the peer is; None: it has shown no certificate, or not yet."""
+
+    @property
+    def agreed(self) -> tuple[str, str]:
+        """The version and the cipher, once the handshake is done."""
+        name, _, _ = self._session.cipher() or ("", "", 0)
+        return self._session.version() or "", name
 
     def decrypt(self, data: bytes) -> bytes:
         """Take bytes from the socket; return what was in them. `encrypt` may have something to send afterwards.
@@ -61,11 +93,12 @@ class Tls:
         self._incoming.write(data)
         plain = []
         try:
-            if not self._shaken:
+            if not self.shaken:
                 self._session.do_handshake()
                 if self._session.selected_alpn_protocol() != "h2":  # RFC 9113, section 3.2
                     raise ssl.SSLError("the peer did not offer HTTP/2 (ALPN h2)")
-                self._shaken = True
+                self.identity = identity_of(self._session)
+                self.shaken = True
             while chunk := self._session.read(_CHUNK_BYTES):
                 plain.append(chunk)
         except ssl.SSLWantReadError:
@@ -79,7 +112,7 @@ class Tls:
         """
         if data:
             self._early.append(data)
-        if self._shaken:
+        if self.shaken:
             with suppress(ssl.SSLError):
                 for each in self._early:
                     self._session.write(each)

@@ -17,6 +17,7 @@ import socket
 import ssl
 import time
 from collections import deque
+from collections.abc import Callable
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,11 @@ from trio_broker.rpc.call import Call
 from trio_broker.rpc.connection import Connection
 from trio_broker.rpc.handlers import Method
 from trio_broker.rpc.health import NAME as HEALTH
+from trio_broker.rpc.identity import Identity
 from trio_broker.rpc.inflow import PER_READ_BYTES
 from trio_broker.rpc.leaving import grow_old, turn_away
 from trio_broker.rpc.listeners import format_address
+from trio_broker.rpc.strangers import BEGIN_BYTES, recognise
 from trio_broker.rpc.tls import Tls
 
 if TYPE_CHECKING:
@@ -53,6 +56,8 @@ KEEPALIVE = {
 """A peer that vanishes without a word is noticed within a minute, by the kernel (RFC 1122, 4.2.3.6; RFC 5482)."""
 NOTSENT_BYTES = 128 * 1024
 """What the kernel takes of a reply before the peer has room for it: its memory counts against a container's limit."""
+FIRST_WORD_S = 0.1
+"""How long we wait for the client's first bytes before ours: so HTTP/1 is answered in HTTP/1."""
 LINGER_S = 1.0
 LINGER_READS = 100
 """How long, and how much, a connection that we end is read and ignored, so that our last words arrive."""
@@ -120,7 +125,6 @@ class Transport:
                     self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
             async with trio.open_nursery() as self._nursery:
                 self._reading = False
-                self.flush()
                 if self._refusal is not None:
                     self._nursery.start_soon(turn_away, self)
                 elif self.server.limits.connection_age_s < math.inf:
@@ -173,6 +177,9 @@ class Transport:
         connection, outbound = self.connection, self.server.budgets.outbound
         handshaking = True
         self._reader.deadline = trio.current_time() + self.server.limits.handshake_s
+        if await self._is_strange():
+            return
+        self.flush()
         while not connection.finished:
             await trio.lowlevel.wait_readable(self._socket)
             try:
@@ -182,7 +189,7 @@ class Transport:
             if not data:
                 return
             if self._tls is not None:
-                data = self._tls.decrypt(data)
+                data = self._decrypt(self._tls, data)
             now = time.perf_counter()
             connection.forgive(now - self.read_at)
             self.read_at = now
@@ -195,6 +202,32 @@ class Transport:
                 handshaking = False
                 self._reader.deadline = math.inf
             await self._caught_up()
+
+    async def _is_strange(self) -> bool:
+        """Wait for the client's first bytes; answer one that speaks something else than this port does."""
+        with trio.move_on_after(FIRST_WORD_S):
+            await trio.lowlevel.wait_readable(self._socket)
+        try:
+            stranger = recognise(self._socket.recv(BEGIN_BYTES, socket.MSG_PEEK), tls=self._tls is not None)
+        except BlockingIOError:
+            return False
+        if stranger is None:
+            return False
+        self._tls = None
+        self._send(stranger.answer)
+        self._end = self._end or stranger.why
+        return True
+
+    def _decrypt(self, tls: Tls, data: bytes) -> bytes:
+        was_shaken = tls.shaken
+        data = tls.decrypt(data)
+        if tls.shaken and not was_shaken:
+            log.debug(
+                "connection_encrypted peer=%s connection_id=%s version=%s cipher=%s client=%r",
+                *(self.peer, self.connection_id, *tls.agreed),
+                self.identity and self.identity.name,
+            )
+        return data
 
     def _handle(self, data: bytes) -> None:
         """Take in what was read."""
@@ -260,6 +293,11 @@ class Transport:
             self._grouped_bytes = 0
 
     # -- the application of the calls -------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who the client is by its certificate."""
+        return None if self._tls is None else self._tls.identity
 
     def _new_call(self, connection: Connection, stream_id: int) -> Call:
         return Call(self, connection, stream_id)

@@ -17,6 +17,7 @@ from trio_broker._proto.broker_grpc import AdminServicer
 from trio_broker.administration import Administration
 from trio_broker.errors import BrokerError, InvalidPage
 from trio_broker.message import SubjectInfo
+from trio_broker.rpc.call import Call
 from trio_broker.rpc.handlers import Context
 from trio_broker.service.statuses import status_of
 from trio_broker.subject import check_subject
@@ -50,7 +51,7 @@ class AdminService(AdminServicer):
         self, message: pb.PurgeSubjectRequest, request: Context
     ) -> pb.SubjectInfo:
         """Drop messages of a subject."""
-        peer = request.call.app.peer
+        peer = _who(request.call)
         with _answering():
             return _on_the_wire(await self._administration.purge(message.subject, message.until_id, asked_by=peer))
 
@@ -59,9 +60,14 @@ class AdminService(AdminServicer):
     ) -> pb.SubjectInfo:
         """Drop a subject."""
         expected = message.expected_last_id if message.HasField("expected_last_id") else None
-        peer = request.call.app.peer
+        peer = _who(request.call)
         with _answering():
             return _on_the_wire(await self._administration.delete(message.subject, expected, asked_by=peer))
+
+
+def _who(call: Call) -> str:
+    """Say who asks, for the log: by the address, and by the certificate if there is one."""
+    return call.app.peer if call.identity is None else f"{call.identity.name} at {call.app.peer}"
 
 
 @contextmanager

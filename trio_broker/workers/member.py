@@ -173,6 +173,10 @@ class Member:
         """Let it log what it is doing."""
         self._channel.send("describe")
 
+    def reload(self) -> None:
+        """Let it read its certificates again."""
+        self._channel.send("reload")
+
     def stop(self) -> None:
         """Let it drain and end."""
         if not self._channel.send("stop"):

@@ -43,13 +43,15 @@ log = structlog.get_logger()
 async def supervise(config: Config, budget: LineBudget) -> int:
     """Run ``config.workers`` workers until SIGTERM or SIGINT; return the exit code.
 
-    A second signal kills them and ends the process at once, with exit code 1; with SIGUSR1 all log what they are doing.
+    A second signal kills them and ends the process at once, with exit code 1; with SIGUSR1 all log what they are doing,
+    and with SIGHUP they read their certificates again, if there are any.
 
     Raises:
         OSError: an address is taken or cannot be resolved; the text names it and the flag.
         WorkerFailed: the workers cannot start as asked.
     """
-    with trio.open_signal_receiver(*SIGNALS) as signals:
+    handled = (*SIGNALS, signal.SIGHUP) if config.tls_cert else SIGNALS
+    with trio.open_signal_receiver(*handled) as signals:
         code = await _Supervisor(config, budget).run(signals)
     log.info("stopped")
     budget.renew()
@@ -238,6 +240,10 @@ class _Supervisor:
                 log.warning("process_described", stack=describe_process())
                 for member in self._members.values():
                     member.describe()
+                continue
+            if number == signal.SIGHUP:
+                for member in self._members.values():
+                    member.reload()
                 continue
             log.info("signal", name=signal.Signals(number).name)
             if self._signalled:

@@ -87,6 +87,8 @@ class WorkerFront:
                         nursery.start_soon(_send_metrics, stream_on(message.descriptors[0]), process.registry)
                     case "describe":
                         log.warning("process_described", stack=describe_process())
+                    case "reload":
+                        process.reload()
                     case "stop":
                         process.stop()
             log.warning("supervisor_gone")
