@@ -3,8 +3,8 @@
 Owns:      how a choice is read from bytes (`Choices`), and written for seeds (`Script`).
 Not here:  what is chosen (the targets).
 
-A choice takes one or two bytes from the front, so that bytes that are changed, left out or repeated by the fuzzer change
-one choice, and the rest stays what it was. After the end every choice is 0.
+A choice takes one or two bytes from the front, so that bytes that are changed, left out or repeated by the fuzzer
+change one choice, and the rest stays what it was. After the end every choice is 0.
 """
 
 

@@ -122,7 +122,7 @@ class Session:
             try:
                 self.calls.append(self.wire.request("/toy.Toy/Echo", [None, 1.0, 1e9][self.choices.below(3)]))
             except ConnectionLost as error:
-                assert error.retry_after_s is not None
+                assert error.retry_after_s is not None  # noqa: PT017
 
     def some_call(self) -> Exchange | None:
         return self.calls[self.choices.below(len(self.calls))] if self.calls else None

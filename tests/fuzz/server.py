@@ -3,8 +3,8 @@
 Owns:      what a client and an application may do, and what must hold after each of their moves.
 Not here:  the client's own books (ledger.py), handlers (application.py).
 
-The first choices say into what pieces the bytes are cut. Then each choice is a move, of two connections that share their
-budgets: mostly frames that are nearly right, for arbitrary bytes seldom get far.
+The first choices say into what pieces the bytes are cut. Then each choice is a move, of two connections that share
+their budgets: mostly frames that are nearly right, for arbitrary bytes seldom get far.
 """
 
 from collections.abc import Callable
