@@ -54,15 +54,21 @@ class Attacker:
         self._address = (host, int(port))
         self._over = over
         self.dice = dice
-        self._socket = socket.socket()
+        self._socket: socket.socket | None = None
+
+    @property
+    def socket(self) -> socket.socket:
+        """The connection."""
+        assert self._socket is not None
+        return self._socket
 
     def connect(self, *, small: bool = False) -> None:
         """Open a connection; ``small``: the kernel shall take in as little as it can."""
         self._socket = socket.socket()
         if small:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self._socket.settimeout(SOCKET_S)
-        self._socket.connect(self._address)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.settimeout(SOCKET_S)
+        self.socket.connect(self._address)
 
     def begin(self, settings: dict[int, int] | None = None, *, small: bool = False) -> None:
         """Connect, and be a client of HTTP/2."""
@@ -70,7 +76,7 @@ class Attacker:
         self.send(frames.PREFACE + frames.settings(settings or {}))
 
     def send(self, data: bytes) -> None:
-        self._socket.sendall(data)
+        self.socket.sendall(data)
 
     def flood(self, piece: bytes, times: int) -> None:
         """Send the same again and again, until the broker closes, and read what it says."""
@@ -81,9 +87,9 @@ class Attacker:
 
     def drink(self) -> None:
         """Read until the broker closes or says nothing for a second."""
-        self._socket.settimeout(1)
+        self.socket.settimeout(1)
         with suppress(TimeoutError):
-            while self._socket.recv(65_536):
+            while self.socket.recv(65_536):
                 pass
 
     def hold(self, seconds: float = HOLD_S) -> None:
@@ -97,10 +103,15 @@ class Attacker:
 
     def abort(self) -> None:
         """Leave with RST."""
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def close(self) -> None:
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
+
+    def wrap(self, context: ssl.SSLContext) -> None:
+        """Go on over TLS."""
+        self._socket = context.wrap_socket(self.socket, server_hostname="localhost")
 
     def run(self, attacks: list[Callable[["Attacker"], None]], done: Counter[str]) -> None:
         """Attack in some order until it is over; count in ``done``."""
@@ -320,8 +331,7 @@ def tls_half_a_handshake(attacker: Attacker) -> None:
 def tls_and_silence(attacker: Attacker) -> None:
     """A handshake, a preface perhaps, then nothing; or a flood."""
     attacker.connect()
-    context = _context()
-    attacker._socket = context.wrap_socket(attacker._socket, server_hostname="localhost")
+    attacker.wrap(_context())
     match attacker.dice.randrange(3):
         case 0:
             attacker.hold()
