@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test test-cluster lint types wheel-check bench demo proto dashboards image-requirements image-check clean
+.PHONY: serve test test-cluster fuzz soak lint types wheel-check bench demo proto dashboards image-requirements image-check clean
 .DEFAULT_GOAL := test
 
 # for the Python of the image, wherever this runs
@@ -29,6 +29,14 @@ test: $(VENV)/.dev  ## run the tests (ARGS="-k fanout" for some)
 
 test-cluster: $(VENV)/.dev  ## run the tests that need three Cassandra nodes (Java 17, Maven, 2 GB of memory)
 	$(BIN)/python -m pytest -m cluster $(ARGS)
+
+SECONDS ?= 60
+fuzz: $(VENV)/.dev  ## look for bytes that break something, for SECONDS=60 (docs/SECURITY.md)
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
+
+MINUTES ?= 30
+soak: $(VENV)/.dev  ## hostile and ordinary clients against one broker, for MINUTES=30 (docs/SECURITY.md)
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -13,6 +13,8 @@ from typing import NamedTuple
 WIDTH, HEIGHT = 880, 130
 """Of one graph, with all that is around its axes and without."""
 LEFT, RIGHT, TOP, GAP = 56, 250, 30, 46
+TICK_S, TICKS_MAX = 30, 12
+"""Of the axis of time: a tick so often, or less often where that would be more than so many."""
 COLOURS = ("#1f5fa8", "#c2571a", "#3d7d3d", "#7a4fa3", "#a8891f", "#555555")
 STYLE = """\
 text { font: 12px sans-serif; fill: #222 }
@@ -86,7 +88,7 @@ def _graph(graph: Graph, end_s: float, top: int, span: Span | None) -> Iterator[
     for number in range(round(highest / step) + 1):
         yield f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y(number * step)}" y2="{y(number * step)}"/>'
         yield f'<text class="right" x="{LEFT - 6}" y="{y(number * step) + 4}">{number * step:g}</text>'
-    for tick_s in range(0, math.floor(end_s) + 1, 30):
+    for tick_s in range(0, math.floor(end_s) + 1, TICK_S * math.ceil(end_s / TICK_S / TICKS_MAX)):
         yield f'<text class="middle" x="{x(tick_s)}" y="{bottom + 16}">{tick_s} s</text>'
     for place, (line, colour) in enumerate(zip(graph.lines, COLOURS, strict=False)):
         for unbroken, part in groupby(line.points, lambda point: not math.isnan(point[1])):

@@ -301,7 +301,10 @@ def test_a_message_that_cannot_be_read_fails_that_call_only(prefix: bytes, why: 
     assert server.wire.take(neighbour) == [b"fine"]
 
 
-@pytest.mark.parametrize("trailers", [None, [("grpc-message", "no status")], [("grpc-status", "-1")]])
+@pytest.mark.parametrize(
+    "trailers",
+    [None, [("grpc-message", "no status")], [("grpc-status", "-1")], [("grpc-status", "1" * 5000)]],
+)
 def test_a_call_that_ends_without_a_status_is_lost(trailers: list[tuple[str, str]] | None) -> None:
     server = Server()
     call = server.call()
@@ -495,7 +498,7 @@ def test_a_status_without_a_reason_tells_no_outcome(status: int, expected: type[
     assert (type(error), error.reason, error.retryable) == (expected, reason, False)
 
 
-@pytest.mark.parametrize("text", ["!", "AAA", "/w", "A" * 400])
+@pytest.mark.parametrize("text", ["!", "AAA", "/w", "A" * 400, "\ufffd"])
 def test_details_that_cannot_be_read_do_not_hide_the_status(text: str) -> None:
     assert type(error_of(Trailers(14, "away", text))) is ConnectionLost
 

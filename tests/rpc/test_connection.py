@@ -334,6 +334,14 @@ def test_sizes_and_contents(frame, reaction):
     assert peer.told(frame) == reaction
 
 
+@pytest.mark.parametrize("stream_id", [2, 3])
+def test_a_wrong_priority_of_an_idle_stream_ends_the_connection(stream_id):
+    """RST_STREAM may not be sent for such a stream (section 6.4): a client would have to close the connection."""
+    peer = Peer()
+    peer.open(1)
+    assert peer.told(frames.frame(frames.PRIORITY, 0, stream_id, b"1234")) == ["GOAWAY 1 FRAME_SIZE_ERROR"]
+
+
 def test_a_frame_that_is_too_large_is_refused_by_its_header():
     peer = Peer()
     peer.open(1)

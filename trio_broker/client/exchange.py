@@ -15,6 +15,9 @@ from trio_broker.errors import BrokerError, ConnectionLost
 MESSAGE_MAX_BYTES = 64 * 1024 * 1024
 """The largest reply taken: a bound on memory, far above what a broker keeps by default."""
 
+_STATUS_DIGITS_MAX = 9
+"""Of grpc-status: no code that exists has more than two, and Python refuses to read thousands."""
+
 _PREFIX_BYTES = 5  # compressed flag, length ("Length-Prefixed-Message")
 
 
@@ -72,7 +75,7 @@ class Exchange:
             self.started = True
             return
         code = headers.get(b"grpc-status", b"")
-        if not code.isdigit():
+        if not code.isdigit() or len(code) > _STATUS_DIGITS_MAX:
             self.end = ConnectionLost("the call ended without a status")
             return
         message = unquote(headers.get(b"grpc-message", b"").decode("ascii", "replace"))

@@ -5,7 +5,6 @@ Not here:  the errors themselves (trio_broker/errors.py).
 """
 
 import base64
-import binascii
 from collections.abc import Mapping
 
 from google.protobuf.message import DecodeError
@@ -77,7 +76,7 @@ def _details(text: str) -> tuple[ErrorInfo, float | None]:
             elif detail.type_url.endswith("/google.rpc.RetryInfo"):
                 delay = RetryInfo.FromString(detail.value).retry_delay
                 retry_after_s = delay.seconds + delay.nanos / 1e9
-    except (binascii.Error, DecodeError):
+    except (ValueError, DecodeError):  # ValueError: not base64, or not even ASCII
         return ErrorInfo(), None
     return info, retry_after_s
 

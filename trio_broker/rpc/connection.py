@@ -180,6 +180,8 @@ class Connection(Control):
             self._spend()  # unknown types are ignored (section 4.1), not in any number
 
     def _fail_stream(self, error: StreamFailed) -> None:
+        if error.stream_id > self.last_stream_id or not error.stream_id & 1:
+            raise ConnectionFailed(error.code, str(error))  # no RST_STREAM for an idle stream (section 6.4)
         self._spend()
         self.write(frames.reset(error.stream_id, error.code))
         stream = self.streams.get(error.stream_id)

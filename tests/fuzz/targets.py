@@ -1,0 +1,19 @@
+"""What is fuzzed, by name."""
+
+from collections.abc import Callable
+
+from .client import client
+from .header_blocks import header_blocks
+from .requests import requests
+from .server import server
+
+Target = Callable[[bytes], None]
+
+TARGETS: dict[str, Target] = {
+    "server": server,
+    "header_blocks": header_blocks,
+    "client": client,
+    "requests": requests,
+}
+SHARES = {"server": 0.5, "header_blocks": 0.15, "client": 0.25, "requests": 0.1}
+"""Of the time that all get together."""
