@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test test-cluster lint types wheel-check bench demo proto dashboards image-requirements image-check clean
+.PHONY: serve test test-cluster lint types wheel-check bench demo proto dashboards image-requirements image-check release publish clean
 .DEFAULT_GOAL := test
 
 # for the Python of the image, wherever this runs
@@ -68,6 +68,17 @@ image-check: $(VENV)/.dev  ## build the image, run it hardened, bring the compos
 	docker/ci/install.sh
 	$(BIN)/python -m pip install --quiet --editable ".[containers]"
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m containers $(ARGS)
+
+# where a release is published: the image without a tag, the chart as oci://host/path; what building the image needs here
+IMAGE_REPOSITORY ?= localhost/trio-broker
+CHART_REPOSITORY ?=
+IMAGE_ARGUMENTS ?=
+
+release: $(VENV)/.dev  ## wheel, source, image, chart, SBOM and checksums of the last commit, in dist/ (docs/RELEASE.md)
+	$(BIN)/python release/build.py --image-repository "$(IMAGE_REPOSITORY)" --image-arguments "$(IMAGE_ARGUMENTS)" $(ARGS)
+
+publish:  ## push image and chart of dist/ to IMAGE_REPOSITORY and CHART_REPOSITORY
+	release/publish.sh "$(IMAGE_REPOSITORY)" "$(CHART_REPOSITORY)"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
