@@ -177,9 +177,9 @@ def export(destination: Path) -> None:
         files.extractall(destination, filter="data")
 
 
-def version_of(source: Path) -> str:
+def version() -> str:
     """Return the one version, of wheel, image and chart."""
-    found = re.search(r'^__version__ = "([^"+]+)"$', (source / "trio_broker" / "_version.py").read_text(), re.MULTILINE)
+    found = re.search(r'^__version__ = "([^"+]+)"$', git("show", "HEAD:trio_broker/_version.py"), re.MULTILINE)
     if found is None:
         raise SystemExit("release: trio_broker/_version.py has no version that an image's tag may have, too")
     return found[1]
@@ -214,7 +214,7 @@ def main() -> None:
             source=work / "source",
             out=out,
             work=work,
-            version=version_of(work / "source"),
+            version=version(),
             revision=git("rev-parse", "HEAD"),
             epoch=int(os.environ.get("SOURCE_DATE_EPOCH") or git("log", "-1", "--format=%ct")),
             image=options.image_repository,

@@ -17,11 +17,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "release"))
 
 from archives import level  # noqa: E402
-from build import IMAGE, git, name_image, version_of  # noqa: E402
+from build import IMAGE, git, name_image, version  # noqa: E402
 
 SAFETY_S = 300
 """What hangs fails after this long; nothing that works comes near."""
-VERSION = version_of(ROOT)
+VERSION = version()
 SDIST, WHEEL, SBOM = (
     f"trio_broker-{VERSION}.tar.gz",
     f"trio_broker-{VERSION}-py3-none-any.whl",
@@ -74,7 +74,7 @@ def test_the_archives_have_the_package_and_no_tests(built: dict[str, bytes]) -> 
 def test_the_bill_of_materials_has_all_that_the_image_is_built_of(built: dict[str, bytes]) -> None:
     sbom = json.loads(built[SBOM])
     assert (sbom["bomFormat"], sbom["metadata"]["component"]["version"]) == ("CycloneDX", VERSION)
-    pins = (ROOT / "docker" / "requirements.txt").read_text()
+    pins = git("show", "HEAD:docker/requirements.txt")
     found = {f"{each['name']}=={each['version']}" for each in sbom["components"]}
     assert found == set(re.findall(r"^[A-Za-z0-9._-]+==[^ ;]+", pins, re.MULTILINE))
     assert all(each["purl"].startswith("pkg:pypi/") for each in sbom["components"])
