@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test test-cluster lint types wheel-check bench demo proto dashboards image-requirements image-check release publish clean
+.PHONY: serve test test-cluster lint types wheel-check bench demo proto dashboards image-requirements image-check clean
 .DEFAULT_GOAL := test
 
 # for the Python of the image, wherever this runs
@@ -74,6 +74,7 @@ IMAGE_REPOSITORY ?= localhost/trio-broker
 CHART_REPOSITORY ?=
 IMAGE_ARGUMENTS ?=
 
+.PHONY: release publish
 release: $(VENV)/.dev  ## wheel, source, image, chart, SBOM and checksums of the last commit, in dist/ (docs/RELEASE.md)
 	$(BIN)/python release/build.py --image-repository "$(IMAGE_REPOSITORY)" --image-arguments "$(IMAGE_ARGUMENTS)" $(ARGS)
 
