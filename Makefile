@@ -77,5 +77,17 @@ image-check: $(VENV)/.dev  ## build the image, run it hardened, bring the compos
 	$(BIN)/python -m pip install --quiet --editable ".[containers]"
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m containers $(ARGS)
 
+# where a release is published: the image without a tag, the chart as oci://host/path; what building the image needs here
+IMAGE_REPOSITORY ?= localhost/trio-broker
+CHART_REPOSITORY ?=
+IMAGE_ARGUMENTS ?=
+
+.PHONY: release publish
+release: $(VENV)/.dev  ## wheel, source, image, chart, SBOM and checksums of the last commit, in dist/ (docs/RELEASE.md)
+	$(BIN)/python release/build.py --image-repository "$(IMAGE_REPOSITORY)" --image-arguments "$(IMAGE_ARGUMENTS)" $(ARGS)
+
+publish:  ## push image and chart of dist/ to IMAGE_REPOSITORY and CHART_REPOSITORY
+	release/publish.sh "$(IMAGE_REPOSITORY)" "$(CHART_REPOSITORY)"
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info
