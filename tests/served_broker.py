@@ -11,10 +11,10 @@ SAFETY_S = 30
 
 
 @contextmanager
-def serving() -> Iterator[str]:
-    """Run one for the length of the block, which gets its address; it has to end well."""
+def serving(*settings: str) -> Iterator[str]:
+    """Run one, with these settings, for the length of the block, which gets its address; it has to end well."""
     listen = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
-    command = [*COMMAND, "serve", "--store", "memory:", *listen, "--log-format", "json"]
+    command = [*COMMAND, "serve", "--store", "memory:", *listen, "--log-format", "json", *settings]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as broker:
         assert broker.stdout is not None
         yield next(found["grpc"] for line in broker.stdout if "grpc" in (found := json.loads(line)))

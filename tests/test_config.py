@@ -188,3 +188,4 @@ def test_the_defaults_are_those_of_the_design() -> None:
     assert (config.flush_messages, config.flush_bytes) == (1024, 4 << 20)
     assert (config.subscriber_messages, config.subscriber_bytes) == (1024, 4 << 20)
     assert config.streams_per_connection == 1000
+    assert config.compression == "none"

@@ -91,6 +91,7 @@ class Batch:
         "after_id",
         "committed_s",
         "count",
+        "deflated_wire",
         "first_id",
         "gaps",
         "last_id",
@@ -141,6 +142,8 @@ class Batch:
         """The service's encoding, which it makes for the first subscriber and shares with the others."""
         self.together_wire: bytes | None = None
         """The same for those who get many messages in a response."""
+        self.deflated_wire: bytes | None = None
+        """That compressed."""
         self.memory_bytes = 2 * self.size_bytes + OVERHEAD_BYTES * self.count
         """What it takes with its encoding, or with both."""
         self._backlog: Backlog | None = None

@@ -99,6 +99,9 @@ class Config(BaseModel):
     no_admin: bool = Field(default=False, description="do not serve broker.Admin: nobody can list or purge subjects")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else JSON")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
+    compression: Literal["none", "gzip"] = Field(
+        "none", description="compress replies of 1 KiB and more for clients that accept it: saves network, costs CPU"
+    )
     slow_call: PositiveDuration = Field(1, description="log every call with one answer that takes at least so long")
     traces: bool = Field(default=False, description="send traces by OpenTelemetry, as the OTEL_* variables say")
 

@@ -361,6 +361,7 @@ class _Process:
             refusals=BrokerRefusals(),
             on_call_over=self._call_over,
             on_written=broker.fanout.deliveries.settle,
+            compresses=config.compression == "gzip",
         )
         self._service = BrokerService(broker, shares.fetches // message_max_bytes, self._tracing, self._places)
         server.add_service(self._service.service)

@@ -17,6 +17,7 @@ from trio_broker._proto import broker_pb2 as pb
 from trio_broker.batch import Batch, Fields, fields_of
 from trio_broker.message import Gap, Message, MessagePage
 from trio_broker.rpc.call import PREFIX_BYTES, frame_prefix, framed
+from trio_broker.rpc.compression import deflated
 
 RESPONSE_MAX_BYTES: Final = 4 * 1024 * 1024
 """What a response with many messages stays below: clients take no more by default."""
@@ -99,6 +100,17 @@ def together_wire(batch: Batch) -> bytes:
 def join_together(wires: Sequence[bytes]) -> bytes:
     """Make one framed MessageBatch of several that are small."""
     return wires[0] if len(wires) == 1 else framed(b"".join([wire[PREFIX_BYTES:] for wire in wires]))
+
+
+def deflated_wire(wire: bytes) -> bytes:
+    """Compress framed messages, each by itself."""
+    parts = []
+    begin = 0
+    while begin < len(wire):
+        end = begin + PREFIX_BYTES + int.from_bytes(wire[begin + 1 : begin + PREFIX_BYTES], "big")
+        parts.append(deflated(wire[begin + PREFIX_BYTES : end]))
+        begin = end
+    return b"".join(parts)
 
 
 def page_response(subject: str, page: MessagePage) -> bytes:

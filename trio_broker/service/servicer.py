@@ -11,6 +11,7 @@ FetchRange. PublishStream is fed (trio_broker/service/publishing.py), Subscribe 
 
 import sys
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -30,6 +31,7 @@ from trio_broker.rpc.call import Call
 from trio_broker.rpc.handlers import Context, drained, fed, grouped
 from trio_broker.runs import Pending
 from trio_broker.service import admin
+from trio_broker.service.deflating import DeflatedSource
 from trio_broker.service.encoding import (
     duplicate_response,
     message_response,
@@ -250,14 +252,18 @@ class BrokerService(BrokerServicer):
         self, message: pb.SubscribeRequest, request: Context
     ) -> Source:
         """Register the subscription; its headers say that it stands."""
-        return await subscribe(self._broker, self._places, message, request.call, SINGLY, self._tracing)
+        call = request.call
+        call.compresses = False  # one by one messages hardly shrink
+        return await subscribe(self._broker, self._places, message, call, SINGLY, self._tracing)
 
     @drained(subscribe_abandoned)
     async def SubscribeBatch(  # type: ignore[override] # as above
         self, message: pb.SubscribeRequest, request: Context
     ) -> Source:
         """Do as Subscribe, with many messages to a response."""
-        return await subscribe(self._broker, self._places, message, request.call, TOGETHER, self._tracing)
+        call = request.call
+        source = partial(DeflatedSource, call) if call.compresses else None
+        return await subscribe(self._broker, self._places, message, call, TOGETHER, self._tracing, source)
 
 
 class Fetches:

@@ -60,10 +60,11 @@ async def subscribe(
     call: Call,
     encoding: Encoding,
     tracing: "Tracing | None",
+    source: "Callable[[Subscription, Encoding, Callable[[], None]], Source] | None" = None,
 ) -> Source:
     """Register a subscription, and return where its responses come from. A checkpoint.
 
-    It has its place until the source is closed.
+    It has its place until the source is closed. ``source`` makes that; None: a `SubscriptionSource`.
 
     Raises:
         RpcFailedError: it cannot be.
@@ -84,7 +85,7 @@ async def subscribe(
     subscription.wake = partial(call.connection.mark, call)
     subscription.dropped = partial(_drop, call)
     subscription.ended = partial(call.hurry, LAST_WORDS_S)
-    return SubscriptionSource(subscription, encoding, partial(places.leave, call.connection))
+    return (source or SubscriptionSource)(subscription, encoding, partial(places.leave, call.connection))
 
 
 @contextmanager
