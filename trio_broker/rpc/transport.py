@@ -17,6 +17,7 @@ import socket
 import ssl
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
@@ -28,13 +29,15 @@ from trio_broker.rpc.call import Call
 from trio_broker.rpc.connection import Connection
 from trio_broker.rpc.handlers import Method
 from trio_broker.rpc.health import NAME as HEALTH
-from trio_broker.rpc.leaving import grow_old, turn_away
+from trio_broker.rpc.leaving import turn_away
 from trio_broker.rpc.listeners import format_address
+from trio_broker.rpc.time_limits import Watch
 from trio_broker.rpc.tls import Tls
 
 if TYPE_CHECKING:
     from trio_broker.rpc.accepting import Origin
     from trio_broker.rpc.server import Server
+    from trio_broker.rpc.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +86,7 @@ class Transport:
         self._reading = True
         """Output need not be announced: it is flushed when the read is done."""
         self.came_at = self.read_at = time.perf_counter()
+        self._watch = Watch(trio.current_time(), server.limits.connection_age_s)
         self._task_streams = 0
         self._streams = 0
         """Calls that are open, as of the last read or write."""
@@ -97,7 +101,7 @@ class Transport:
         self.stalled_at = 0.0
         """When the socket last took a part of what it was to take."""
         self._written = trio.Event()
-        self._broken = False
+        self._begun = self._broken = False
         self._reader = trio.CancelScope()
         self.connection = Connection(
             self._new_call, server.parser.parse, self._on_output, server.limits, server.budgets
@@ -114,12 +118,11 @@ class Transport:
                 for option, value in KEEPALIVE.items():
                     self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
             async with trio.open_nursery() as self._nursery:
+                self._begun = True
                 self._reading = False
                 self.flush()
                 if self._refusal is not None:
                     self._nursery.start_soon(turn_away, self)
-                elif self.server.limits.connection_age_s < math.inf:
-                    self._nursery.start_soon(grow_old, self)
                 try:
                     with self._reader:
                         await self._read()
@@ -430,6 +433,32 @@ class Transport:
                 call.reset(frames.CANCEL)
         except Exception as error:  # noqa: BLE001
             self.crash(error)
+
+    def expire_request(self, call: Stream) -> None:
+        """A request has not arrived in whole for too long. Never raises."""
+        try:
+            if isinstance(call, Call):
+                self.give_up(call, self.refusals.request_too_slow(self.server.limits.request_s))
+                self.flush()
+            call.reset(frames.CANCEL)
+        except Exception as error:  # noqa: BLE001
+            self.crash(error)
+
+    def look(self, now: float, seconds: float) -> None:
+        """See whether the client takes too long for something: see `Watch.look`. Never raises."""
+        try:
+            self._watch.look(self, now, seconds)
+        except Exception as error:  # noqa: BLE001
+            self.crash(error)
+
+    def start(self, step: Callable[[Transport, float], Awaitable[None]], seconds: float) -> None:
+        """Run a task that ends with the connection."""
+        self._nursery.start_soon(step, self, seconds)
+
+    @property
+    def ends(self) -> bool:
+        """The connection is being closed, or has yet to begin."""
+        return self._broken or not self._begun or self.connection.finished
 
     @property
     def inbound_bytes(self) -> int:
