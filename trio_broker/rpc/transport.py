@@ -437,7 +437,7 @@ class Transport:
     def expire_request(self, call: Stream) -> None:
         """A request has not arrived in whole for too long. Never raises."""
         try:
-            if isinstance(call, Call):
+            if isinstance(call, Call) and call.method is not None:
                 self.give_up(call, self.refusals.request_too_slow(self.server.limits.request_s))
                 self.flush()
             call.reset(frames.CANCEL)
