@@ -88,6 +88,16 @@ def test_acknowledgements_of_what_we_sent_are_free():
     assert not peer.connection.failed
 
 
+def test_windows_that_change_for_many_streams_count_for_more():
+    """Each costs what touching all the streams does."""
+    peer = calm_peer(Limits(control_burst=10, control_per_s=1))
+    for stream_id in range(1, 2 * 48, 2):
+        peer.open(stream_id)
+    sizes = [1000, 2000, 3000]
+    told = [peer.told(settings({frames.INITIAL_WINDOW_SIZE: size})) for size in sizes]
+    assert told == [["SETTINGS ACK"], ["SETTINGS ACK"], ["GOAWAY 95 ENHANCE_YOUR_CALM"]]
+
+
 def test_pings_beyond_the_bound_are_told_in_the_words_that_grpc_libraries_know():
     """With "too_many_pings" they ping half as often from then on (gRFC A8)."""
     peer = calm_peer(Limits(ping_burst=3))

@@ -162,9 +162,9 @@ class Control(Outbound):
         if len(self._reset_ids) > self.limits.remembered_resets_max:
             del self._reset_ids[next(iter(self._reset_ids))]
 
-    def _spend(self) -> None:
+    def _spend(self, count: int = 1) -> None:
         """Count something that costs the peer less than it costs us (section 10.5)."""
-        self._calm -= 1
+        self._calm -= count
         if self._calm < 0:
             raise ConnectionFailed(frames.ENHANCE_YOUR_CALM, "too many control frames or resets")
 
@@ -234,6 +234,7 @@ class Control(Outbound):
                 raise ConnectionFailed(frames.PROTOCOL_ERROR, f"SETTINGS_ENABLE_PUSH {value}")
         if window != self.peer_window:
             self._change_peer_window(window)  # once for the frame: it touches every stream
+            self._spend(len(self.streams) >> 4)
         self.settled = True
         self.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
 

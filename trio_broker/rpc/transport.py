@@ -42,6 +42,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READ_BYTES = 64 * 1024
+FIRST_READ_BYTES = 4 * 1024
+SHORTEST_READ_BYTES = 1024
+TURN_S = 0.001
+"""What taking in one read is to cost at most, by what the last one did: then others have their turn.
+
+64 KiB of ordinary calls take some milliseconds, but 64 KiB of the smallest frames, or of large header lists, many times
+as long. So the first read of a connection is short, and each that was filled at most doubles the next.
+"""
 TIGHT_BYTES = 2 * 1024
 """What is handled of a read before the answers to it are written, while many replies wait already."""
 KEEPALIVE = {
@@ -170,15 +178,17 @@ class Transport:
     async def _read(self) -> None:
         connection, outbound = self.connection, self.server.budgets.outbound
         handshaking = True
+        read_bytes = FIRST_READ_BYTES
         self._reader.deadline = trio.current_time() + self.server.limits.handshake_s
         while not connection.finished:
             await trio.lowlevel.wait_readable(self._socket)
             try:
-                data = self._socket.recv(TIGHT_BYTES if outbound.tight else READ_BYTES)
+                data = self._socket.recv(TIGHT_BYTES if outbound.tight else read_bytes)
             except BlockingIOError:
                 continue
             if not data:
                 return
+            filled = len(data) == read_bytes
             if self._tls is not None:
                 data = self._tls.decrypt(data)
             now = time.perf_counter()
@@ -189,6 +199,9 @@ class Transport:
                 data = data[TIGHT_BYTES:]
                 await self._caught_up()
             self._handle(data)
+            if filled:  # there may be more
+                allowed = int(read_bytes * TURN_S / (time.perf_counter() - now))
+                read_bytes = max(SHORTEST_READ_BYTES, min(allowed, 2 * read_bytes, READ_BYTES))
             if handshaking and connection.settled:
                 handshaking = False
                 self._reader.deadline = math.inf
