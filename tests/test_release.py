@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "release"))
 
 from archives import level  # noqa: E402
+
 from build import IMAGE, git, name_image, version  # noqa: E402
 
 SAFETY_S = 300

@@ -20,6 +20,20 @@ class Limits:
     """For so long nobody takes that place: what the client sent may not have been read yet."""
     handshake_s: float = 10.0
     """Until a client has sent its preface and SETTINGS, after TLS; then it is closed."""
+    keepalive_s: float = 60.0
+    """After so long without a word from a client it is asked by a PING whether it is there. inf: never."""
+    keepalive_timeout_s: float = 20.0
+    """For so long after that nothing is heard of it, not even an answer: then it is closed."""
+    frame_s: float = 20.0
+    """A frame or a header block of which the end has not come after so long ends its connection."""
+    request_s: float = 60.0
+    """A request of one message that has not arrived in whole after so long ends with DEADLINE_EXCEEDED."""
+    answer_s: float = 60.0
+    """An answer of which nothing could leave for so long, for want of a window, is dropped; streams wait longer."""
+    unread_s: float = 60.0
+    """A client whose socket takes nothing for so long, while something waits for it, is closed."""
+    idle_s: float = math.inf
+    """After so long without a call a client is asked to connect again when it has one (GOAWAY)."""
     connection_age_s: float = math.inf
     """So long after it came a client is asked to connect again (GOAWAY), give or take a tenth of that."""
     connection_age_grace_s: float = 10.0
@@ -65,8 +79,12 @@ class Limits:
     """
     unsent_max_bytes: int = 1024 * 1024
     """Nothing more is read from a peer that leaves this much unread; less, while the total above is half used."""
+    ping_burst: int = 100
+    """PINGs in a row before the peer is told "too_many_pings", by a GOAWAY that gRPC libraries know."""
+    pings_per_s: float = 1.0
+    """How many of them are forgiven each second; each answer, and each write of DATA, forgives one as well."""
     control_burst: int = 2000
-    """Control frames and unanswered resets in a row before the peer is told to calm down."""
+    """Other control frames, acknowledgements of nothing and resets in a row before the peer is told to calm down."""
     control_per_s: int = 200
     """How many of them are forgiven each second; each answer, and each write of DATA, forgives one as well."""
     rapid_reset_s: float = 0.02

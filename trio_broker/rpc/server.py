@@ -31,6 +31,7 @@ from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.listeners import listen_tcp
 from trio_broker.rpc.request import RequestParser
 from trio_broker.rpc.status import Refusals
+from trio_broker.rpc.time_limits import keep_looking
 from trio_broker.rpc.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
                     self._bind(name, await services.enter_async_context(service))
                 nursery.start_soon(self._flush_loop)
                 nursery.start_soon(self._expire_loop)
+                nursery.start_soon(keep_looking, self)
                 nursery.start_soon(shedding.keep_inbound_free, self)
                 nursery.start_soon(shedding.keep_outbound_free, self)
                 task_status.started()

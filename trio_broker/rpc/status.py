@@ -99,6 +99,10 @@ class Refusals:
         """The call's own deadline passed."""
         return Status(StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
 
+    def request_too_slow(self, limit_s: float) -> Status:
+        """A request of one message that took too long to arrive; nothing was done."""
+        return Status(StatusCode.DEADLINE_EXCEEDED, f"the request did not arrive in whole within {limit_s:g} s")
+
     def stopping(self) -> Status:
         """The server stops, and the call's time is over."""
         return Status(StatusCode.UNAVAILABLE, "the server is stopping")

@@ -17,7 +17,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
@@ -33,18 +33,28 @@ from trio_broker.rpc.handlers import Method
 from trio_broker.rpc.health import NAME as HEALTH
 from trio_broker.rpc.identity import Identity
 from trio_broker.rpc.inflow import PER_READ_BYTES
-from trio_broker.rpc.leaving import grow_old, turn_away
+from trio_broker.rpc.leaving import turn_away
 from trio_broker.rpc.listeners import format_address
 from trio_broker.rpc.strangers import BEGIN_BYTES, recognise
+from trio_broker.rpc.time_limits import Watch
 from trio_broker.rpc.tls import Tls
 
 if TYPE_CHECKING:
     from trio_broker.rpc.accepting import Origin
     from trio_broker.rpc.server import Server
+    from trio_broker.rpc.stream import Stream
 
 log = logging.getLogger(__name__)
 
 READ_BYTES = 64 * 1024
+FIRST_READ_BYTES = 4 * 1024
+SHORTEST_READ_BYTES = 1024
+TURN_S = 0.001
+"""What taking in one read is to cost at most, by what the last one did: then others have their turn.
+
+64 KiB of ordinary calls take some milliseconds, but 64 KiB of the smallest frames, or of large header lists, many times
+as long. So the first read of a connection is short, and each that was filled at most doubles the next.
+"""
 TIGHT_BYTES = 2 * 1024
 """What is handled of a read before the answers to it are written, while many replies wait already."""
 KEEPALIVE = {
@@ -91,6 +101,7 @@ class Transport:
         self._reading = True
         """Output need not be announced: it is flushed when the read is done."""
         self.came_at = self.read_at = time.perf_counter()
+        self._watch = Watch(trio.current_time(), server.limits.connection_age_s)
         self._task_streams = 0
         self._streams = 0
         """Calls that are open, as of the last read or write."""
@@ -107,7 +118,7 @@ class Transport:
         self.stalled_at = 0.0
         """When the socket last took a part of what it was to take."""
         self._written = trio.Event()
-        self._broken = False
+        self._begun = self._broken = False
         self._reader = trio.CancelScope()
         self.connection = Connection(
             self._new_call, server.parser.parse, self._on_output, server.limits, server.budgets
@@ -124,11 +135,10 @@ class Transport:
                 for option, value in KEEPALIVE.items():
                     self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
             async with trio.open_nursery() as self._nursery:
+                self._begun = True
                 self._reading = False
                 if self._refusal is not None:
                     self._nursery.start_soon(turn_away, self)
-                elif self.server.limits.connection_age_s < math.inf:
-                    self._nursery.start_soon(grow_old, self)
                 try:
                     with self._reader:
                         await self._read()
@@ -176,6 +186,7 @@ class Transport:
     async def _read(self) -> None:
         connection, outbound = self.connection, self.server.budgets.outbound
         handshaking = True
+        read_bytes = FIRST_READ_BYTES
         self._reader.deadline = trio.current_time() + self.server.limits.handshake_s
         if await self._is_strange():
             return
@@ -183,11 +194,12 @@ class Transport:
         while not connection.finished:
             await trio.lowlevel.wait_readable(self._socket)
             try:
-                data = self._socket.recv(TIGHT_BYTES if outbound.tight else READ_BYTES)
+                data = self._socket.recv(TIGHT_BYTES if outbound.tight else read_bytes)
             except BlockingIOError:
                 continue
             if not data:
                 return
+            filled = len(data) == read_bytes
             if self._tls is not None:
                 data = self._decrypt(self._tls, data)
             now = time.perf_counter()
@@ -198,6 +210,9 @@ class Transport:
                 data = data[TIGHT_BYTES:]
                 await self._caught_up()
             self._handle(data)
+            if filled:  # there may be more
+                allowed = int(read_bytes * TURN_S / (time.perf_counter() - now))
+                read_bytes = max(SHORTEST_READ_BYTES, min(allowed, 2 * read_bytes, READ_BYTES))
             if handshaking and connection.settled:
                 handshaking = False
                 self._reader.deadline = math.inf
@@ -487,6 +502,32 @@ class Transport:
                 call.reset(frames.CANCEL)
         except Exception as error:  # noqa: BLE001
             self.crash(error)
+
+    def expire_request(self, call: Stream) -> None:
+        """A request has not arrived in whole for too long. Never raises."""
+        try:
+            if isinstance(call, Call) and call.method is not None:
+                self.give_up(call, self.refusals.request_too_slow(self.server.limits.request_s))
+                self.flush()
+            call.reset(frames.CANCEL)
+        except Exception as error:  # noqa: BLE001
+            self.crash(error)
+
+    def look(self, now: float, seconds: float) -> None:
+        """See whether the client takes too long for something: see `Watch.look`. Never raises."""
+        try:
+            self._watch.look(self, now, seconds)
+        except Exception as error:  # noqa: BLE001
+            self.crash(error)
+
+    def start(self, step: Callable[[Transport, float], Awaitable[None]], seconds: float) -> None:
+        """Run a task that ends with the connection."""
+        self._nursery.start_soon(step, self, seconds)
+
+    @property
+    def ends(self) -> bool:
+        """The connection is being closed, or has yet to begin."""
+        return self._broken or not self._begun or self.connection.finished
 
     @property
     def inbound_bytes(self) -> int:
