@@ -79,7 +79,7 @@ class H2Load(Load):
             request.flush()
             load = [f"--clients={self.connections}", f"--max-concurrent-streams={self.streams}"]
             headers = ["--header=content-type: application/grpc", "--header=te: trailers"]
-            url = f"http://{server.address}/broker.Broker/Publish"
+            url = f"http{'s' if server.authority else ''}://{server.address}/broker.Broker/Publish"
             yield ["h2load", *load, *limits, *headers, f"--data={request.name}", url]
 
 

@@ -18,8 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import grpc
-
 from benchmarks.servers import ROOT, SCRATCH, Server
 from trio_broker._proto import broker_pb2 as pb
 
@@ -123,7 +121,7 @@ def fresh_subject() -> str:
 
 def last_id(server: Server, subject: str) -> int:
     """Return how many ids a subject had given out, by the id that one more publish gets."""
-    with grpc.insecure_channel(server.address) as channel:
+    with server.channel() as channel:
         publish = channel.unary_unary(
             "/broker.Broker/Publish", pb.PublishRequest.SerializeToString, pb.PublishResponse.FromString
         )

@@ -17,11 +17,16 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import IO, NamedTuple, Protocol
 
+import grpc
+import trustme
+
 from benchmarks.clocks import cpu_s_of_family
 
 ROOT = Path(__file__).parent.parent
 SCRATCH = ROOT / ".cache"
 """For what is built and for databases: /tmp is often no disk, and an fsync there costs nothing."""
+AUTHORITY = "authority.pem"
+"""Beside the certificate of a server that speaks TLS."""
 START_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 15
 QUIET_TIMEOUT_S = 20
@@ -73,6 +78,21 @@ def broker(store: str, *flags: str) -> Command:
     return command
 
 
+def encrypted(store: str, *flags: str) -> Command:
+    """The same with TLS, by a certificate of its own for an ECDSA key (P-256), which most have."""
+
+    def command(place: Place) -> Sequence[str]:
+        authority = trustme.CA()
+        certificate, key = place.directory / "cert.pem", place.directory / "key.pem"
+        issued = authority.issue_cert("127.0.0.1")
+        issued.private_key_pem.write_to_path(str(key))
+        certificate.write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
+        authority.cert_pem.write_to_path(str(certificate.with_name(AUTHORITY)))
+        return broker(store, "--tls-cert", str(certificate), "--tls-key", str(key), *flags)(place)
+
+    return command
+
+
 def grpcio_aio(_place: Place) -> Sequence[str]:
     """The peer: benchmarks/grpcio_server.py."""
     return [sys.executable, "-m", "benchmarks.grpcio_server"]
@@ -98,6 +118,14 @@ class Server:
     """Its own, if it has one."""
     metrics_address: str = ""
     """HOST:PORT, if it has any."""
+    authority: bytes | None = None
+    """Whom clients have to trust, in PEM. None: it speaks plaintext."""
+
+    def channel(self) -> grpc.Channel:
+        """Connect to it."""
+        if self.authority is None:
+            return grpc.insecure_channel(self.address)
+        return grpc.secure_channel(self.address, grpc.ssl_channel_credentials(self.authority))
 
     def cpu_s(self) -> float:
         """CPU time of all its threads, and of its workers', so far."""
@@ -137,7 +165,7 @@ def running(command: Sequence[str], database: Database | None = None) -> Iterato
             raise RuntimeError(f"the server was not ready after {START_TIMEOUT_S} s") from None
         if isinstance(event, Exception):
             raise event
-        yield Server(event["grpc"], process.pid, database, event.get("metrics", ""))
+        yield Server(event["grpc"], process.pid, database, event.get("metrics", ""), _authority(command))
     finally:
         process.terminate()
         try:
@@ -147,6 +175,12 @@ def running(command: Sequence[str], database: Database | None = None) -> Iterato
             process.wait()
         reader.join()
         process.stdout.close()
+
+
+def _authority(command: Sequence[str]) -> bytes | None:
+    if "--tls-cert" not in command:
+        return None
+    return Path(command[command.index("--tls-cert") + 1]).with_name(AUTHORITY).read_bytes()
 
 
 def _read(output: IO[str], ready: Queue[Mapping[str, str] | Exception]) -> None:

@@ -17,6 +17,7 @@ from benchmarks.servers import (
     DatabaseKind,
     Server,
     broker,
+    encrypted,
     grpcio_aio,
     grpcio_aio_on_cassandra,
     grpcio_aio_on_postgres,
@@ -27,6 +28,7 @@ REHEARSALS = 3
 """On Cassandra: Java compiles what has run often."""
 
 MEMORY = broker("memory:")
+ENCRYPTED = encrypted("memory:")
 SQLITE = broker("sqlite:///{directory}/broker.db")
 ON_DATABASE = broker("{database_url}")
 POSTGRES = DatabaseKind(postgres.postgres, postgres.missing)
@@ -215,11 +217,17 @@ def lone_on_cassandra(name: str, what: str) -> Workload:
     return Workload(name=name, what=what, sides=sides, rehearsals=REHEARSALS)
 
 
+def in_plaintext(load: Load) -> Side:
+    """The broker without TLS."""
+    return Side(name="in plaintext", command=MEMORY, load=load)
+
+
 def in_memory(load: Load) -> Side:
     """The broker's own memory store, which shows what durability costs."""
     return Side(name="on its memory store", command=MEMORY, load=load)
 
 
+FOUR_BY_1 = H2Load(connections=4, streams=1)
 FOUR_BY_25 = H2Load(connections=4, streams=25)
 EIGHT_BY_100 = H2Load(connections=8, streams=100)
 EIGHT_SUBJECTS = AtOnce(*[H2Load(connections=1, streams=100)] * 8)
@@ -240,6 +248,16 @@ FLOODED = LoneBesideFlood(H2Load(connections=4, streams=1000))
 WORKLOADS = (
     against_grpcio("publish-h2load", "unary Publish, h2load, 4 connections x 25 streams", FOUR_BY_25),
     against_grpcio("publish", "unary Publish, 5 s deadlines, 4 x 25 callers", BrokerLoad("publish", deadline="5s")),
+    Workload(
+        name="tls",
+        what="unary Publish, h2load, 4 connections x 25 streams",
+        sides=(Side(name="with TLS", command=ENCRYPTED, load=FOUR_BY_25), in_plaintext(FOUR_BY_25)),
+    ),
+    Workload(
+        name="tls-lone",
+        what="unary Publish, h2load, 4 connections, one call at a time on each",
+        sides=(Side(name="with TLS", command=ENCRYPTED, load=FOUR_BY_1), in_plaintext(FOUR_BY_1)),
+    ),
     many_against_grpcio("publish-stream", "PublishStream of 100 messages a request, 4 streams", STREAM),
     many_against_grpcio("publish-stream-1", "the same, a message a request", BrokerLoad("stream", batch=1, window=256)),
     many_against_grpcio("publish-batch", "PublishBatch of 100 messages, 4 x 2 callers", BrokerLoad("batch", callers=2)),

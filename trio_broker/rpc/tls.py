@@ -11,7 +11,8 @@ from pathlib import Path
 
 from trio_broker.rpc.identity import Identity, identity_of
 
-_CHUNK_BYTES = 64 * 1024
+_RECORD_BYTES = 16 * 1024
+"""The most that is in a record (RFC 8446, section 5.1), and so in what is read at once."""
 _CIPHERS_OF_TLS_1_2 = ":".join(
     f"ECDHE-{signed}-{cipher}"
     for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")
@@ -99,11 +100,15 @@ class Tls:
                     raise ssl.SSLError("the peer did not offer HTTP/2 (ALPN h2)")
                 self.identity = identity_of(self._session)
                 self.shaken = True
-            while chunk := self._session.read(_CHUNK_BYTES):
+            # Asked first whether there is anything: to be told by an exception takes longer than to decrypt a record.
+            while self._incoming.pending or self._session.pending():
+                chunk = self._session.read(_RECORD_BYTES)
+                if not chunk:  # the peer has closed its half
+                    break
                 plain.append(chunk)
         except ssl.SSLWantReadError:
             pass
-        return b"".join(plain)
+        return plain[0] if len(plain) == 1 else b"".join(plain)
 
     def encrypt(self, data: bytes) -> bytes:
         """Return what is to be sent: ``data`` encrypted, and whatever TLS itself has to say.
