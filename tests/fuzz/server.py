@@ -94,8 +94,8 @@ class Side:
         for begin in range(0, len(data), step):
             self.connection.receive(data[begin : begin + step])
 
-    def read(self) -> None:
-        """Take all that the server has to send."""
+    def read(self) -> bytes:
+        """Take all that the server has to send; return it."""
         output = b""
         while True:
             self._announced = False
@@ -103,6 +103,7 @@ class Side:
                 break
             output += data
         self.ledger.got(output)
+        return output
 
     def check(self) -> None:
         """What holds at any time."""
