@@ -58,6 +58,14 @@ def _server() -> list[bytes]:
     move(feeds, "other_side")
     move(feeds, "request", 0x08, 3, 5)
     move(feeds, "lose")
+    packed = Script().choose(0, 0)
+    for number, (path, which) in enumerate([(0, 1), (3, 2), (4, 1), (0, 4), (3, 3)]):
+        move(packed, "request", 0x80, path)
+        move(packed, "body", 0x22, number, 0, which)
+        move(packed, "body", 0x23, number, 0, which)
+        move(packed, "work_aside")
+        move(packed, "reply", 0, 3)
+        move(packed, "take_message", 0)
     ending = Script().choose(5, 0)
     move(ending, "request", 0x00, 0)
     move(ending, "drain", 0)
@@ -69,7 +77,7 @@ def _server() -> list[bytes]:
     move(ending, "shed", 0)
     move(ending, "stall")
     move(ending, "time_passes", 100)
-    return [each.data for each in (unary, streams, feeds, ending)]
+    return [each.data for each in (unary, streams, feeds, packed, ending)]
 
 
 def _pieces() -> list[bytes]:
