@@ -5,6 +5,7 @@ Not here:  when it answers (server.py chooses).
 """
 
 from collections import deque
+from typing import Any
 
 from grpc_peer import Method
 from purerpc import Status, StatusCode
@@ -71,6 +72,8 @@ class Application:
 
     connection_id = "fuzz"
     peer = "fuzz"
+    at_once_bytes = 2000
+    """What is inflated without leaving the thread, for each time that work is done aside."""
 
     def __init__(self) -> None:
         self.refusals = Refusals()
@@ -78,6 +81,7 @@ class Application:
         self.sources: list[Source] = []
         self._ready: set[Call] = set()
         self.over_calls: set[Call] = set()
+        self._jobs: deque[Any] = deque()
 
     def opened(self, call: Call) -> None:
         assert call not in self.calls
@@ -91,6 +95,7 @@ class Application:
         assert call not in self._ready, "ready twice"
         assert call not in self.over_calls, "ready after its end"
         assert isinstance(call.message, bytes)
+        assert len(call.message) <= call.connection.limits.message_max_bytes
         self._ready.add(call)
         if call.method.name == "Now":
             call.reply(call.message)
@@ -112,6 +117,16 @@ class Application:
 
     def hurry(self, call: Call, seconds: float) -> None:
         call.shed(Status(StatusCode.UNAVAILABLE, "time is over"))
+
+    def aside(self, job: Any) -> None:
+        self._jobs.append(job)
+
+    def work_aside(self) -> None:
+        self.at_once_bytes = type(self).at_once_bytes
+        while self._jobs:
+            job = self._jobs.popleft()
+            if (work := job.begin()) is not None:
+                job.done(work())
 
     def _attach(self, call: Call) -> Source:
         source = Source(call)

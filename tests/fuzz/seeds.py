@@ -6,10 +6,16 @@ Not here:  what a search has found (found/).
 
 import random
 
+from grpc_peer import GrpcPeer
+from h2_peer import data, settings
+
+from trio_broker.rpc import frames
+from trio_broker.rpc.call import framed
+
 from .choices import Script
 from .client import TELLS
 from .client import Session as ClientSession
-from .server import MOVES, Session
+from .server import LIMITS, MOVES, Session
 
 RANDOM = 6
 """So many inputs of random bytes for each target, always the same."""
@@ -52,6 +58,14 @@ def _server() -> list[bytes]:
     move(feeds, "other_side")
     move(feeds, "request", 0x08, 3, 5)
     move(feeds, "lose")
+    packed = Script().choose(0, 0)
+    for number, (path, which) in enumerate([(0, 1), (3, 2), (4, 1), (0, 4), (3, 3)]):
+        move(packed, "request", 0x80, path)
+        move(packed, "body", 0x22, number, 0, which)
+        move(packed, "body", 0x23, number, 0, which)
+        move(packed, "work_aside")
+        move(packed, "reply", 0, 3)
+        move(packed, "take_message", 0)
     ending = Script().choose(5, 0)
     move(ending, "request", 0x00, 0)
     move(ending, "drain", 0)
@@ -63,7 +77,36 @@ def _server() -> list[bytes]:
     move(ending, "shed", 0)
     move(ending, "stall")
     move(ending, "time_passes", 100)
-    return [each.data for each in (unary, streams, feeds, ending)]
+    return [each.data for each in (unary, streams, feeds, packed, ending)]
+
+
+def _pieces() -> list[bytes]:
+    """A client that does a little of everything, by the `hpack` library; the same, cut elsewhere; HTTP/1."""
+    client = GrpcPeer()
+    client.encoder.header_table_size = LIMITS.header_table_bytes
+    message = framed(bytes(1000))
+    session = b"".join(
+        (
+            settings({frames.INITIAL_WINDOW_SIZE: 100_000}),
+            client.request(1, b"hello", method="Now", more=[("x-new", "entry")]),
+            client.request(3, b"hello", b"world", method="Collect", more=[("x-new", "entry")]),
+            client.request(5, end=False, method="Later", more=[("grpc-timeout", "5S")]),
+            frames.frame(frames.PING, 0, 0, bytes(8)),
+            data(5, message[:100]),
+            client.request(7, b"x", method="Nothing"),
+            data(5, message[100:], end=True),
+            frames.window_update(0, 1000),
+            client.request(9, b"echo", end=False, method="Feed"),
+            frames.reset(9, frames.CANCEL),
+        )
+    )
+    whole = Script().choose(0, 0)
+    whole.data += session
+    cut = Script().choose(5, 3, 50, 100, 150, 254, 0)
+    cut.data += session
+    other = Script().choose(1, 100, 3)
+    other.data += b"GET / HTTP/1.1\r\n\r\n"
+    return [each.data for each in (whole, cut, other)]
 
 
 def _header_blocks() -> list[bytes]:
@@ -117,6 +160,7 @@ SEEDS: dict[str, list[bytes]] = {
     name: _with_random(name, made())
     for name, made in {
         "server": _server,
+        "pieces": _pieces,
         "header_blocks": _header_blocks,
         "client": _client,
         "requests": _requests,

@@ -7,6 +7,8 @@ The first choices say into what pieces the bytes are cut. Then each choice is a 
 their budgets: mostly frames that are nearly right, for arbitrary bytes seldom get far.
 """
 
+import gzip
+import zlib
 from collections.abc import Callable
 
 from purerpc import Status, StatusCode
@@ -61,6 +63,11 @@ HEADERS = [
     (b":path", b"/again"),
     (b"te", b"gzip"),
 ]
+COMPRESSED = [
+    *(gzip.compress(bytes(size), mtime=0) for size in (0, 100, 3000, 3001, 1_000_000)),
+    *(zlib.compress(bytes(size)) for size in (100, 1_000_000)),
+]
+"""Messages, and what becomes too large."""
 FRAME_SLACK_BYTES = frames.FRAME_MAX_BYTES + frames.FRAME_HEADER_BYTES
 
 
@@ -94,8 +101,8 @@ class Side:
         for begin in range(0, len(data), step):
             self.connection.receive(data[begin : begin + step])
 
-    def read(self) -> None:
-        """Take all that the server has to send."""
+    def read(self) -> bytes:
+        """Take all that the server has to send; return it."""
         output = b""
         while True:
             self._announced = False
@@ -103,6 +110,7 @@ class Side:
                 break
             output += data
         self.ledger.got(output)
+        return output
 
     def check(self) -> None:
         """What holds at any time."""
@@ -119,7 +127,6 @@ class Side:
         assert connection.queued_bytes == sum(stream.queued_bytes for stream in streams) >= 0
         for stream in streams:
             assert stream.queued_bytes == sum(map(len, stream.queue))
-            assert stream.unreturned >= 0
             assert stream.credited >= 0
             assert len(stream.part or b"") <= LIMITS.message_max_bytes + PREFIX_BYTES
         assert set(connection._blocked) <= set(connection.streams)
@@ -180,8 +187,10 @@ class Session:
         choices, side = self.choices, self.side
         how = choices.number(1)
         path = METHODS[choices.below(len(METHODS))].encode()
-        fields = [(b":method", b"GET" if how & 0x40 else b"POST"), (b":scheme", b"http"), (b":path", path)]
-        fields.append((b"content-type", b"text/plain" if how & 0x80 else b"application/grpc"))
+        kind = how >> 6
+        fields = [(b":method", b"GET" if kind == 3 and how & 4 else b"POST"), (b":scheme", b"http"), (b":path", path)]
+        fields.append((b"content-type", b"text/plain" if kind == 3 else b"application/grpc"))
+        fields += [(b"grpc-encoding", b"gzip"), (b"grpc-accept-encoding", b"gzip")] * (kind == 2)
         fields += [HEADERS[choices.below(len(HEADERS))] for _ in range(how & 3)]
         block = b"".join(b"\x40" * (how >> 2 & 1) + literal(*field)[how >> 2 & 1 :] for field in fields)
         body = b"".join(framed(bytes(self.size())) for _ in range(how >> 3 & 1))
@@ -216,6 +225,8 @@ class Session:
         """A message, or the beginning of one, perhaps padded, perhaps compressed."""
         how, stream_id = self.choices.number(1), self.some_stream()
         message = framed(bytes(self.size()))
+        if how & 32:
+            message = framed(COMPRESSED[self.choices.below(len(COMPRESSED))])
         if how & 2:
             message = b"\1" + message[1:]
         if how & 4:
@@ -269,7 +280,9 @@ class Session:
     def take_message(self) -> None:
         call = self.some_call()
         if call and call.inbox:
-            call.taken(call.inbox.popleft())
+            message = call.inbox.popleft()
+            assert len(message) <= LIMITS.message_max_bytes
+            call.taken(message)
 
     def push(self) -> None:
         sources = self.side.app.sources[-4:]
@@ -308,6 +321,10 @@ class Session:
         if not self.side.connection.failed:
             (self.side.connection.drain_now if self.choices.below(2) else self.side.connection.drain)()
 
+    def work_aside(self) -> None:
+        """What is left to threads is done."""
+        self.side.app.work_aside()
+
     def other_side(self) -> None:
         self.now = 1 - self.now
 
@@ -343,7 +360,7 @@ MOVES: list[Callable[[Session], None]] = [
     *[Session.reset, Session.open_window, Session.settings, Session.ping],
     *[Session.reply, Session.stream, Session.finish, Session.take_message, Session.push, Session.retire],
     *[Session.shed, Session.cancel, Session.read, Session.stall, Session.time_passes, Session.drain],
-    *[Session.other_side, Session.lose, Session.greet],
+    *[Session.other_side, Session.lose, Session.greet, Session.work_aside],
 ]
 """Numbered by their place: a new one goes to the end, so that what was found stays what it is."""
 
