@@ -116,7 +116,10 @@ def test_the_commands_of_clients_speak_tls(files: Files) -> None:
             "CLIENT_TLS_CERT": str(files.client_cert),
             "CLIENT_TLS_KEY": str(files.client_key),
         }
-        assert run_command("sub", "orders", "--from", "1", "--count", "1", **variables) == (0, "subscribed to orders\nhello\n")
+        assert run_command("sub", "orders", "--from", "1", "--count", "1", **variables) == (
+            0,
+            "subscribed to orders\nhello\n",
+        )
         code, told = run_command("get", "orders", "1", *where, "--tls-ca", str(files.ca))
         assert code == 4
         assert "it serves only clients that show a certificate" in told
