@@ -159,7 +159,7 @@ class _Process:
         tracing: "Tracing | None",
         stopping: _Stopping,
         front: Front,
-        certificates: Certificates | None,
+        certificates: Certificates | None = None,
     ) -> None:
         self._front = front
         self._certificates = certificates

@@ -3,10 +3,12 @@
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from e2e_broker import BrokerProcess, eventually
+from e2e_broker import SAFETY_S, BrokerProcess, clean_environment, eventually
 from postgres_databases import Databases
 from tls_files import Files, days_from_now
 
@@ -78,3 +80,66 @@ def test_without_certificates_sighup_ends_a_broker_as_it_does_any_program() -> N
     with BrokerProcess("memory:") as broker:
         broker.system().send_signal(signal.SIGHUP)
         assert broker.wait() == -signal.SIGHUP
+
+
+def run_command(*arguments: str, **variables: str) -> tuple[int, str]:
+    """Run the command line; return its exit code and all that it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "trio_broker", *arguments],
+        env=clean_environment() | {f"TRIO_BROKER_{name}": value for name, value in variables.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SAFETY_S,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def test_the_commands_of_clients_speak_tls(files: Files) -> None:
+    with BrokerProcess("memory:", *flags(files)) as broker:
+        where = ("--server", broker.address)
+        own = (
+            *where,
+            "--tls-ca",
+            str(files.ca),
+            "--tls-cert",
+            str(files.client_cert),
+            "--tls-key",
+            str(files.client_key),
+        )
+        assert run_command("pub", "orders", "hello", "--keep", *own) == (0, "1\n")
+        assert run_command("get", "orders", "1", *own) == (0, "hello")
+        variables = {
+            "SERVER": broker.address,
+            "CLIENT_TLS_CA": str(files.ca),
+            "CLIENT_TLS_CERT": str(files.client_cert),
+            "CLIENT_TLS_KEY": str(files.client_key),
+        }
+        assert run_command("sub", "orders", "--from", "1", "--count", "1", **variables) == (
+            0,
+            "subscribed to orders\nhello\n",
+        )
+        code, told = run_command("get", "orders", "1", *where, "--tls-ca", str(files.ca))
+        assert code == 4
+        assert "it serves only clients that show a certificate" in told
+        code, told = run_command("get", "orders", "1", *where)
+        assert code == 4
+        assert "This port speaks TLS" in told
+        code, told = run_command("get", "orders", "1", *where, "--tls-ca", str(files.key))
+        assert code == 2
+        assert f"cannot use the authority {files.key}" in told
+        code, told = run_command("get", "orders", "1", *where, "--tls-key", str(files.key))
+        assert code == 2
+        assert "give --tls-cert too" in told
+        broker.stop()
+
+
+def test_the_log_says_which_client_a_call_was_of(files: Files) -> None:
+    files.issue_client("orders.example.org")
+    with BrokerProcess("memory:", *flags(files)) as broker:
+        own = ("--tls-ca", str(files.ca), "--tls-cert", str(files.client_cert), "--tls-key", str(files.client_key))
+        code, _ = run_command("pub", "no subject", "x", "--server", broker.address, *own)
+        assert code == 1
+        assert broker.wait_logged("call_failed")["client"] == "orders.example.org"
+        broker.stop()

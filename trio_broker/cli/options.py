@@ -1,15 +1,18 @@
 """What several commands have in common.
 
-Owns:      ``--server`` and ``--timeout`` of those that call a broker, ``--config``, and how arguments are read.
+Owns:      ``--server``, ``--tls`` and ``--timeout`` of those that call a broker, ``--config``, how arguments are read.
 Not here:  the settings of ``serve`` (trio_broker/cli/settings.py).
 """
 
+import ssl
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 
+from trio_broker.cli.running import USAGE, Failure
 from trio_broker.notation import parse_listen, seconds
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -59,8 +62,66 @@ def _server(text: str) -> str:
     return text
 
 
+class Server(NamedTuple):
+    """The broker that a command is for."""
+
+    address: str
+    tls: bool = False
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    name: str | None = None
+    """What its certificate has to be for, if not its host."""
+
+    def __str__(self) -> str:
+        return self.address
+
+    def context(self) -> ssl.SSLContext | None:
+        """Return the TLS settings; None: plaintext.
+
+        Raises:
+            Failure: a file cannot be used; the text names it.
+        """
+        if not self.tls:
+            return None
+        from trio_broker.client import client_context  # it takes longer to import than all else that tells of a flag
+
+        try:
+            return client_context(self.ca, self.cert, self.key)
+        except OSError as error:
+            raise Failure(str(error), USAGE) from error
+
+
+_TLS_OPTIONS = (
+    ("tls", "TLS", {"is_flag": True, "help": "Encrypt, and trust whom the system trusts."}),
+    ("tls-ca", "TLS_CA", {"metavar": "FILE", "help": "Encrypt, and trust this authority (PEM)."}),
+    ("tls-cert", "TLS_CERT", {"metavar": "FILE", "help": "Show this certificate (PEM), with its chain."}),
+    ("tls-key", "TLS_KEY", {"metavar": "FILE", "help": "Its key (PEM), if that is not in the same file."}),
+    ("tls-server-name", "TLS_SERVER_NAME", {"metavar": "NAME", "help": "What the broker's certificate is for."}),
+)
+"""Each with its variable, after TRIO_BROKER_CLIENT_: without CLIENT_ they are those of ``serve``."""
+
+
 def server_options(command: F) -> F:
-    """Add ``--server`` and ``--timeout``."""
+    """Add ``--server``, ``--tls`` and others, and ``--timeout``; the command gets a `Server` and the time-out."""
+
+    @wraps(command)
+    def with_server(*, server: str, timeout: float, **values: Any) -> object:  # noqa: ANN401 - as the options are
+        tls, ca, cert, key, name = (values.pop(flag.replace("-", "_")) for flag, _, _ in _TLS_OPTIONS)
+        if key is not None and cert is None:
+            raise click.UsageError("--tls-key is the key of a certificate: give --tls-cert too")
+        asked = Server(server, tls or any((ca, cert, name)), ca, cert, key, name)
+        return command(server=asked, timeout=timeout, **values)
+
+    decorated = cast("F", with_server)
+    for flag, variable, how in reversed(_TLS_OPTIONS):
+        decorated = click.option(f"--{flag}", envvar=f"TRIO_BROKER_CLIENT_{variable}", show_envvar=True, **how)(
+            decorated
+        )
+    return _server_option(decorated)
+
+
+def _server_option(command: F) -> F:
     command = click.option(
         "--timeout",
         type=Parsed("duration", seconds),

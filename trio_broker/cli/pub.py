@@ -12,7 +12,7 @@ import trio
 
 from trio_broker.cli.connecting import connected
 from trio_broker.cli.jsonlines import expiration_of, from_json
-from trio_broker.cli.options import Parsed, server_options, utf8
+from trio_broker.cli.options import Parsed, Server, server_options, utf8
 from trio_broker.cli.publishing import publish_lines
 from trio_broker.cli.running import run
 from trio_broker.cli.standard import write
@@ -65,7 +65,7 @@ def command(
     key: str | None,
     expected_last_id: int | None,
     as_json: bool,
-    server: str,
+    server: Server,
     timeout: float,
 ) -> int:
     """Publish BODY on SUBJECT and print its id. Without BODY, or with "-": every line of stdin is a message.
@@ -106,7 +106,7 @@ def _from_line(line: bytes, default: Draft) -> Draft:
     return default._replace(body=line)
 
 
-async def _publish_one(draft: Draft, server: str, timeout_s: float) -> int:
+async def _publish_one(draft: Draft, server: Server, timeout_s: float) -> int:
     async with connected(server, timeout_s) as client:
         with trio.fail_after(timeout_s):
             subject, body, expiration, headers, key, expected_last_id = draft

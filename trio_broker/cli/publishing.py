@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import trio
 
 from trio_broker.cli.connecting import connected, no_answer
+from trio_broker.cli.options import Server
 from trio_broker.cli.progress import Progress
 from trio_broker.cli.running import ERROR, INTERRUPTED, TIMEOUT, Failure, exit_code_of
 from trio_broker.cli.standard import read_lines
@@ -33,7 +34,7 @@ DraftOf = Callable[[bytes], Draft | None]
 """Reads a line; None: it is no message. A ValueError says what is wrong with it."""
 
 
-async def publish_lines(draft_of: DraftOf, server: str, timeout_s: float) -> int:
+async def publish_lines(draft_of: DraftOf, server: Server, timeout_s: float) -> int:
     """Publish every line of stdin, up to the first that fails; return the exit code. A checkpoint.
 
     ``timeout_s``: how long to wait for each next id.
@@ -65,7 +66,7 @@ async def publish_lines(draft_of: DraftOf, server: str, timeout_s: float) -> int
 class Account:
     """What became of the lines."""
 
-    server: str
+    server: Server
     timeout_s: float
     published: int = 0
     unknown: int = 0

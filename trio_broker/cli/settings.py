@@ -25,7 +25,8 @@ SECRETS = ("store", "store_listen")
 SECRET_MAX_BYTES = 64 * 1024
 """The largest such file."""
 
-_NOT_OF_SERVE = {"CONFIG", "SERVER", "METRICS"}
+_OF_CLIENTS = {f"CLIENT_TLS{part}" for part in ("", "_CA", "_CERT", "_KEY", "_SERVER_NAME")}
+_NOT_OF_SERVE = {"CONFIG", "SERVER", "METRICS", *_OF_CLIENTS}
 
 # What Kubernetes puts into every container for a service named trio-broker, or trio-broker-metrics, and so on.
 _SERVICE_LINK = re.compile(

@@ -11,7 +11,7 @@ import trio
 
 from trio_broker.cli.connecting import connected
 from trio_broker.cli.jsonlines import to_json
-from trio_broker.cli.options import Parsed, server_options, utf8
+from trio_broker.cli.options import Parsed, Server, server_options, utf8
 from trio_broker.cli.running import UNAVAILABLE, Failure, run
 from trio_broker.cli.standard import write
 from trio_broker.message import Gap, Message
@@ -51,7 +51,7 @@ def command(
     since: datetime | None,
     exit_at_end: bool,
     count: int | None,
-    server: str,
+    server: Server,
     timeout: float,
 ) -> int:
     """Print the messages of SUBJECT that are published from now on, each body with a newline after it.
@@ -87,7 +87,7 @@ class _Asked(NamedTuple):
     messages: int
 
 
-async def _subscribe(asked: _Asked, form: Callable[[Message], bytes], server: str, timeout_s: float) -> int:
+async def _subscribe(asked: _Asked, form: Callable[[Message], bytes], server: Server, timeout_s: float) -> int:
     subject, start, at_end, count = asked
     async with connected(server, timeout_s) as client:
         with trio.fail_after(timeout_s) as subscribing:

@@ -12,7 +12,7 @@ import trio
 
 from trio_broker.cli.connecting import connected
 from trio_broker.cli.jsonlines import dump, write_time
-from trio_broker.cli.options import Parsed, server_options, utf8
+from trio_broker.cli.options import Parsed, Server, server_options, utf8
 from trio_broker.cli.running import run
 from trio_broker.cli.standard import write
 from trio_broker.client import Client
@@ -43,7 +43,7 @@ def command() -> None:
 @click.option("--limit", type=click.IntRange(min=1), help="Print so many at most.")
 @_json_option
 @server_options
-def _ls(*, prefix: str, limit: int | None, as_json: bool, server: str, timeout: float) -> int:
+def _ls(*, prefix: str, limit: int | None, as_json: bool, server: Server, timeout: float) -> int:
     """Print the subjects, in the order of their UTF-8 bytes.
 
     FIRST ID is the first that is kept, LAST ID the last that was given; SUBSCRIBERS are those of the broker
@@ -52,7 +52,7 @@ def _ls(*, prefix: str, limit: int | None, as_json: bool, server: str, timeout: 
     return run(_list, prefix, limit, as_json, server, timeout)
 
 
-async def _list(prefix: str, limit: int | None, as_json: bool, server: str, timeout_s: float) -> int:  # noqa: FBT001
+async def _list(prefix: str, limit: int | None, as_json: bool, server: Server, timeout_s: float) -> int:  # noqa: FBT001
     async with connected(server, timeout_s) as client:
         left, token, first = limit if limit is not None else sys.maxsize, "", True
         while left:
@@ -70,7 +70,7 @@ async def _list(prefix: str, limit: int | None, as_json: bool, server: str, time
 @_subject_argument
 @_json_option
 @server_options
-def _info(*, subject: str, as_json: bool, server: str, timeout: float) -> int:
+def _info(*, subject: str, as_json: bool, server: Server, timeout: float) -> int:
     """Print what is known of SUBJECT, also if nothing was ever published to it."""
     return run(_show, lambda client: client.get_subject(subject), as_json, server, timeout)
 
@@ -81,7 +81,7 @@ def _info(*, subject: str, as_json: bool, server: str, timeout: float) -> int:
 @_yes_option
 @_json_option
 @server_options
-def _purge(*, subject: str, until: int | None, yes: bool, as_json: bool, server: str, timeout: float) -> int:
+def _purge(*, subject: str, until: int | None, yes: bool, as_json: bool, server: Server, timeout: float) -> int:
     """Drop the messages of SUBJECT, and print what is known of it then.
 
     Nobody can fetch or replay them any more; ids go on from the last one. It cannot be undone.
@@ -99,7 +99,7 @@ def _purge(*, subject: str, until: int | None, yes: bool, as_json: bool, server:
 @_yes_option
 @_json_option
 @server_options
-def _rm(*, subject: str, expected_last_id: int | None, yes: bool, as_json: bool, server: str, timeout: float) -> int:
+def _rm(*, subject: str, expected_last_id: int | None, yes: bool, as_json: bool, server: Server, timeout: float) -> int:
     """Drop SUBJECT with all its messages; it is not listed until something is published to it.
 
     Its last id is kept: ids go on from there, so that none is ever given twice. It cannot be undone.
@@ -125,7 +125,7 @@ def _ask(question: str, *, yes: bool) -> None:
 async def _show(
     ask: Callable[[Client], Awaitable[SubjectInfo]],
     as_json: bool,  # noqa: FBT001
-    server: str,
+    server: Server,
     timeout_s: float,
 ) -> int:
     async with connected(server, timeout_s) as client:

@@ -7,6 +7,7 @@ Threads:   the trio thread only.
 
 import os
 import socket
+import ssl
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, closing, contextmanager
 
@@ -14,19 +15,25 @@ import trio
 
 from trio_broker.client.exchange import Exchange, frame
 from trio_broker.client.statuses import raise_for
+from trio_broker.client.tls import Stream, encrypt, reason_of
 from trio_broker.client.wire import Wire, never_reached
 from trio_broker.errors import ConnectionLost
 from trio_broker.notation import Address, TcpAddress, parse_listen
 
 _RECEIVE_BYTES = 256 * 1024
+_SHOWN_BYTES = 200  # of what a server says that is no broker
 
 # A peer that vanished without a word (power, network) is noticed after 60 + 3 * 10 seconds of silence.
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 
 @asynccontextmanager
-async def open_channel(server: str) -> AsyncGenerator["Channel"]:
+async def open_channel(
+    server: str, *, tls: ssl.SSLContext | None = None, server_name: str | None = None
+) -> AsyncGenerator["Channel"]:
     """Connect to ``HOST:PORT`` or ``unix:/path`` for the length of the block. A checkpoint.
+
+    ``tls`` and ``server_name``: as for `trio_broker.client.connect`.
 
     Calls that are still open at the end of the block are left.
 
@@ -35,8 +42,9 @@ async def open_channel(server: str) -> AsyncGenerator["Channel"]:
         ConnectionLost: nobody is there, or nobody who speaks HTTP/2. Retryable.
     """
     address = parse_listen(server)
-    stream = await _dial(address)
-    with closing(stream.socket), _bare_errors():
+    dialled = await _dial(address)
+    with closing(dialled.socket), _bare_errors():
+        stream = dialled if tls is None else await encrypt(dialled, address, tls, server_name)
         async with trio.open_nursery() as nursery:
             channel = Channel(stream, address)
             await channel.greet()
@@ -50,10 +58,11 @@ async def open_channel(server: str) -> AsyncGenerator["Channel"]:
 class Channel:
     """An open connection; made by `open_channel`."""
 
-    def __init__(self, stream: trio.SocketStream, address: Address) -> None:
+    def __init__(self, stream: Stream, address: Address) -> None:
         self._stream = stream
         self._address = address
-        self._wire = Wire(str(address) if isinstance(address, TcpAddress) else "localhost")
+        scheme = "https" if isinstance(stream, trio.SSLStream) else "http"
+        self._wire = Wire(str(address) if isinstance(address, TcpAddress) else "localhost", scheme)
         self._calls: dict[Exchange, Call] = {}
         self._slots = trio.CapacityLimiter(1)  # `greet` learns how many
         self._windows = trio.lowlevel.ParkingLot()
@@ -123,7 +132,9 @@ class Channel:
         try:
             await self._stream.send_all(self._wire.outgoing())
             while not self._wire.greeted:
-                self._receive(await self._receive_some())
+                data = await self._receive_some()
+                _refuse_http1(data)
+                self._receive(data)
         except (trio.BrokenResourceError, ConnectionLost) as error:
             raise never_reached(f"no broker answers at {self._address}: {error}") from error
 
@@ -255,8 +266,19 @@ async def _dial(address: Address) -> trio.SocketStream:
     return stream
 
 
+def _refuse_http1(answer: bytes) -> None:
+    """Say what a server says that speaks HTTP/1: the first line of its text if it is plain, or else its status."""
+    if not answer.startswith(b"HTTP/1."):
+        return
+    head, _, body = answer.partition(b"\r\n\r\n")
+    line = body.splitlines()[0] if body and b"content-type: text/plain" in head.lower() else head.splitlines()[0]
+    raise ConnectionLost(f"it answers in HTTP/1: {line[:_SHOWN_BYTES].decode(errors='replace')!a}")
+
+
 def _reason(error: BaseException) -> str:
     """Find the system's own words for a failure, below what trio says of it."""
+    if (why := reason_of(error)) is not None:
+        return why
     deepest = error
     while cause := deepest.exceptions[0] if isinstance(deepest, BaseExceptionGroup) else deepest.__cause__:
         deepest = cause

@@ -5,6 +5,7 @@ Not here:  the connection (trio_broker/client/channel.py), statuses (trio_broker
 Threads:   the trio thread only.
 """
 
+import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -48,17 +49,24 @@ from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy,
 
 
 @asynccontextmanager
-async def connect(server: str) -> AsyncGenerator["Client"]:
+async def connect(
+    server: str, *, tls: ssl.SSLContext | None = None, server_name: str | None = None
+) -> AsyncGenerator["Client"]:
     """Connect to a broker at ``HOST:PORT`` or ``unix:/path`` for the length of the block. A checkpoint.
 
     One connection, for any number of calls at once. It is not made again when it is lost: every call then raises
     `ConnectionLost`. Bound the wait with ``trio.fail_after``.
 
+    Args:
+        server: where it is.
+        tls: encrypt with this, see `trio_broker.client.client_context`; None: plaintext.
+        server_name: what the broker's certificate has to be for; None: the host of ``server``.
+
     Raises:
         ValueError: ``server`` is not an address.
-        ConnectionLost: no broker answers there. Retryable.
+        ConnectionLost: no broker answers there, or it or this client is not trusted. Retryable.
     """
-    async with open_channel(server) as channel:
+    async with open_channel(server, tls=tls, server_name=server_name) as channel:
         yield Client(channel)
 
 

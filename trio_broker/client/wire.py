@@ -41,12 +41,12 @@ _CODES: Final = {
 class Wire:
     """One connection. ``outgoing()`` has the bytes to write after any other method was called."""
 
-    def __init__(self, authority: str) -> None:
+    def __init__(self, authority: str, scheme: str = "http") -> None:
         self._fields_of_all = b"".join(
             literal(name, value)
             for name, value in (
                 (b":method", b"POST"),
-                (b":scheme", b"http"),
+                (b":scheme", scheme.encode()),
                 (b":authority", authority.encode()),
                 (b"te", b"trailers"),
                 (b"content-type", b"application/grpc"),

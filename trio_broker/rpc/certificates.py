@@ -17,6 +17,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import trio
 
@@ -34,6 +35,12 @@ _VERSION = 0xA0
 
 _Content = tuple[bytes | str, ...]
 """Of each file its digest, or why it cannot be read."""
+
+
+class _Loaded(NamedTuple):
+    content: _Content
+    context: ssl.SSLContext
+    expires_at: float | None
 
 
 class Certificates:
@@ -75,7 +82,9 @@ class Certificates:
                 await self._asked.wait()
             asked, self._asked = self._asked.is_set(), trio.Event()
             # a file system may hang: that must keep neither calls nor the end of the process
-            if await trio.to_thread.run_sync(lambda: self.look(asked=asked), abandon_on_cancel=True):  # noqa: B023
+            loaded = await trio.to_thread.run_sync(self._load, asked, abandon_on_cancel=True)
+            if loaded is not None:
+                self._use(loaded)
                 renewed(self.context)
 
     def look(self, *, asked: bool = False) -> bool:
@@ -84,27 +93,33 @@ class Certificates:
         Files that cannot be used change nothing. They are an error, told once, if somebody asked, or when they are
         still the same at the next look: a certificate is often written a moment before its key.
         """
+        loaded = self._load(asked)
+        if loaded is not None:
+            self._use(loaded)
+        return loaded is not None
+
+    def _load(self, asked: bool) -> _Loaded | None:  # noqa: FBT001 - a thread is given no names
         content = self._content()
         if not asked:
             if content == self._used:
                 self._doubted = self._refused = ()
-                return False
+                return None
             if content == self._refused:
-                return False
+                return None
         try:
-            context = server_context(*self._files)
-            expires_at = _expires_at(self._files[0])
+            return _Loaded(content, server_context(*self._files), _expires_at(self._files[0]))
         except OSError as error:
             if asked or content == self._doubted:
                 log.error("tls_not_reloaded why=%s hint=%s", error, _HINT)  # noqa: TRY400 - no bug of ours
                 self._refused = content
             self._doubted = content
-            return False
-        self.context, self.expires_at, self._used = context, expires_at, content
+            return None
+
+    def _use(self, loaded: _Loaded) -> None:
+        self._used, self.context, self.expires_at = loaded
         self._doubted = self._refused = ()
         self.reloads += 1
-        log.info("tls_reloaded expires=%s", "unknown" if expires_at is None else _written(expires_at))
-        return True
+        log.info("tls_reloaded expires=%s", "unknown" if self.expires_at is None else _written(self.expires_at))
 
     def _content(self) -> _Content:
         return tuple(_digest(file) for file in self._files if file is not None)
