@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from archives import level
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 IMAGE = "localhost/trio-broker"
 """Of an image that is published nowhere; the chart's values say the same."""
 _HOOKS = "import sys, setuptools.build_meta as backend; print(backend.{hook}(sys.argv[1]))"
@@ -166,7 +166,9 @@ def leave_out(what: str, why: str, remedy: str) -> None:
 
 
 def git(*arguments: str) -> str:
-    return subprocess.run(("git", *arguments), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    """Ask git of this checkout, whoever owns it."""
+    command = ("git", "-c", f"safe.directory={ROOT}", *arguments)
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def export(destination: Path) -> None:
