@@ -140,4 +140,4 @@ def test_what_is_left_out_is_told_and_is_a_failure_in_ci(tmp_path: Path, ci: str
         timeout=SAFETY_S,
     )
     assert done.returncode == exit_code
-    assert "release: no image: neither docker nor podman with buildah is there" in done.stderr
+    assert "release: no image: neither podman with buildah nor docker is there" in done.stderr
