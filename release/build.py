@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from archives import level
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 IMAGE = "localhost/trio-broker"
 """Of an image that is published nowhere; the chart's values say the same."""
 _HOOKS = "import sys, setuptools.build_meta as backend; print(backend.{hook}(sys.argv[1]))"
@@ -138,15 +138,15 @@ def build_image(release: Release) -> None:
     archive = release.out / f"trio-broker-{release.version}-image.tar"
     arguments = ["--file=docker/Dockerfile", f"--tag={name}", *release.image_arguments]
     arguments += [f"--build-arg=VERSION={release.version}", f"--build-arg=REVISION={release.revision}"]
-    if shutil.which("docker"):
-        release.run("docker", "build", *arguments, ".")
-        release.run("docker", "save", f"--output={archive}", name)
-    elif shutil.which("podman") and shutil.which("buildah"):
+    if shutil.which("podman") and shutil.which("buildah"):  # first: it can say when files are of
         build = ("buildah", "bud", "--quiet", "--format=docker", f"--timestamp={release.epoch}")
         release.run(*build, *arguments, ".")
         release.run("podman", "save", "--quiet", "--format=docker-archive", f"--output={archive}", name)
+    elif shutil.which("docker"):
+        release.run("docker", "build", *arguments, ".")
+        release.run("docker", "save", f"--output={archive}", name)
     else:
-        leave_out("image", "neither docker nor podman with buildah is there", "install one of them")
+        leave_out("image", "neither podman with buildah nor docker is there", "install one of them")
 
 
 PARTS: dict[str, Callable[[Release], None]] = {
@@ -166,7 +166,9 @@ def leave_out(what: str, why: str, remedy: str) -> None:
 
 
 def git(*arguments: str) -> str:
-    return subprocess.run(("git", *arguments), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    """Ask git of this checkout, whoever owns it."""
+    command = ("git", "-c", f"safe.directory={ROOT}", *arguments)
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def export(destination: Path) -> None:

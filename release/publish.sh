@@ -8,7 +8,7 @@ PATH="$PATH:$PWD/.cache/bin"
 (cd dist && sha256sum --check --quiet SHA256SUMS)
 
 if [ -n "$image_repository" ]; then
-    engine=$(command -v docker || command -v podman) || { echo "publish: neither docker nor podman is there" >&2; exit 1; }
+    engine=$(command -v podman || command -v docker) || { echo "publish: neither podman nor docker is there" >&2; exit 1; }
     archives=(dist/*-image.tar)
     version=${archives[0]#dist/trio-broker-}
     image=$image_repository:${version%-image.tar}

@@ -50,10 +50,10 @@ def podman(*arguments: str | Path) -> str:
 @cache
 def build_image() -> None:
     """Build `IMAGE` by the Dockerfile as it is, once."""
-    have_image(PYTHON, _import_python)
+    have_image(PYTHON, import_python)
     with TemporaryDirectory() as directory:
         dockerfile = ROOT / "docker" / "Dockerfile"
-        run(*_BUILD, f"--file={dockerfile}", *_pip_mounts(Path(directory)), f"--tag={IMAGE}", ROOT)
+        run(*_BUILD, f"--file={dockerfile}", *pip_mounts(Path(directory)), f"--tag={IMAGE}", ROOT)
 
 
 def have_image(name: str, stand_in: Callable[[str], None] | None) -> bool:
@@ -70,21 +70,21 @@ def have_image(name: str, stand_in: Callable[[str], None] | None) -> bool:
 
 def stand_in_postgres(name: str) -> None:
     """Build from the server that the other tests run."""
-    have_image(PYTHON, _import_python)
+    have_image(PYTHON, import_python)
     packages = sysconfig.get_path("purelib")
     run(*_BUILD, f"--file={CI / 'postgres.Dockerfile'}", f"--build-context=packages={packages}", f"--tag={name}", CI)
 
 
 def stand_in_prometheus(name: str) -> None:
     """Build from the server of this machine."""
-    have_image(PYTHON, _import_python)
+    have_image(PYTHON, import_python)
     program = shutil.which("prometheus")
     assert program is not None, "Prometheus is not installed (Debian: prometheus)"
     programs = Path(program).parent
     run(*_BUILD, f"--file={CI / 'prometheus.Dockerfile'}", f"--build-context=programs={programs}", f"--tag={name}", CI)
 
 
-def _import_python(name: str) -> None:
+def import_python(name: str) -> None:
     archive = CACHE / "python.tar"
     if not archive.exists():
         run(CI / "make-base-image.sh", archive)
@@ -92,7 +92,7 @@ def _import_python(name: str) -> None:
     podman("import", f"--change=ENV {path}", "--change=ENV LANG=C.UTF-8", "--change=CMD python3", archive, name)
 
 
-def _pip_mounts(directory: Path) -> list[str]:
+def pip_mounts(directory: Path) -> list[str]:
     """Let pip inside of a build find packages as it does here: its settings, and the certificates they name."""
     listed = run(sys.executable, "-m", "pip", "config", "list").stdout
     settings = {}

@@ -6,7 +6,7 @@ Threads:   the trio thread; what waits for a process waits in a thread of trio's
 """
 
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 
@@ -96,6 +96,7 @@ async def cluster(
     urls: Sequence[str] | None = None,
     own_flags: Sequence[Sequence[str]] | None = None,
     brokers: int = 2,
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncGenerator[Cluster]:
     """Brokers on the database of ``url`` for the length of the block; afterwards nothing of them is left there.
 
@@ -105,11 +106,14 @@ async def cluster(
         urls: for each broker the URL that it gets; otherwise ``brokers`` of them get ``url``.
         own_flags: for each broker.
         brokers: how many, where neither says so.
+        environment: what all brokers have besides ours.
     """
     count = len(urls or own_flags or range(brokers))
     stores, more = urls or [url] * count, own_flags or [()] * count
     with ExitStack() as stack:
-        made = Cluster(stack, count, lambda number: BrokerProcess(stores[number], *flags, *more[number]))
+        made = Cluster(
+            stack, count, lambda number: BrokerProcess(stores[number], *flags, *more[number], environment=environment)
+        )
         for number in range(len(made.brokers)):
             await made.start(number)
         yield made

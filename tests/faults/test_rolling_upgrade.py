@@ -1,90 +1,95 @@
 """F25: two brokers behind a Service are replaced one at a time, as Kubernetes does, and gRPC clients notice nothing."""
 
-import asyncio
-import threading
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
-from itertools import count
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
 
+import pytest
 import trio
-from e2e_peers import Client
-from e2e_retrying import Retrying
+from e2e_containers import IMAGE, Container, build_image, have_image, podman, run, stand_in_postgres
 
 from persistence import migrate
 
-from .clients import Told
-from .cluster import cluster
-from .oracle import Oracle
-from .service import LOOK_S, service
+from .cluster import Cluster, cluster
+from .rolling_upgrade import SETTINGS, upgrade
 
 SAFETY_S = 120
 """What hangs fails after this long; nothing that works comes near."""
-ROUNDS = 3
-DRAIN_DELAY_S = 3 * LOOK_S
-"""For longer than a Service takes to notice; the chart's are 5 s, where it looks every 2 s or so."""
-CONNECTIONS = 4
-CALLERS = 16
-"""Publishers, over all connections."""
-PAUSE_S = 0.05
-"""Between two publishes of one."""
-ROUND = 100
-"""Publishes acknowledged before each broker is replaced, and in the end."""
-SUBSCRIBERS = 20
-
-
-class Publishers:
-    """Clients by grpcio that know the retry policy of docs/DEPLOY.md, and idempotency keys, and nothing else."""
-
-    def __init__(self, oracle: Oracle) -> None:
-        self._oracle = oracle
-        self._ending = threading.Event()
-
-    async def run(self, address: str) -> None:
-        """Publish until `end`, in a thread of their own. Fails as soon as one publish does, after all retries."""
-        try:
-            told = self._oracle.told
-            await trio.to_thread.run_sync(Retrying().run, self._publish_all, address, told, abandon_on_cancel=True)
-        finally:
-            self.end()
-
-    def end(self) -> None:
-        self._ending.set()
-
-    async def _publish_all(self, peer: Retrying, address: str, told: Mapping[str, Told]) -> None:
-        async with AsyncExitStack() as stack, asyncio.TaskGroup() as callers:
-            clients = [await stack.enter_async_context(peer.connect(address)) for _ in range(CONNECTIONS)]
-            for number in range(CALLERS):
-                callers.create_task(self._publish(clients[number % CONNECTIONS], number, told))
-
-    async def _publish(self, client: Client, caller: int, told: Mapping[str, Told]) -> None:
-        for number in count():
-            if self._ending.is_set():
-                return
-            subject = [*told][(caller + number) % len(told)]
-            key = f"{caller}.{number}"
-            told[subject].sent.add(key.encode())
-            id_ = (await client.publish(subject, key.encode(), keep=True, idempotency_key=key)).id
-            assert id_ not in told[subject].kept, f"id {id_} of {subject} was given twice"
-            told[subject].kept[id_] = key.encode()
-            trio.from_thread.run_sync(self._oracle.note)
-            await asyncio.sleep(PAUSE_S)
+CONTAINERS_SAFETY_S = 400
+POSTGRES = "docker.io/library/postgres:17.6"
 
 
 async def test_three_rolling_upgrades_cost_no_publish_and_no_subscriber_a_message(postgres_url: str) -> None:
-    flags = ("--no-migrate", "--drain-delay", f"{DRAIN_DELAY_S}s", "--grace", "20s")
     await migrate(postgres_url)
+    settings = {f"TRIO_BROKER_{name.upper()}": value for name, value in SETTINGS.items()}
     with trio.fail_after(SAFETY_S):
-        async with cluster(postgres_url, *flags) as brokers, service(brokers) as front:
-            oracle = Oracle(front, [f"orders.{n}" for n in range(10)])
-            publishers = Publishers(oracle)
-            async with oracle.at_work(publishers=0, subscribers=SUBSCRIBERS), trio.open_nursery() as publishing:
-                publishing.start_soon(publishers.run, front.address(0))
-                for _ in range(ROUNDS):
-                    for number in range(len(brokers.brokers)):
-                        await oracle.more(ROUND)
-                        await brokers.replace(number)
-                await oracle.more(ROUND)
-                publishers.end()
-            ends = {reason for subscriber in oracle.subscribers for reason in subscriber.ends}
-            assert ends == {"DRAINING"}
-            assert not any(subscriber.gaps for subscriber in oracle.subscribers)
+        async with cluster(postgres_url, environment=settings) as brokers:
+            await upgrade(brokers)
+
+
+class ContainedBroker(Container):
+    """What a `Cluster` needs of a broker, in a container of the image."""
+
+    def __init__(self, network: str, store: str) -> None:
+        settings = {**SETTINGS, "store": store, "peer_listen": "0.0.0.0:50052"}
+        flags = [f"--env=TRIO_BROKER_{name.upper()}={value}" for name, value in settings.items()]
+        super().__init__(f"--network={network}", "--publish=127.0.0.1::9464", *flags)
+        self._pages = podman("port", self._id, "9464/tcp")
+
+    def get(self, path: str) -> tuple[int, str]:
+        connection = HTTPConnection(self._pages, timeout=SAFETY_S)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def stop(self) -> None:
+        assert super().stop() == 0, self.log()
+
+
+@contextmanager
+def network() -> Iterator[str]:
+    name = podman("network", "create")
+    try:
+        yield name
+    finally:
+        podman("network", "rm", "--force", name)
+
+
+@contextmanager
+def postgres_container(network: str, password: Path) -> Iterator[str]:
+    """A database in a container, which may still be starting: its URL within the network."""
+    have_image(POSTGRES, stand_in_postgres)
+    password.write_text("secret")
+    password.chmod(0o444)
+    settings = ("POSTGRES_USER=trio_broker", "POSTGRES_DB=trio_broker", "POSTGRES_PASSWORD_FILE=/run/password")
+    container = podman(
+        "run",
+        "--detach",
+        f"--network={network}:alias=database",
+        "--user=999:999",
+        f"--volume={password}:/run/password:ro",
+        *(f"--env={setting}" for setting in settings),
+        POSTGRES,
+    )
+    try:
+        yield "postgresql://trio_broker:secret@database/trio_broker"
+    finally:
+        podman("rm", "--force", "--volumes", "--time=0", container)
+
+
+@pytest.mark.containers
+async def test_the_same_with_containers_of_the_image(tmp_path: Path) -> None:
+    build_image()
+    with network() as name, postgres_container(name, tmp_path / "password") as store, ExitStack() as stack:
+        run("podman", "run", "--rm", f"--network={name}", IMAGE, "migrate", "up", "--wait=60s", f"--store={store}")
+        brokers = Cluster(stack, 2, lambda _number: ContainedBroker(name, store))
+        with trio.fail_after(CONTAINERS_SAFETY_S):
+            for number in range(2):
+                await brokers.start(number)
+            await upgrade(brokers)
+            for number in range(2):
+                await brokers.stop(number)
