@@ -7,16 +7,21 @@ import os
 import tracemalloc
 import zlib
 
+import purerpc
 import pytest
+import trio
+from google.protobuf.wrappers_pb2 import BytesValue
 from grpc_peer import GrpcPeer, deframed
 from h2_peer import data
 from hypothesis import given
 from hypothesis import strategies as st
 from purerpc import StatusCode
+from toy import SIGNATURES, Toy, connected, serving
 
 from trio_broker.rpc import frames
 from trio_broker.rpc.call import framed
 from trio_broker.rpc.compression import Corrupt, InflatesTooLarge, Inflation, accepts, deflated
+from trio_broker.rpc.handlers import compressed
 from trio_broker.rpc.inflow import AT_ONCE_BYTES
 from trio_broker.rpc.limits import Limits
 
@@ -401,3 +406,75 @@ def test_messages_of_a_stream_are_compressed_one_by_one():
         message = body.read(int.from_bytes(prefix[1:]))
         assert (gzip.decompress(message) if prefix[0] else message) == bytes(2000)
     assert flags == [1, 0]
+
+
+# on sockets
+
+
+ACCEPTS = ("grpc-accept-encoding", "identity,deflate,gzip")
+
+
+@pytest.mark.parametrize("method", ["Echo", "Group"])
+@pytest.mark.parametrize("size", [100, 50_000, 500_000])
+async def test_a_unary_reply_is_compressed_if_server_and_client_want_it(method, size):
+    echoed = BytesValue(value=bytes(size)).SerializeToString()
+    for server_wants, client_accepts in itertools.product((False, True), repeat=2):
+        async with serving(Toy(), compresses=server_wants) as server, connected(server) as wire:
+            await wire.write(frames.window_update(0, MEBIBYTE))
+            order = packed(echoed)
+            more = [("grpc-encoding", "gzip"), *([ACCEPTS] if client_accepts else [])]
+            await wire.write(wire.request(1, method=method, end=False, more=more), data(1, order, end=True))
+            await wire.write(frames.window_update(1, MEBIBYTE))
+            answer = await wire.answered(1)
+            compressed = server_wants and client_accepts and size >= 1024
+            assert answer.code == 0
+            assert answer.body[0] == compressed
+            assert (gzip.decompress(answer.body[5:]) if compressed else answer.body[5:]) == echoed
+            assert answer.headers[b"grpc-accept-encoding"] == b"identity,deflate,gzip"
+
+
+async def test_a_marked_handler_compresses_by_itself_and_message_by_message():
+    @compressed
+    async def repeat(message, request):
+        for size, wanted in ((2000, True), (200_000, True), (2000, False)):
+            request.call.compresses = wanted
+            yield BytesValue(value=bytes(size))
+
+    service = purerpc.Service("toy.Zip")
+    service.add_method("Repeat", repeat, SIGNATURES["Repeat"])
+    async with serving(Toy(), service) as server, connected(server) as wire:
+        await wire.write(wire.order(1, "/toy.Zip/Repeat", b"", more=[ACCEPTS]))
+        answer = await wire.answered(1)
+    body = io.BytesIO(answer.body)
+    sizes = []
+    while prefix := body.read(5):
+        message = body.read(int.from_bytes(prefix[1:]))
+        message = gzip.decompress(message) if prefix[0] else message
+        sizes.append((prefix[0], len(BytesValue.FromString(message).value)))
+    assert sizes == [(1, 2000), (1, 200_000), (0, 2000)]
+
+
+async def test_a_flood_of_bombs_is_answered_and_neighbours_meanwhile():
+    bomb = packed(bytes(64 * MEBIBYTE))
+    begin = [("grpc-encoding", "gzip")]
+    async with serving(Toy()) as server, connected(server) as wire, connected(server) as neighbour:
+        for stream_id in range(1, 81, 2):
+            body = [data(stream_id, bomb[at : at + 16384]) for at in range(0, len(bomb), 16384)]
+            await wire.write(wire.request(stream_id, end=False, more=begin), *body)
+        await neighbour.write(neighbour.order(1, "Echo", b"hello"))
+        assert (await neighbour.answered(1)).code == 0
+        for stream_id in range(1, 81, 2):
+            answer = await wire.answered(stream_id)
+            assert answer.code == StatusCode.RESOURCE_EXHAUSTED.value
+        assert server.budgets.inbound.held_bytes == 0
+
+
+async def test_a_connection_that_is_lost_while_a_thread_inflates_holds_nothing():
+    async with serving(Toy()) as server:
+        async with connected(server) as wire:
+            large = packed(bytes(3 * MEBIBYTE))
+            begin = wire.request(1, end=False, more=[("grpc-encoding", "gzip")])
+            await wire.write(begin, data(1, large))
+        while server.connections:
+            await trio.lowlevel.checkpoint()
+        assert server.budgets.inbound.held_bytes == 0

@@ -81,7 +81,8 @@ def fed(abandoned: Abandoned | None = None) -> Callable[[F], F]:
 def compressed(handler: F) -> F:
     """Mark a handler of any kind: its replies are compressed where the client accepts that.
 
-    It may set `Call.compresses` before each of them. Without this mark the server's setting decides.
+    It takes a ``request``, and may set `Call.compresses` before each reply. Without this mark the server's setting
+    decides.
     """
     handler.rpc_compressed = True  # type: ignore[attr-defined]
     return handler
@@ -305,8 +306,9 @@ async def _answer(call: Call) -> None:
     if not method.response_streams:
         call.reply((await method.handler(argument, request=request)).SerializeToString())
         return
-    call.send_head()
+    # An async generator runs later; a function that returns one may give the call initial metadata before.
     responses: AsyncGenerator[Message] = method.handler(argument, request=request)
+    call.send_head()
     async with _closing(responses):
         async for response in responses:
             message = response.SerializeToString()
