@@ -302,11 +302,12 @@ class Call(Stream):
         return self._hold(more)
 
     def _hold(self, more: int) -> bool:
-        """Count ``more`` bytes of the request as held, or fewer; say whether there is room for them, or do nothing."""
+        """Count ``more`` bytes of the request as held, or fewer; say whether there is room for them."""
         connection = self.connection
         inbound = connection.budgets.inbound
         room = more <= 0 or (connection.held + more <= connection.limits.inbound_max_bytes and inbound.has_room(more))
-        if not room:  # the call will end; until the peer lets it, others are not to be refused for its sake
+        if not room:  # the call ends; until the peer lets it, others are not to be refused for its sake
+            self.part = None
             return False
         self.held += more
         connection.held += more
@@ -321,7 +322,6 @@ class Call(Stream):
                 self._finish_overloaded()
 
     def _finish_overloaded(self) -> None:
-        self.part = None
         self.finish(self.app.refusals.overloaded("too many unfinished requests are held"))
 
     def _refuse_compressed(self) -> None:
