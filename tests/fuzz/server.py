@@ -117,7 +117,7 @@ class Side:
         connection, app = self.connection, self.app
         streams = connection.streams.values()
         assert connection.held == sum(stream.held for stream in streams) >= 0
-        assert connection.held <= LIMITS.inbound_max_bytes + LIMITS.message_max_bytes + PREFIX_BYTES
+        assert connection.held <= LIMITS.inbound_max_bytes
         assert len(connection._buffer) < FRAME_SLACK_BYTES
         block = connection._block
         assert block is None or block.size == sum(map(len, block.parts)) <= 4 * LIMITS.header_list_max_bytes
@@ -338,9 +338,9 @@ class Session:
         """What holds after each move."""
         inbound, outbound = self.budgets
         assert inbound.held_bytes == sum(side.connection.inbound_bytes for side in self.sides)
-        # What was held when there was still room, and one piece more of each connection: it is why one is refused.
-        slack = LIMITS.message_max_bytes + FRAME_SLACK_BYTES
-        assert 0 <= inbound.held_bytes <= LIMITS.inbound_total_bytes + len(self.sides) * slack
+        # the beginning of a frame is kept without asking
+        most = LIMITS.inbound_total_bytes + len(self.sides) * FRAME_SLACK_BYTES
+        assert 0 <= inbound.held_bytes <= most, f"{inbound.held_bytes} bytes of requests are held"
         streams = [stream for side in self.sides for stream in side.connection.streams.values()]
         assert outbound.held_bytes == sum(each.queued_bytes for each in streams if each.account is outbound)
         assert UNCOUNTED.held_bytes == sum(each.queued_bytes for each in streams if each.account is UNCOUNTED)

@@ -9,6 +9,7 @@ from trio_broker.rpc.hpack import Decoder
 from trio_broker.rpc.outbound import Outbound
 
 from . import server
+from .__main__ import main
 from .choices import Choices, Script
 from .seeds import SEEDS
 from .targets import SHARES, TARGETS
@@ -32,6 +33,23 @@ def test_what_was_found_once_is_mended(path: Path) -> None:
 def test_every_target_gets_its_share_of_the_time() -> None:
     assert SHARES.keys() == TARGETS.keys() == SEEDS.keys()
     assert sum(SHARES.values()) == pytest.approx(1)
+
+
+def test_an_input_is_played_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    path = next(iter(FOUND.glob("server-*")))
+    monkeypatch.setattr("sys.argv", ["fuzz", "--target", "server", "--replay", str(path)])
+    assert main() == 0
+    assert capsys.readouterr().out == f"{path}: nothing is wrong\n"
+
+
+@pytest.mark.parametrize(("flags", "told"), [(["--replay", "x"], "--replay needs --target"), (["--seconds", "0"], "1")])
+def test_wrong_flags_are_told(
+    flags: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["fuzz", *flags])
+    with pytest.raises(SystemExit):
+        main()
+    assert told in capsys.readouterr().err
 
 
 def test_choices_are_what_a_script_wrote_and_then_zeros() -> None:

@@ -154,6 +154,20 @@ def test_all_unfinished_messages_together_are_bounded_by_their_announced_sizes(b
 
 
 @BOUNDS
+def test_calls_that_are_refused_for_want_of_room_hold_nothing_while_their_answers_wait(bound):
+    """A client that gives no windows keeps them open; others are not to be refused for their sake."""
+    peer = GrpcPeer(Limits(**{bound: 1000}))
+    peer.send(frames.settings({frames.INITIAL_WINDOW_SIZE: 0}))
+    for stream_id in (1, 3, 5):
+        call = peer.call(stream_id, method="Collect", end=False)
+        call.send_head()
+        call.send(framed(b"waits"))
+        peer.send(data(stream_id, framed(bytes(600))[:50]))
+    assert [(call.closed, call.local_closed) for call in peer.app.calls] == [(False, False), *[(False, True)] * 2]
+    assert peer.connection.held == peer.connection.budgets.inbound.held_bytes == 605
+
+
+@BOUNDS
 @pytest.mark.parametrize("cut", [0, 500])
 def test_whole_messages_of_requests_that_do_not_end_are_bounded_too(bound, cut):
     peer = GrpcPeer(Limits(**{bound: 1000}))

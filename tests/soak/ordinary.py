@@ -60,9 +60,10 @@ class Clients:
             while not self._over.is_set():
                 try:
                     work(channel, number)
-                except grpc.RpcError as error:
+                except (grpc.RpcError, AssertionError) as error:
+                    what = f"{error.code()} {error.details()}" if isinstance(error, grpc.Call) else repr(error)
                     with self._lock:
-                        self.failed.append(f"{work.__name__}: {error.code()} {error.details()}")
+                        self.failed.append(f"{work.__name__}: {what}")
                     self._over.wait(1)
 
     def _call(self, call: Callable[..., object], request: object) -> object:

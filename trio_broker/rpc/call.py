@@ -278,10 +278,13 @@ class Call(Stream):
         connection = self.connection
         inbound = connection.budgets.inbound
         room = more <= 0 or (connection.held + more <= connection.limits.inbound_max_bytes and inbound.has_room(more))
+        if not room:  # the call ends; until the peer lets it, others are not to be refused for its sake
+            self.part = None
+            return False
         self.held += more
         connection.held += more
         inbound.held_bytes += more
-        return room
+        return True
 
     def on_unended(self) -> None:
         """A whole message is held until the request ends, too."""
