@@ -30,6 +30,9 @@ from .subscribers import Subscriber
 from .world import World, pause, ticks
 
 ROUNDS = 6
+BACK_S = 10.0
+"""Within this all brokers are up and linked, once nothing is in their way."""
+LOOK_S = 0.25
 IN_TIME_S = 1.5
 """With one way left everybody hears of a message within this, and the interval of polling if that is the way."""
 
@@ -37,7 +40,7 @@ IN_TIME_S = 1.5
 class Replica:
     """One broker of several, which may crash, or drain, and comes back."""
 
-    def __init__(self, scenario: "ReplicatedScenario", who: str, view: StoreView) -> None:
+    def __init__(self, scenario: "ReplicatedScenario", who: str, view: StoreView, brokers: int) -> None:
         self.who = who
         self.view = view
         self.broker: Broker | None = None
@@ -48,7 +51,9 @@ class Replica:
         self._backlog_max_bytes = random.choice([sys.maxsize, sys.maxsize, SHORT_BYTES])
         self.poll_interval_s = random.choice([0.2, 0.5])
         memory_is_short = self._backlog_max_bytes == SHORT_BYTES
-        self._config = small_config(random, memory_is_short=memory_is_short, poll_interval_s=self.poll_interval_s)
+        self._config = small_config(
+            random, memory_is_short=memory_is_short, poll_interval_s=self.poll_interval_s, brokers=brokers
+        )
         self._scope = trio.CancelScope()
         self._is_to_drain = trio.Event()
 
@@ -217,7 +222,7 @@ class ReplicatedScenario:
         with replaced(links, "open_channel", lambda _original: lambda address: self._network.open_channel(address)):
             names = [f"broker-{number}" for number in range(random.choice([2, 2, 3, 4]))]
             for who in names:
-                self.replicas[who] = Replica(self, who, StoreView(self.world, self.store, who, nursery))
+                self.replicas[who] = Replica(self, who, StoreView(self.world, self.store, who, nursery), len(names))
             self.world.note("scenario", "begins", len(names), self.store.faults)
             self.world.count(f"{len(names)} brokers")
             async with trio.open_nursery() as running:
@@ -299,7 +304,7 @@ class ReplicatedScenario:
             replica.view.hint_loss = 0.0
         for subscriber in self._subscribers:
             subscriber.hurries = True
-        await trio.sleep(3.0)  # those that were down come back
+        await self._wait_for_all()
         closer = self._publisher(await self.some_broker(self._random), "closer")
         for _ in range(CONVERGE_S):
             if not (late := await self._late(closer, 1.0)):
@@ -308,8 +313,15 @@ class ReplicatedScenario:
             self.world.violated("no stall", f"{late} did not reach the end")
             return
         self.world.count("converged")
-        await trio.sleep(3.0)
         await self._check_one_way(closer)
+
+    async def _wait_for_all(self) -> None:
+        """Wait until those that were down are back, and all are heard by all."""
+        for _ in range(round(BACK_S / LOOK_S)):
+            await trio.sleep(LOOK_S)
+            if all(each.broker is not None and each.broker.hearing.is_linked() for each in self.replicas.values()):
+                return
+        self.world.violated("in time", f"not all brokers hear each other within {BACK_S} s")
 
     async def _late(self, closer: Publisher, within_s: float) -> list[str]:
         """Publish the end; return who has not reached it in time."""
@@ -333,7 +345,7 @@ class ReplicatedScenario:
             replica.view.hint_delay_max(0.01)
             if way == "polls":
                 within_s = max(within_s, replica.poll_interval_s + IN_TIME_S)
-        await trio.sleep(6.0)  # what was to be asked for before is asked for
+        await trio.sleep(6.0 if way == "polls" else 1.0)  # what was to be asked for before is asked for
         await ticks(9)
         if way == "tails":
             await self._check_fire_and_forget(closer)

@@ -120,6 +120,7 @@ class SimulatedStore(MemoryStore):
         """The latest time that it has gone by."""
         self.down_until = 0.0
         self.history: dict[str, list[Fact]] = {}
+        self._sweepable: list[Fact] = []
         self.given: dict[bytes, int] = {}
         """How often the store was given a body."""
         self.asked: dict[str, Asked] = {}
@@ -207,6 +208,8 @@ class SimulatedStore(MemoryStore):
                 number = self._world.note("store", "appended", message.subject, outcome.id, message.body[:16])
                 fact = Fact(outcome.id, message, outcome.time_us, ours, number, self.latest_us)
                 self.history.setdefault(message.subject, []).append(fact)
+                if message.expiration_s is not None:
+                    self._sweepable.append(fact)
         last_ids = {message.subject: self.last_id(message.subject) for message in batch}
         for tell in self.on_commit:
             tell(last_ids)
@@ -261,9 +264,9 @@ class SimulatedStore(MemoryStore):
         await self._before_read()
         swept = await super().sweep()
         now_us = self._time_us()
-        for facts in self.history.values():
-            for fact in facts:
-                fact.is_swept = not fact.is_kept(now_us)
+        for fact in self._sweepable:
+            fact.is_swept = not fact.is_kept(now_us)
+        self._sweepable = [fact for fact in self._sweepable if not fact.is_swept]
         return swept
 
     async def now(self) -> int:
