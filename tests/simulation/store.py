@@ -105,13 +105,14 @@ class Asked:
 class SimulatedStore(MemoryStore):
     """Every operation takes some ticks, or time; then it does what the dice say."""
 
-    def __init__(self, world: World, faults: Faults, *, lanes: int, apart: bool) -> None:
+    def __init__(self, world: World, faults: Faults, *, lanes: int, apart: bool, leaves_subjects: bool = False) -> None:
         """``apart``: it appends each subject by itself, and may fail for some."""
         super().__init__(self._time_us)
         self._world = world
         self._random = world.random("store")
         self._lanes = lanes
         self._apart = apart
+        self.leaves_subjects = leaves_subjects
         self._shared = faults.foreign > 0.0
         self.faults = faults
         self.step_us = 0
@@ -136,7 +137,7 @@ class SimulatedStore(MemoryStore):
         self.down_until = 0.0
 
     def limits(self) -> Limits:
-        return super().limits()._replace(lanes=self._lanes, shared=self._shared)
+        return super().limits()._replace(lanes=self._lanes, shared=self._shared, leaves_subjects=self.leaves_subjects)
 
     async def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
         self.note_given(batch)
@@ -164,9 +165,11 @@ class SimulatedStore(MemoryStore):
             outcomes = await self._commit(batch)
         await self._take_time()  # it is in the log, and the broker does not know
         if self._happens("lost_reply"):
+            self._world.doubtful.update(message.body for message in batch)
             raise OutcomeUnknown("the reply was lost")
         if self._happens("bug"):
             self.bugs += 1
+            self._world.doubtful.update(message.body for message in batch)
             raise ZeroDivisionError("a bug of the store")
         self._hear(batch, outcomes)
         return outcomes
@@ -185,6 +188,8 @@ class SimulatedStore(MemoryStore):
                 if fate < 0.7:
                     await self._commit(mine)
                 error: StoreError = StoreUnavailable("down") if fate > 0.8 else OutcomeUnknown("lost")
+                if fate <= 0.8:
+                    self._world.doubtful.update(message.body for message in mine)
                 results = [Failed(error)] * len(mine)
                 self._world.count("fault: half failed")
                 self._world.note("store", "half failed", subject, type(error).__name__)
@@ -272,6 +277,10 @@ class SimulatedStore(MemoryStore):
     async def now(self) -> int:
         await self._before_read()
         return await super().now()
+
+    async def reach_register(self) -> None:
+        """Take the time, or fail, as what is asked of a register does."""
+        await self._before_read()
 
     def fact(self, subject: str, id_: int) -> Fact | None:
         """Return what has an id, if anything has."""
