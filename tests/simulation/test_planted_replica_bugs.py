@@ -10,7 +10,6 @@ from persistence import Failed, NewMessage, StoreUnavailable
 from trio_broker import fanout, hearing, merge
 from trio_broker.batch import Batch
 from trio_broker.broker import Broker
-from trio_broker.commit import Committer
 from trio_broker.fanout import Fanout, Span
 from trio_broker.hearing import Hearing
 from trio_broker.merge import Lifetimes, Merge
@@ -171,14 +170,6 @@ def what_may_be_appended_elsewhere_is_unavailable(patch: pytest.MonkeyPatch) -> 
     patch.setattr(forwarding, "_after_silence", lambda _message, outcome: outcome)
 
 
-def what_was_overtaken_is_appended_here(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(forwarding, "_fail_overtaken", lambda _batch, _outcomes, _unanswered: None)
-
-
-def lanes_change_at_once(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Committer, "left_changes", lambda _self: None)
-
-
 def what_another_broker_appended_has_no_holes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fanout, "_consecutive", lambda messages, lifetimes: [(messages, lifetimes)])
 
@@ -225,8 +216,6 @@ def who_was_taken_for_dead_stays_so(patch: pytest.MonkeyPatch) -> None:
         (what_was_never_sent_counts_as_unknown, {"outcome known"}),
         (keys_do_not_cross, {"keys"}),
         (what_may_be_appended_elsewhere_is_unavailable, {"nothing was appended"}),
-        (what_was_overtaken_is_appended_here, {"in order"}),
-        (lanes_change_at_once, {"in order"}),
         (what_another_broker_appended_has_no_holes, {"in order, once", "gaps are told", "nothing is lost"}),
         (the_dead_are_never_forgotten, {"in time"}),
         (who_was_taken_for_dead_stays_so, {"in time"}),
