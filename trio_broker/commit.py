@@ -6,13 +6,14 @@ Not here:  what waits, and who hears of it (trio_broker/runs.py); validation and
            turn it is (trio_broker/fair_queue.py); storage (persistence/); subscribers (trio_broker/fanout.py).
 Threads:   the trio thread only.
 
-A lane is one task with at most one flush in flight; a subject is always in the same lane. There are no timers: a
+A lane is one task with at most one flush in flight; a subject is in the same lane for as long as it is left to another
+broker, or not (trio_broker/lane_change.py). There are no timers: a
 flush is what gathered while the one before it was being committed, or else in one tick of the scheduler. What the
 store has not been given can be withdrawn; after that its outcome stands, whether or not anybody still waits for it.
 What is queued are runs of messages: cost is paid per run, and all bounds count messages.
 """
 
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import count
@@ -37,6 +38,7 @@ from trio_broker.errors import (
     StorageUnavailable,
 )
 from trio_broker.fair_queue import QUANTUM, FairQueue
+from trio_broker.lane_change import LaneChange
 from trio_broker.runs import Answer, Group, Pending, Result, Run, cut, size_bytes
 from trio_broker.storage import Availability, broker_error
 
@@ -91,6 +93,7 @@ class Committer:
         """Says whether appending to a subject is left to another broker: those messages have a lane of their own."""
         self.append_left: Append = store.append
         """What that lane does with them."""
+        self._change = LaneChange()
         self._waiting: dict[Callable[[], None], None] = {}  # a dict for a set that keeps its order
         self._groups = count(1)
         self._refusal: Callable[[], BrokerError] | None = None
@@ -163,6 +166,8 @@ class Committer:
                 first = pending.messages[0]
                 lane = self._lane_of(first.subject, may_be_left=not first.group)
                 pending.enter(lane.queue, source)
+                if lane is self._left_lane:
+                    self._change.entered_left(pending)
                 lane.wake()
         return group
 
@@ -171,6 +176,12 @@ class Committer:
         may_be_left = not (messages and messages[0].group)
         lane_of = partial(self._lane_of, may_be_left=may_be_left) if len(self._lanes) > 1 else None
         return cut(messages, min(QUANTUM, self._max_messages), self._flush_bytes // RUN_SHARE, lane_of)
+
+    def left_changes(self) -> None:
+        """Other subjects are left to other brokers from now on: `is_left` says so next."""
+        if self._left_lane is not None:
+            own = (run for lane in self._own_lanes for run in lane.open_runs())
+            self._change.begin(own, self._left_lane.open_runs())
 
     def next_group(self) -> int:
         """Return a number for `NewMessage.group` that no other batch has."""
@@ -271,7 +282,7 @@ class Committer:
     async def _run_lane(self, lane: "_Lane") -> None:
         while True:
             await lane.work.wait()  # this task runs in the tick after `wake`: all that one tick reads goes together
-            while part := lane.next_part(self._flush_messages, self._flush_bytes):
+            while part := await self._next_part(lane):
                 if self._waiting:
                     self._tell_of_room()
                 with self._flushing(part):
@@ -281,6 +292,13 @@ class Committer:
                 return
             lane.rest()
             self._tell_of_room()  # what was queued may all have been withdrawn
+
+    async def _next_part(self, lane: "_Lane") -> list[Pending]:
+        if lane is self._left_lane:
+            await self._change.own_passed()
+        else:
+            self._change.own_moved()
+        return lane.next_part(self._flush_messages, self._flush_bytes)
 
     def _tell_of_room(self) -> None:
         waiting, self._waiting = self._waiting, {}
@@ -370,10 +388,11 @@ class Committer:
                     for run in lane.drop_untried():
                         run.fail(StorageUnavailable(f"{why}; it was not given this message: not appended"))
                     _complete_open(lane.part, why)
+                    self._change.own_moved()
             await trio.sleep_until(next_due)
 
     def _lane_of(self, subject: str, *, may_be_left: bool = True) -> "_Lane":
-        if may_be_left and self._left_lane is not None and self.is_left(subject):
+        if may_be_left and self._left_lane is not None and (self.is_left(subject) or self._change.stays_left(subject)):
             return self._left_lane
         lanes = self._own_lanes
         return lanes[0] if len(lanes) == 1 else lanes[crc32(subject.encode()) % len(lanes)]
@@ -420,6 +439,12 @@ class _Lane:
             self.part = self.queue.take(max_messages, max_bytes)
             self.flight_began = trio.current_time()
         return self.part
+
+    def open_runs(self) -> Iterator[Pending]:
+        """Return what is in flight or queued, in order."""
+        for part in (self.part, *reversed(self._parts)):
+            yield from (run for run in part if run.outcomes is None)
+        yield from self.queue
 
     def drop_untried(self) -> list[Pending]:
         """Return what of a flight that was split is not being appended now, and will not be, and has no answer yet."""

@@ -12,7 +12,7 @@ messages: of streams a commit of a thousand costs little more than one of a few 
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, Protocol, Self, TypeVar
 
 QUANTUM = 64
@@ -79,6 +79,10 @@ class FairQueue(Generic[E]):
         line.bytes += size
         self.messages += count
         self.bytes += size
+
+    def __iter__(self) -> Iterator[E]:
+        """Return what waits, of each source in order."""
+        return (entry for line in self._lines.values() for entry in line if entry.queued)
 
     def held_by(self, source: Hashable) -> tuple[int, int]:
         """Return how many messages of a source wait, and their bytes."""

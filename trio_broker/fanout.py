@@ -10,9 +10,10 @@ Threads:   the trio thread only; no function here is a checkpoint.
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
@@ -145,7 +146,8 @@ class Fanout:
         """Publish what one commit has appended, in commit order: one batch per subject that somebody listens to.
 
         Of a subject that the cache has something of it gets one, too. ``told``: of these subjects another broker did
-        the commit for this one, and has told the others.
+        the commit for this one, and has told the others. It may have been several commits, with other publishers'
+        messages between them.
         """
         listened, cached, tails, expected = self._by_subject, self._cache.subjects, self.tails, self._expected
         if not listened and not cached and not tails and not expected:
@@ -158,13 +160,28 @@ class Fanout:
                 messages.append(Message(subject, id_, body, headers, time_us))
                 lifetimes.append(expiration_s)
         for subject, (messages, lifetimes) in by_subject.items():
-            batch = Batch(messages, committed_s)
-            batch.enter(self.backlog)
-            if subject not in told:
-                for tail in tails.get(subject, ()):
-                    tail.offer(batch, lifetimes)
-            if subject in listened or subject in cached or subject in expected:
-                self.arrive(batch, lifetimes, COMMIT)
+            if messages[-1].id - messages[0].id == len(messages) - 1:  # as always but for what another broker appended
+                self._deliver_batch(subject, messages, lifetimes, committed_s, is_told=subject in told)
+                continue
+            for some, of_some in _consecutive(messages, lifetimes):
+                self._deliver_batch(subject, some, of_some, committed_s, is_told=subject in told)
+
+    def _deliver_batch(
+        self,
+        subject: str,
+        messages: Sequence[Message],
+        lifetimes: Lifetimes,
+        committed_s: float,
+        *,
+        is_told: bool,
+    ) -> None:
+        batch = Batch(messages, committed_s)
+        batch.enter(self.backlog)
+        if not is_told:
+            for tail in self.tails.get(subject, ()):
+                tail.offer(batch, lifetimes)
+        if subject in self._by_subject or subject in self._cache.subjects or subject in self._expected:
+            self.arrive(batch, lifetimes, COMMIT)
 
     def arrive(self, batch: Batch, lifetimes: Lifetimes, path: str) -> None:
         """Publish a batch that counts as waiting, when its turn has come."""
@@ -299,3 +316,11 @@ class Fanout:
 
 def _nobody_reads(_subscription: Subscription) -> None:
     """Stand in for a `Fanout.want_page` where there is no log."""
+
+
+def _consecutive(messages: Sequence[Message], lifetimes: Lifetimes) -> Iterator[tuple[list[Message], list[int | None]]]:
+    """Cut messages where ids are missing, in the order of ids."""
+    both = sorted(zip(messages, lifetimes, strict=True), key=lambda each: each[0].id)
+    for _, some in groupby(enumerate(both), key=lambda each: each[1][0].id - each[0]):
+        found = [pair for _, pair in some]
+        yield [message for message, _ in found], [lifetime for _, lifetime in found]

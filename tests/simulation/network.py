@@ -1,37 +1,43 @@
 """The network between simulated brokers: streams that are slow, break, and are made again; frames lost, doubled, late.
 
 The two ends are the production code: `Link` and `TailFeed`. Frames arrive in any order that the dice say: more than a
-connection allows, since nothing may depend on it.
+connection allows, since nothing may depend on it. Calls between them are in asking.py.
 """
 
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from random import Random
-from typing import Any
+from typing import cast
 
 import trio
+from purerpc import Status
 
 from trio_broker.errors import ConnectionLost
-from trio_broker.replicas.tails import Feeds, TailFeed
-from trio_broker.rpc.call import PREFIX_BYTES
+from trio_broker.replicas.service import ReplicasService
+from trio_broker.replicas.tails import TailFeed
+from trio_broker.rpc.call import PREFIX_BYTES, Call
 
+from .asking import Fates, Question
 from .world import World
 
 
 class Network:
     """The ways between brokers, each named after who hears and who tells."""
 
-    def __init__(self, world: World, nursery: trio.Nursery, fanout_of: Callable[[str], Any]) -> None:
-        """``fanout_of`` returns that of a broker by its name; None: it is down."""
+    def __init__(
+        self, world: World, nursery: trio.Nursery, service_of: Callable[[str], ReplicasService | None]
+    ) -> None:
+        """``service_of`` returns that of a broker by its name; None: it is down."""
         self._world = world
-        self._nursery = nursery
-        self._fanout_of = fanout_of
+        self.nursery = nursery
+        self.service_of = service_of
         self._random = random = world.random("network")
         self.delay_s = random.choice([0.0002, 0.002, 0.03])
         self.loss = random.choice([0.0, 0.0, 0.05, 0.3])
         self.doubling = random.choice([0.0, 0.1, 0.3])
         self.lateness = random.choice([0.0, 0.0, 0.1, 0.3])
+        self.asking = Fates(world)
         self.parted: dict[str, None] = {}
         """The ways that are cut. (A dict for a set that keeps its order.)"""
         self._streams: dict[_Stream, None] = {}
@@ -39,6 +45,9 @@ class Network:
     def heal(self) -> None:
         self.loss = self.lateness = 0.0
         self.delay_s = 0.001
+        self.asking.heal()
+        for stream in tuple(self._streams):
+            stream.lose_questions("healed")
         self.parted.clear()
 
     def part(self, hearer: str, teller: str) -> None:
@@ -61,17 +70,20 @@ class Network:
     async def open_channel(self, address: str) -> AsyncGenerator["_Channel"]:
         """Stand in for `trio_broker.client.channel.open_channel`; an address is who hears and who tells."""
         await trio.sleep(self.delay_s)
-        if address in self.parted or self._fanout_of(address.split()[1]) is None:
+        if not self.reaches(address):
             raise ConnectionLost("nobody is there")
         yield _Channel(self, address)
 
+    def reaches(self, address: str) -> bool:
+        return address not in self.parted and self.service_of(address.split()[1]) is not None
+
     def start(self, address: str) -> "_Stream":
-        fanout = self._fanout_of(address.split()[1])
-        if fanout is None or address in self.parted:
+        service = self.service_of(address.split()[1])
+        if service is None or address in self.parted:
             raise ConnectionLost("nobody is there")
-        stream = _Stream(self._world, self, address, fanout, self._random)
+        stream = _Stream(self._world, self, address, service, self._random)
         self._streams[stream] = None
-        self._nursery.start_soon(stream.carry)
+        self.nursery.start_soon(stream.carry)
         self._world.count("stream between brokers")
         return stream
 
@@ -90,6 +102,11 @@ class _Channel:
         self._stream = self._network.start(self._address)
         return self._stream
 
+    async def start(self, _path: str, message: bytes, *, timeout_s: float) -> Question:
+        await trio.lowlevel.checkpoint()
+        assert self._stream is not None, "it asks of those that it hears"
+        return self._stream.ask(message)
+
     def lose(self, why: str) -> None:
         if self._stream is not None:
             self._stream.lose(why)
@@ -98,7 +115,7 @@ class _Channel:
 class _Stream:
     """Both ends of one stream: the call of who hears, and that which `TailFeed` answers."""
 
-    def __init__(self, world: World, network: Network, address: str, fanout: Any, random: Random) -> None:
+    def __init__(self, world: World, network: Network, address: str, service: ReplicasService, random: Random) -> None:
         self.address = address
         self.connection = self
         self.inbox: deque[bytes] = deque()
@@ -112,7 +129,8 @@ class _Stream:
         self._moved = trio.Event()
         self._arrived = trio.Event()
         self._lost = ""
-        self._feed: TailFeed | None = TailFeed(fanout, self, lambda _greeting: None, Feeds())  # type: ignore[arg-type]
+        self._questions: dict[Question, None] = {}
+        self._feed: TailFeed | None = cast("TailFeed", service.Tail(cast("Call", self)))
 
     # as the call of who hears
 
@@ -139,6 +157,7 @@ class _Stream:
     def lose(self, why: str) -> None:
         """Break: what is under way is lost."""
         self._lost = self._lost or why
+        self.lose_questions(why)
         self._moved.set()
         self._arrived.set()
 
@@ -153,8 +172,24 @@ class _Stream:
     def take(self, _size: int) -> None:
         pass
 
-    def finish(self, _status: object) -> None:
-        self.lose("finished")
+    def finish(self, status: Status) -> None:
+        self.lose(f"finished: {status.status_message}")
+
+    # as the connection on which who hears also asks
+
+    def lose_questions(self, why: str) -> None:
+        questions, self._questions = self._questions, {}
+        for question in questions:
+            question.lose(why)
+
+    def ask(self, message: bytes) -> Question:
+        network = self._network
+        question = Question(self._world, network.asking, message, lambda: network.reaches(self.address))
+        question.leave(self._lost)
+        self._questions[question] = None
+        service = network.service_of(self.address.split()[1])
+        network.nursery.start_soon(question.carry, service, network.delay_s)
+        return question
 
     async def carry(self) -> None:
         """Carry both ways, until it breaks. Who tells may hear of that late."""

@@ -30,6 +30,19 @@ def replaced(
 
 
 @contextmanager
+def set_to(owner: ModuleType, **values: object) -> Generator[None]:
+    """Give constants of a module other values for the length of the block."""
+    originals = {name: getattr(owner, name) for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in originals.items():
+            setattr(owner, name, value)
+
+
+@contextmanager
 def observed(world: World) -> Generator[None]:
     """Count for the length of the block."""
 

@@ -143,7 +143,7 @@ class Publisher:
         messages = [self._check(attempt, number) for attempt in attempts]
         if is_atomic:
             abort_others(messages, [attempt.draft.subject for attempt in attempts])
-        call = _BatchCall(self._checked, attempts)
+        call = _BatchCall(self._world, self._checked, attempts)
         call.publishing = Publishing(self._broker.committer, messages, self, atomic=is_atomic, done=call.done)
         if call.is_done:
             call.answer()
@@ -234,7 +234,8 @@ class _BatchCall:
 
     publishing: Publishing
 
-    def __init__(self, checked: CheckedPublishes, attempts: Sequence[Attempt]) -> None:
+    def __init__(self, world: World, checked: CheckedPublishes, attempts: Sequence[Attempt]) -> None:
+        self._world = world
         self._checked = checked
         self._attempts = attempts
         self._abandoned = False
@@ -256,4 +257,5 @@ class _BatchCall:
         self._abandoned = True
         error = NotApplied("out of time") if self.publishing.withdraw() else OutcomeUnknown("out of time")
         for attempt in self._attempts:
+            self._world.doubtful.add(attempt.draft.body)
             self._checked.answer(attempt, error)

@@ -7,13 +7,14 @@ from typing import Any
 
 import trio
 
-from persistence import NewMessage, Outcome, OutcomeUnknown, StoreUnavailable, Wakeups
+from persistence import Appended, Duplicate, NewMessage, Outcome, OutcomeUnknown, StoreUnavailable, Wakeups
 from persistence.facade import Limits
 
 from .store import SimulatedStore
 from .world import World
 
 _READS = frozenset({"read", "get", "head", "heads", "id_before", "now", "sweep"})
+_REGISTERS = frozenset({"load", "list", "compare_and_set", "delete"})
 
 
 class StoreView:
@@ -43,14 +44,22 @@ class StoreView:
 
     async def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
         self._store.note_given(batch)
+        doubtful = self._world.unanswered.intersection(message.body for message in batch)
+        self._world.doubtful |= doubtful  # until it is known
         await self._reach()
         outcomes = await self._store.append(batch)
+        self._world.doubtful -= {
+            message.body
+            for message, outcome in zip(batch, outcomes, strict=True)
+            if message.body in doubtful and isinstance(outcome, Appended | Duplicate)
+        }
         if self.crashed:
             self._store.unhear(batch, outcomes)
             await trio.sleep_forever()  # until what is left of the broker is cancelled
         if self._is_cut():
             self._store.unhear(batch, outcomes)
             self._world.count("partition: reply lost")
+            self._world.doubtful.update(message.body for message in batch)
             raise OutcomeUnknown("cut off")
         return outcomes
 
@@ -61,11 +70,13 @@ class StoreView:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._store, name)
-        if name not in _READS:
+        if name not in _READS and name not in _REGISTERS:
             return found
 
         async def reach_and_ask(*args: object, **options: object) -> object:
             await self._reach()
+            if name in _REGISTERS:
+                await self._store.reach_register()
             answer: Awaitable[object] = found(*args, **options)
             result = await answer
             if self._is_cut():

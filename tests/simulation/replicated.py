@@ -4,32 +4,45 @@ At the end all heals and everybody gets to the end of the log. Then only one of 
 of each other, and that one is in time by itself.
 """
 
+import secrets
 import sys
 from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from contextvars import ContextVar
 from random import Random
 from typing import cast
 
 import trio
 
-from persistence import Store
-from trio_broker._proto import replicas_pb2 as pb
+from persistence import NewMessage, Store
 from trio_broker.broker import Broker, run_broker
 from trio_broker.fanout import Fanout
-from trio_broker.replicas import links
-from trio_broker.replicas.links import Link
+from trio_broker.replicas import Replicas, links, membership
+from trio_broker.replicas.forwarding import Forwarding
+from trio_broker.replicas.membership import Member, Membership
+from trio_broker.replicas.replicas import LEAVE_S
+from trio_broker.replicas.service import ReplicasService
 
 from .checked_publishes import CheckedPublishes
 from .checked_streams import CheckedStreams
 from .network import Network
-from .observing import replaced
+from .observing import replaced, set_to
 from .publishers import Publisher
 from .replica_store import StoreView
 from .scenario import CONVERGE_S, LONG_S, SECOND_US, SHORT_BYTES, small_config
 from .store import Faults, SimulatedStore
-from .subscribers import Subscriber
+from .subscribers import Fetcher, Subscriber
 from .world import World, pause, ticks
 
 ROUNDS = 6
+BEATS = {"BEAT_S": 0.8, "DEAD_S": 2.8, "FORGOTTEN_S": 6.0}
+"""Of membership: as nearly everything here, sooner than in earnest."""
+WHO: ContextVar[str] = ContextVar("WHO")
+"""Which broker a task is of."""
+BACK_S = 15.0
+"""Within this all brokers are up and linked, once nothing is in their way."""
+LOOK_S = 0.25
 IN_TIME_S = 1.5
 """With one way left everybody hears of a message within this, and the interval of polling if that is the way."""
 
@@ -37,10 +50,12 @@ IN_TIME_S = 1.5
 class Replica:
     """One broker of several, which may crash, or drain, and comes back."""
 
-    def __init__(self, scenario: "ReplicatedScenario", who: str, view: StoreView) -> None:
+    def __init__(self, scenario: "ReplicatedScenario", who: str, view: StoreView, brokers: int) -> None:
         self.who = who
         self.view = view
         self.broker: Broker | None = None
+        self.service: ReplicasService | None = None
+        """What other brokers call."""
         self.readers: dict[trio.CancelScope, None] = {}
         """Of those who listen here."""
         self._scenario = scenario
@@ -48,12 +63,15 @@ class Replica:
         self._backlog_max_bytes = random.choice([sys.maxsize, sys.maxsize, SHORT_BYTES])
         self.poll_interval_s = random.choice([0.2, 0.5])
         memory_is_short = self._backlog_max_bytes == SHORT_BYTES
-        self._config = small_config(random, memory_is_short=memory_is_short, poll_interval_s=self.poll_interval_s)
+        self._config = small_config(
+            random, memory_is_short=memory_is_short, poll_interval_s=self.poll_interval_s, brokers=brokers
+        )
         self._scope = trio.CancelScope()
         self._is_to_drain = trio.Event()
 
     async def run(self) -> None:
-        """Run one broker after the other, until cancelled."""
+        """Run one broker after the other, each with an identity of its own, until cancelled."""
+        WHO.set(self.who)
         while True:
             self.view.crashed = False
             self._is_to_drain = trio.Event()
@@ -66,30 +84,26 @@ class Replica:
         async with run_broker(
             cast("Store", self.view), self._config, backlog_max_bytes=self._backlog_max_bytes
         ) as broker:
+            replicas = Replicas(cast("Store", self.view), broker, address_of(self.who), ())
+            scenario.identities[replicas.id] = self.who
+            self.service = ReplicasService(broker, replicas.admit, replicas.feeds)
             try:
                 async with trio.open_nursery() as nursery:
-                    ways = {
-                        other: Link(f"{self.who} {other}", pb.Greeting(), broker.fanout, broker.hearing.hint)
-                        for other in scenario.replicas
-                        if other != self.who
-                    }
-                    broker.hearing.is_linked = lambda: all(way.connected for way in ways.values())
-
-                    def interest_changed(subject: str) -> None:
-                        for way in ways.values():
-                            way.interest_changed(subject)
-
-                    broker.fanout.on_interest.append(interest_changed)
-                    for way in ways.values():
-                        nursery.start_soon(way.run)
+                    nursery.start_soon(replicas.run)
                     self.broker = broker
                     scenario.came_up(self)
                     await self._is_to_drain.wait()
                     await broker.drain()
+                    with trio.move_on_after(LEAVE_S):
+                        await replicas.leave()
                     nursery.cancel_scope.cancel()
                 await broker.close()
             finally:
-                self.broker = None
+                self.broker = self.service = None
+                del scenario.identities[replicas.id]
+                if replicas.forwarding is not None:
+                    scenario.world.count("append: answered", replicas.forwarding.forwarded)
+                    scenario.world.count("append: here after all", replicas.forwarding.refused)
                 scenario.went_down(self, broker)
         scenario.check_rest(self, broker)
 
@@ -140,6 +154,16 @@ class RoamingSubscriber(Subscriber):
         self.scenario.world.count("moved to another broker")
 
 
+class RoamingFetcher(Fetcher):
+    """It looks for messages at whatever broker there is, not only at that of their publisher."""
+
+    scenario: "ReplicatedScenario"
+
+    async def _fetch(self) -> None:
+        self._broker = await self.scenario.some_broker(self._random)
+        await super()._fetch()
+
+
 class ReplicatedScenario:
     def __init__(self, world: World) -> None:
         self.world = world
@@ -147,7 +171,12 @@ class ReplicatedScenario:
         self._random = random = world.random("scenario")
         faults = Faults.drawn(random)
         faults.foreign = 0.0  # the others are simulated
-        self.store = SimulatedStore(world, faults, lanes=random.choice([1, 1, 3]), apart=random.random() < 0.5)
+        lanes, apart, leaves = random.choice([1, 1, 3]), random.random() < 0.5, random.random() < 0.5
+        self.store = SimulatedStore(world, faults, lanes=lanes, apart=apart, leaves_subjects=leaves)
+        world.count("subjects are left to one", leaves)
+        self.identities: dict[str, str] = {}
+        """Of the brokers that are up, by the ids of their registers."""
+        self._taken_for_dead: dict[tuple[str, str], None] = {}
         self._publishes = CheckedPublishes(world, self.store)
         self._streams = CheckedStreams(world, self.store, several=True)
         self._subjects = ["orders", "prices", "logs"][: random.choice([1, 1, 2])]
@@ -207,17 +236,54 @@ class ReplicatedScenario:
         if any(left.values()):
             self.world.violated("nothing is left", f"{replica.who}: { {what: n for what, n in left.items() if n} }")
 
-    def _fanout_of(self, who: str) -> object:
-        broker = self.replicas[who].broker
-        return None if broker is None else broker.fanout
+    def _service_of(self, who: str) -> ReplicasService | None:
+        return self.replicas[who].service
+
+    def _new_identity(self, _original: Callable[[int], str]) -> Callable[[int], str]:
+        random = self.world.random("identities")
+        return lambda size: f"{random.getrandbits(8 * size):0{2 * size}x}"
+
+    def _tell_noting(self, original: Callable[..., None]) -> Callable[..., None]:
+        """Count who is taken for dead, and is not."""
+
+        def tell(membership: Membership, others: Mapping[str, Member]) -> None:
+            for id_, who in self.identities.items():
+                if id_ in membership.others and id_ not in others:
+                    self.world.count("taken for dead")
+                    self._taken_for_dead[WHO.get(), id_] = None
+                elif id_ in others and (WHO.get(), id_) in self._taken_for_dead:
+                    self.world.count("back from the dead")
+                    self.world.note(WHO.get(), "sees again", who)
+                    del self._taken_for_dead[WHO.get(), id_]
+            original(membership, others)
+
+        return tell
+
+    def _noting_given(self, original: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+        async def append(forwarding: Forwarding, batch: Sequence[NewMessage]) -> object:
+            self.store.note_given(batch)
+            return await original(forwarding, batch)
+
+        return append
+
+    def _open_channel(self, address: str) -> object:
+        teller = next(who for who in self.replicas if address_of(who) == address)
+        return self._network.open_channel(f"{WHO.get()} {teller}")
 
     async def _play(self, nursery: trio.Nursery) -> None:
         random = self._random
-        self._network = Network(self.world, nursery, self._fanout_of)
-        with replaced(links, "open_channel", lambda _original: lambda address: self._network.open_channel(address)):
+        self._network = Network(self.world, nursery, self._service_of)
+        with ExitStack() as stack:
+            stack.enter_context(
+                replaced(links, "open_channel", lambda _original: lambda address: self._open_channel(address))
+            )
+            stack.enter_context(replaced(secrets, "token_hex", self._new_identity))
+            stack.enter_context(replaced(Membership, "_tell", self._tell_noting))
+            stack.enter_context(replaced(Forwarding, "append", self._noting_given))
+            stack.enter_context(set_to(membership, **BEATS))
             names = [f"broker-{number}" for number in range(random.choice([2, 2, 3, 4]))]
             for who in names:
-                self.replicas[who] = Replica(self, who, StoreView(self.world, self.store, who, nursery))
+                self.replicas[who] = Replica(self, who, StoreView(self.world, self.store, who, nursery), len(names))
             self.world.note("scenario", "begins", len(names), self.store.faults)
             self.world.count(f"{len(names)} brokers")
             async with trio.open_nursery() as running:
@@ -244,6 +310,11 @@ class ReplicatedScenario:
             nursery.start_soon(self._trouble)
             for number in range(self._random.randint(1, 4)):
                 nursery.start_soon(self._publisher(broker, f"publisher {number}").run, name=f"publisher {number}")
+            for number in range(self._random.randint(0, 2)):
+                who = f"fetcher {number}"
+                fetcher = RoamingFetcher(self.world, self.store, self._streams, broker, who, self._subjects)
+                fetcher.scenario = self
+                nursery.start_soon(fetcher.run, name=who)
 
     def _publisher(self, broker: Broker, who: str) -> RoamingPublisher:
         publisher = RoamingPublisher(self.world, self.store, self._publishes, broker, who, self._subjects)
@@ -299,7 +370,7 @@ class ReplicatedScenario:
             replica.view.hint_loss = 0.0
         for subscriber in self._subscribers:
             subscriber.hurries = True
-        await trio.sleep(3.0)  # those that were down come back
+        await self._wait_for_all()
         closer = self._publisher(await self.some_broker(self._random), "closer")
         for _ in range(CONVERGE_S):
             if not (late := await self._late(closer, 1.0)):
@@ -308,8 +379,15 @@ class ReplicatedScenario:
             self.world.violated("no stall", f"{late} did not reach the end")
             return
         self.world.count("converged")
-        await trio.sleep(3.0)
         await self._check_one_way(closer)
+
+    async def _wait_for_all(self) -> None:
+        """Wait until those that were down are back, and all are heard by all."""
+        for _ in range(round(BACK_S / LOOK_S)):
+            await trio.sleep(LOOK_S)
+            if all(each.broker is not None and each.broker.hearing.is_linked() for each in self.replicas.values()):
+                return
+        self.world.violated("in time", f"not all brokers hear each other within {BACK_S} s")
 
     async def _late(self, closer: Publisher, within_s: float) -> list[str]:
         """Publish the end; return who has not reached it in time."""
@@ -333,7 +411,7 @@ class ReplicatedScenario:
             replica.view.hint_delay_max(0.01)
             if way == "polls":
                 within_s = max(within_s, replica.poll_interval_s + IN_TIME_S)
-        await trio.sleep(6.0)  # what was to be asked for before is asked for
+        await trio.sleep(6.0 if way == "polls" else 1.0)  # what was to be asked for before is asked for
         await ticks(9)
         if way == "tails":
             await self._check_fire_and_forget(closer)
@@ -373,3 +451,8 @@ class ReplicatedScenario:
         await trio.sleep(2 * IN_TIME_S)
         if late.session is not None and not late.is_over and not late.has_reached(self.store.last_id(subject)):
             self.world.violated("in time", f"{late.who} has not reached {self.store.last_id(subject)}")
+
+
+def address_of(who: str) -> str:
+    """Return where a broker is reached, whatever its identity."""
+    return f"10.0.0.{who.removeprefix('broker-')}:50052"

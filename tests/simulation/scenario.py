@@ -162,10 +162,11 @@ class Scenario:
             self._world.violated("nothing is left", str({what: count for what, count in left.items() if count}))
 
 
-def small_config(random: Random, *, memory_is_short: bool, poll_interval_s: float = 0.5) -> Config:
+def small_config(random: Random, *, memory_is_short: bool, poll_interval_s: float = 0.5, brokers: int = 1) -> Config:
     """Return a configuration with small bounds, so that they are met. Unchecked: smaller than a broker's may be.
 
     Where memory is short a page, of twice as many messages as may wait, fits all the same, as it always does.
+    However many brokers there are, together they sweep as often as one.
     """
     return Config.model_construct(
         subscriber_messages=random.choice([2, 4, 8, 8 if memory_is_short else 64]),
@@ -175,7 +176,7 @@ def small_config(random: Random, *, memory_is_short: bool, poll_interval_s: floa
         flush_messages=random.choice([2, 8, 64]),
         flush_bytes=random.choice([4_000, 100_000]),
         commit_timeout=random.choice([0.3, 2.0, 10.0]),
-        sweep_interval=random.choice([0.2, 2.0]),
+        sweep_interval=random.choice([0.2, 2.0]) * brokers,
         body_max_bytes=2000,
         poll_interval=poll_interval_s,
     )

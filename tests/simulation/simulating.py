@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import trio
 import trio._core._run as scheduler
 from structlog.testing import capture_logs
-from trio.testing import MockClock
 
+from .clock import JumpingClock
 from .observing import observed
 from .replicated import ReplicatedScenario
 from .scenario import Scenario
@@ -40,7 +40,7 @@ def simulate(seed: int) -> Report:
     with _deterministic(seed), observed(world), capture_logs() as logs:
         scenario = (ReplicatedScenario if seed % 2 else Scenario)(world)
         try:
-            trio.run(scenario.run, clock=MockClock(autojump_threshold=0.0))
+            trio.run(scenario.run, clock=JumpingClock())
         except BaseException as error:  # noqa: BLE001 - whatever it is, the broker let it out
             world.violations.append(f"no crash: {error!r} {getattr(error, 'exceptions', '')}")
     failed = Counter(str(line["event"]) for line in logs if line["log_level"] == "error")

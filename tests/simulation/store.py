@@ -105,13 +105,14 @@ class Asked:
 class SimulatedStore(MemoryStore):
     """Every operation takes some ticks, or time; then it does what the dice say."""
 
-    def __init__(self, world: World, faults: Faults, *, lanes: int, apart: bool) -> None:
+    def __init__(self, world: World, faults: Faults, *, lanes: int, apart: bool, leaves_subjects: bool = False) -> None:
         """``apart``: it appends each subject by itself, and may fail for some."""
         super().__init__(self._time_us)
         self._world = world
         self._random = world.random("store")
         self._lanes = lanes
         self._apart = apart
+        self.leaves_subjects = leaves_subjects
         self._shared = faults.foreign > 0.0
         self.faults = faults
         self.step_us = 0
@@ -120,6 +121,7 @@ class SimulatedStore(MemoryStore):
         """The latest time that it has gone by."""
         self.down_until = 0.0
         self.history: dict[str, list[Fact]] = {}
+        self._sweepable: list[Fact] = []
         self.given: dict[bytes, int] = {}
         """How often the store was given a body."""
         self.asked: dict[str, Asked] = {}
@@ -135,7 +137,7 @@ class SimulatedStore(MemoryStore):
         self.down_until = 0.0
 
     def limits(self) -> Limits:
-        return super().limits()._replace(lanes=self._lanes, shared=self._shared)
+        return super().limits()._replace(lanes=self._lanes, shared=self._shared, leaves_subjects=self.leaves_subjects)
 
     async def append(self, batch: Sequence[NewMessage]) -> list[Outcome]:
         self.note_given(batch)
@@ -163,9 +165,11 @@ class SimulatedStore(MemoryStore):
             outcomes = await self._commit(batch)
         await self._take_time()  # it is in the log, and the broker does not know
         if self._happens("lost_reply"):
+            self._world.doubtful.update(message.body for message in batch)
             raise OutcomeUnknown("the reply was lost")
         if self._happens("bug"):
             self.bugs += 1
+            self._world.doubtful.update(message.body for message in batch)
             raise ZeroDivisionError("a bug of the store")
         self._hear(batch, outcomes)
         return outcomes
@@ -184,6 +188,8 @@ class SimulatedStore(MemoryStore):
                 if fate < 0.7:
                     await self._commit(mine)
                 error: StoreError = StoreUnavailable("down") if fate > 0.8 else OutcomeUnknown("lost")
+                if fate <= 0.8:
+                    self._world.doubtful.update(message.body for message in mine)
                 results = [Failed(error)] * len(mine)
                 self._world.count("fault: half failed")
                 self._world.note("store", "half failed", subject, type(error).__name__)
@@ -207,6 +213,8 @@ class SimulatedStore(MemoryStore):
                 number = self._world.note("store", "appended", message.subject, outcome.id, message.body[:16])
                 fact = Fact(outcome.id, message, outcome.time_us, ours, number, self.latest_us)
                 self.history.setdefault(message.subject, []).append(fact)
+                if message.expiration_s is not None:
+                    self._sweepable.append(fact)
         last_ids = {message.subject: self.last_id(message.subject) for message in batch}
         for tell in self.on_commit:
             tell(last_ids)
@@ -261,14 +269,18 @@ class SimulatedStore(MemoryStore):
         await self._before_read()
         swept = await super().sweep()
         now_us = self._time_us()
-        for facts in self.history.values():
-            for fact in facts:
-                fact.is_swept = not fact.is_kept(now_us)
+        for fact in self._sweepable:
+            fact.is_swept = not fact.is_kept(now_us)
+        self._sweepable = [fact for fact in self._sweepable if not fact.is_swept]
         return swept
 
     async def now(self) -> int:
         await self._before_read()
         return await super().now()
+
+    async def reach_register(self) -> None:
+        """Take the time, or fail, as what is asked of a register does."""
+        await self._before_read()
 
     def fact(self, subject: str, id_: int) -> Fact | None:
         """Return what has an id, if anything has."""

@@ -24,6 +24,12 @@ class World:
         self.given_up: set[bytes] = set()
         """Bodies that the store was given and kept too long: a broker that hears of others does not wait for them."""
 
+        self.doubtful: set[bytes] = set()
+        """Bodies of which a broker was not told what became of them: their publishers may be told `OutcomeUnknown`."""
+
+        self.unanswered: set[bytes] = set()
+        """Bodies with a key that another broker was asked to append, and said nothing: the store knows."""
+
     def random(self, who: str) -> Random:
         """Return the dice of one actor: what others do changes nothing about its choices."""
         return Random(f"{self.seed} {who}")

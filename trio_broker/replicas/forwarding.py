@@ -18,7 +18,7 @@ import trio
 from google.protobuf.message import DecodeError
 
 from persistence import Appended, Conflict, Duplicate, Failed, NewMessage, Outcome, Rejected
-from persistence.errors import OutcomeUnknown, StoreError, StoreFull
+from persistence.errors import OutcomeUnknown, StoreError, StoreFull, StoreUnavailable
 from trio_broker._proto import replicas_pb2 as pb
 from trio_broker.commit import Append
 from trio_broker.errors import BrokerError, InvalidArgument, MessageTooLarge
@@ -31,6 +31,7 @@ PATIENCE_S = 5.0
 
 OWNERS_MAX = 10_000
 """So many are remembered."""
+_NOT_ANSWERED = "another replica was asked to append, and did not answer"
 _REFUSALS = frozenset({"PERMISSION_DENIED", "NOT_FOUND", "UNIMPLEMENTED"})
 """Statuses of calls of which nothing was done."""
 
@@ -57,6 +58,8 @@ class Forwarding:
         self._append = append
         self._links = links
         self._greeting = greeting
+        self.changes: Callable[[], object] = tuple
+        """Called before a subject is left to another replica than it was."""
         self._told: frozenset[str] = frozenset()
         self._heard: tuple[str, ...] = ()
         self._owners: dict[str, str] = {}  # among those
@@ -72,8 +75,11 @@ class Forwarding:
 
     def _owner(self, subject: str) -> str:
         heard = tuple(id_ for id_, link in self._links().items() if link.connected)
-        if heard != self._heard or len(self._owners) > OWNERS_MAX:
+        if heard != self._heard:
+            self.changes()
             self._heard = heard
+            self._owners.clear()
+        elif len(self._owners) > OWNERS_MAX:
             self._owners.clear()
         owner = self._owners.get(subject)
         if owner is None:
@@ -90,28 +96,35 @@ class Forwarding:
         if not places:
             return await self._append(batch)
         outcomes: list[Outcome | None] = [None] * len(batch)
+        unanswered: set[int] = set()
         async with trio.open_nursery() as nursery:
             for owner, theirs in places.items():
-                nursery.start_soon(self._ask, owner, links[owner], batch, theirs, outcomes)
+                nursery.start_soon(self._ask, owner, links[owner], batch, theirs, outcomes, unanswered)
             if mine:
                 await self._append_here(batch, mine, outcomes)
+        _fail_overtaken(batch, outcomes, unanswered)
         left = [place for place, outcome in enumerate(outcomes) if outcome is None]
         told = {batch[place].subject for theirs in places.values() for place in theirs}
         told -= {batch[place].subject for place in left}
         if left:
             self.refused += len(left)
             await self._append_here(batch, left, outcomes)
+            for place in unanswered:
+                outcomes[place] = _after_silence(batch[place], outcomes[place])
         self._told = frozenset(told)  # last: another lane may have asked meanwhile
         return [outcome for outcome in outcomes if outcome is not None]
 
     async def _append_here(
         self, batch: Sequence[NewMessage], places: Sequence[int], outcomes: list[Outcome | None]
     ) -> None:
-        """Append some of a batch to the store."""
+        """Append some of a batch to the store; whatever that raises, what became of the others is known."""
         try:
             found = await self._append([batch[place] for place in places])
         except StoreError as error:
             found = [Failed(error)] * len(places)
+        except Exception as error:
+            log.exception("append_failed", messages=len(places))  # a bug in the store must not stop the broker
+            found = [Failed(OutcomeUnknown(f"the store failed unexpectedly: {error}"))] * len(places)
         for place, outcome in zip(places, found, strict=True):
             outcomes[place] = outcome
 
@@ -122,8 +135,12 @@ class Forwarding:
         batch: Sequence[NewMessage],
         places: Sequence[int],
         outcomes: list[Outcome | None],
+        unanswered: set[int],
     ) -> None:
-        """Ask another replica to append some of a batch; leave out what it did not, for certain."""
+        """Ask another replica to append some of a batch; leave out what it did not, for certain.
+
+        Left out, and noted in ``unanswered``, is also what has a key: the store knows whether it was appended.
+        """
         request = pb.AppendRequest(
             greeting=self._greeting(owner), messages=[_appending(batch[place]) for place in places]
         )
@@ -146,15 +163,41 @@ class Forwarding:
                 why = f"it has answered for {len(response.results)} of {len(places)} messages"
         log.warning("append_not_answered", replica=owner, why=why)
         link.lose(f"an append was not answered: {why}")  # until it answers again nothing more is left to it
-        lost = NotAnswered(f"replica {owner} was asked to append, and did not answer")
         for place in places:
-            if not batch[place].idempotency_key:  # with a key the store knows whether it was
-                outcomes[place] = Failed(lost)
+            if batch[place].idempotency_key:
+                unanswered.add(place)
+            else:
+                outcomes[place] = Failed(NotAnswered(_NOT_ANSWERED))
 
 
 def _did_nothing(error: BrokerError) -> bool:
     """Say whether a call was never sent, or was refused as a whole: nothing was appended."""
     return error.retryable or isinstance(error, InvalidArgument | MessageTooLarge) or error.reason in _REFUSALS
+
+
+def _fail_overtaken(batch: Sequence[NewMessage], outcomes: list[Outcome | None], unanswered: set[int]) -> None:
+    """Fail what was not appended, and of whose subject something that comes after it was, or may be: it is too late."""
+    overtaken: set[str] = set()
+    for place in reversed(range(len(batch))):
+        subject = batch[place].subject
+        outcome = outcomes[place]
+        if isinstance(outcome, Appended) or (isinstance(outcome, Failed) and isinstance(outcome.error, OutcomeUnknown)):
+            overtaken.add(subject)
+        elif outcome is None and subject in overtaken and place not in unanswered:
+            outcomes[place] = Failed(StoreUnavailable("another replica appended what follows, and could not this"))
+
+
+def _after_silence(message: NewMessage, outcome: Outcome | None) -> Outcome | None:
+    """Return what is known of a message of which another replica said nothing, once it was tried here by its key.
+
+    Where that failed, the other one may have appended it, or may do so yet.
+    """
+    match outcome:
+        case Failed(StoreUnavailable() | StoreFull()):
+            return Failed(NotAnswered(_NOT_ANSWERED))
+        case Conflict(last_id) if last_id < (message.expected_last_id or 0):
+            return Failed(NotAnswered(_NOT_ANSWERED))
+    return outcome
 
 
 def _appending(message: NewMessage) -> pb.Appending:

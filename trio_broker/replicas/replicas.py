@@ -97,6 +97,7 @@ class Replicas:
         """Which appends are left to others; None: each replica appends what it is given."""
         if store.limits().leaves_subjects and not peers:
             self.forwarding = Forwarding(self.id, store.append, lambda: self.links, self._greeting)
+            self.forwarding.changes = broker.committer.left_changes
             broker.leave(self.forwarding.is_left, self.forwarding.append, self.forwarding.take_told)
 
     @property
@@ -170,11 +171,12 @@ class Replicas:
                 for other in self._membership.others.values()
                 if other.machine == self._machine or not is_loopback(parse_tcp(other.address))
             }
-        for gone in self.links.keys() - wanted.keys():
+        for gone in [key for key in self.links if key not in wanted]:
             del self.links[gone]
             self._scopes.pop(gone).cancel()
-        for key in wanted.keys() - self.links.keys():
-            address, id_ = wanted[key]
+        for key, (address, id_) in wanted.items():
+            if key in self.links:
+                continue
             self.links[key] = link = Link(address, self._greeting(id_), self._broker.fanout, self._broker.hearing.hint)
             self._scopes[key] = scope = trio.CancelScope()
             nursery.start_soon(self._follow, key, link, scope)
