@@ -35,6 +35,9 @@ from trio_broker.rpc.transport import Transport
 
 log = logging.getLogger(__name__)
 
+LOGGED_PER_S = 100
+"""Connections whose coming and going is logged, at debug; who connects again and again is not to fill a disk."""
+
 CallOver = Callable[[Call, float], None]
 
 
@@ -86,6 +89,8 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         """Clients that were turned away so far."""
         self.connections_aged = 0
         """Clients that were asked to connect again since their connection had reached its age."""
+        self._came = 0
+        """Connections since the log was renewed."""
         self._on_call_over = on_call_over
         self._on_written = on_written
         self._methods: dict[str, Method] = {}
@@ -218,6 +223,17 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
             self._on_written()
         except Exception:  # accounting's bug, which must not reach the connections
             log.exception("on_written_failed")
+
+    def may_log_connection(self) -> bool:
+        """Say whether a new connection is logged: of those that come in a second, the first `LOGGED_PER_S`."""
+        self._came += 1
+        return self._came <= LOGGED_PER_S
+
+    def renew_log(self) -> None:
+        """A second is over: say how many connections were not logged, and begin anew."""
+        if self._came > LOGGED_PER_S:
+            log.debug("connections_left_out connections=%d", self._came - LOGGED_PER_S)
+        self._came = 0
 
     def watch(self, call: Call, timeout_s: float) -> None:
         """End a call when its time is over; the earliest of several times counts."""

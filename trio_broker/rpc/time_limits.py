@@ -40,6 +40,7 @@ async def keep_looking(server: Server) -> None:
         await trio.sleep(LOOK_S)
         now = trio.current_time()
         seconds, before = min(now - before, 2 * LOOK_S), now
+        server.renew_log()
         for number, transport in enumerate(list(server.transports), 1):
             transport.look(now, seconds)
             if number % LOOKS_AT_ONCE == 0:

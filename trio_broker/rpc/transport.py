@@ -117,7 +117,9 @@ class Transport:
 
     async def run(self) -> None:
         """Serve the client until it leaves, breaks a rule, or the server has drained it. Closes the socket."""
-        log.debug("connection_opened peer=%s connection_id=%s", self.peer, self.connection_id)
+        logged = self.server.may_log_connection()
+        if logged:
+            log.debug("connection_opened peer=%s connection_id=%s", self.peer, self.connection_id)
         try:
             if self._socket.family != socket.AF_UNIX:
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -152,7 +154,9 @@ class Transport:
             self._broken = True
             self._keep_unsent(None)
             self._socket.close()
-            log.debug("connection_closed peer=%s connection_id=%s why=%s", self.peer, self.connection_id, self._why())
+            if logged:
+                why = self._why()
+                log.debug("connection_closed peer=%s connection_id=%s why=%s", self.peer, self.connection_id, why)
             self.connection.release()
 
     def _end_calls(self) -> None:
