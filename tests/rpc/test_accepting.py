@@ -13,7 +13,7 @@ from purerpc import StatusCode
 from toy import Toy, Wire, connected, server_of, serving
 from trio.testing import wait_all_tasks_blocked
 
-from trio_broker.rpc import accepting, frames
+from trio_broker.rpc import accepting, descriptors, frames
 from trio_broker.rpc.health import Health
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.listeners import listen_tcp, listen_unix
@@ -83,13 +83,13 @@ async def told_to_leave(stranger: trio.socket.SocketType) -> bool:
 async def test_it_is_said_again_after_a_while_how_many_clients_there_was_no_descriptor_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    now = count(1000, accepting.SAID_AGAIN_S / 4)
-    monkeypatch.setattr("trio_broker.rpc.accepting.time.monotonic", lambda: next(now))
+    now = count(1000, descriptors.SAID_AGAIN_S / 4)
+    monkeypatch.setattr("trio_broker.rpc.descriptors.time.monotonic", lambda: next(now))
     with listen_tcp("127.0.0.1", 0) as listener:
         strangers = [trio.socket.socket() for _ in range(9)]
         for stranger in strangers:
             await stranger.connect(listener.getsockname())
-        reserve = accepting.Reserve()
+        reserve = descriptors.Reserve()
         with no_descriptors():
             for _ in strangers:
                 assert reserve.accept(listener) is None

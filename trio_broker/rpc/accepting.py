@@ -1,16 +1,15 @@
-"""Accept clients: who gets a place, who is turned away, and what is done when no descriptor is free.
+"""Accept clients: who gets a place, and who is turned away.
 
-Owns:      the loop over one listener, `Reserve`, how many connections and calls each address has (`Origin`).
-Not here:  listening sockets (listeners.py), what a client says (transport.py), the steps of being let go (leaving.py).
+Owns:      the loop over one listener, how many connections and calls each address has (`Origin`).
+Not here:  listening sockets (listeners.py), a process without descriptors (descriptors.py), what a client says
+           (transport.py), the steps of being let go (leaving.py).
 Threads:   the trio thread.
 """
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import logging
-import os
 import socket
 import time
 from collections.abc import Hashable
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 import trio
 from purerpc import Status
 
-from trio_broker.rpc.listeners import format_address
+from trio_broker.rpc.descriptors import Reserve
 from trio_broker.rpc.transport import Transport
 
 if TYPE_CHECKING:
@@ -30,64 +29,6 @@ log = logging.getLogger(__name__)
 
 ACCEPT_PAUSE_S = 0.1
 """How long a listener rests when the process is out of descriptors, or has no place."""
-SAID_AGAIN_S = 60.0
-"""How often at most it is logged that descriptors are short."""
-_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-class Reserve:
-    """A descriptor that is kept back, so that a client for which there is none can be told so by a close.
-
-    It would wait in the kernel's queue otherwise, connected for all it knows, until its own patience ends.
-    """
-
-    def __init__(self) -> None:
-        self.short = False
-        """The last `accept` failed since no descriptor was free: rest before the next one."""
-        self._kept: int | None = None
-        self._said_at = -SAID_AGAIN_S
-        self._refused = 0
-        self._keep()
-
-    def accept(self, listener: socket.socket) -> socket.socket | None:
-        """Return the next client of a listener; None: it has left, or none can be taken (`short`)."""
-        try:
-            client, _ = listener.accept()
-        except OSError as error:
-            self.short = error.errno in _SHORT
-            if self.short:
-                self._refuse(listener, error)
-            return None
-        self.short = False
-        return client
-
-    def close(self) -> None:
-        """Give the descriptor back."""
-        if self._kept is not None:
-            os.close(self._kept)
-            self._kept = None
-
-    def _keep(self) -> None:
-        if self._kept is None:
-            with suppress(OSError):  # there is none now
-                self._kept = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-
-    def _refuse(self, listener: socket.socket, error: OSError) -> None:
-        self.close()
-        with suppress(OSError):
-            client, _ = listener.accept()
-            client.close()
-            self._refused += 1
-        self._keep()
-        now = time.monotonic()
-        if now >= self._said_at + SAID_AGAIN_S:
-            log.warning(
-                "accept_failed address=%s error=%s closed=%d",
-                format_address(listener.getsockname()),
-                error,
-                self._refused,
-            )
-            self._said_at, self._refused = now, 0
 
 
 class Origin:
