@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test test-cluster lint types wheel-check bench demo proto dashboards image-requirements image-check clean
+.PHONY: serve test test-cluster lint types wheel-check bench demo proto dashboards chart chart-check image-requirements image-check clean
 .DEFAULT_GOAL := test
 
 # for the Python of the image, wherever this runs
@@ -56,6 +56,10 @@ proto: $(VENV)/.dev  ## generate trio_broker/_proto again
 
 dashboards: $(VENV)/.dev  ## generate docker/grafana/dashboards again
 	$(BIN)/python docker/grafana/generate.py
+
+chart: $(VENV)/.dev  ## generate what the Helm chart has from elsewhere again, and its README (Go)
+	$(BIN)/python helm/generate.py
+	helm/ci/readme.sh
 
 image-requirements: $(VENV)/.dev  ## pin what the image is built of again (docker/*requirements.txt)
 	$(BIN)/python -m pip install --quiet uv
