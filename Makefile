@@ -59,7 +59,13 @@ dashboards: $(VENV)/.dev  ## generate docker/grafana/dashboards again
 
 chart: $(VENV)/.dev  ## generate what the Helm chart has from elsewhere again, and its README (Go)
 	$(BIN)/python helm/generate.py
+	helm/ci/install.sh $(BIN)/python
 	helm/ci/readme.sh
+
+chart-check: $(VENV)/.dev  ## lint, render and validate the Helm chart (Go; installs helm beside)
+	helm/ci/install.sh $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[chart]"
+	$(BIN)/python -m pytest -m chart $(ARGS)
 
 image-requirements: $(VENV)/.dev  ## pin what the image is built of again (docker/*requirements.txt)
 	$(BIN)/python -m pip install --quiet uv
