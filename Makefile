@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test test-cluster fuzz soak lint types wheel-check bench demo proto dashboards image-requirements image-check clean
+.PHONY: serve test test-cluster fuzz soak lint types wheel-check bench demo proto dashboards chart chart-check \
+	image-requirements image-check release publish clean
 .DEFAULT_GOAL := test
 
 # for the Python of the image, wherever this runs
@@ -64,6 +65,16 @@ proto: $(VENV)/.dev  ## generate trio_broker/_proto again
 
 dashboards: $(VENV)/.dev  ## generate docker/grafana/dashboards again
 	$(BIN)/python docker/grafana/generate.py
+
+chart: $(VENV)/.dev  ## generate what the Helm chart has from elsewhere again, and its README (Go)
+	$(BIN)/python helm/generate.py
+	helm/ci/install.sh $(BIN)/python
+	helm/ci/readme.sh
+
+chart-check: $(VENV)/.dev  ## lint, render and validate the Helm chart (Go; installs helm beside)
+	helm/ci/install.sh $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[chart]"
+	$(BIN)/python -m pytest -m chart $(ARGS)
 
 image-requirements: $(VENV)/.dev  ## pin what the image is built of again (docker/*requirements.txt)
 	$(BIN)/python -m pip install --quiet uv
