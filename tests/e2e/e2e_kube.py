@@ -9,8 +9,9 @@ is put in place of it, or left out:
 
 - a Deployment, a StatefulSet or a Job is one pod, and a volumeClaimTemplate the claim that Kubernetes would make of it;
 - a Secret is a ConfigMap with the same keys: podman before 4.4 writes a Secret's values in base64;
-- a Service is a line in /etc/hosts of pods that are played later; ports are published on a loopback address of the node's;
+- a Service is a line in /etc/hosts of pods that are played later; ports are published on the node's loopback address;
 - the pod's own address is 127.0.0.1 to it (podman has no status.podIP);
+- annotations are left out: podman refuses long ones;
 - hooks run when a test plays them; probes are not run, the tests ask the same pages; the rest (NetworkPolicy,
   PodDisruptionBudget, ServiceAccount, the autoscaler, ..) is a cluster's business.
 """
@@ -117,10 +118,9 @@ def _played(workload: Object, address: str, hosts: list[Object]) -> list[Object]
             port |= {"hostIP": address, "hostPort": port["containerPort"]}
         container["env"] = [_written(each) for each in container.get("env", ())]
     pod["spec"]["hostAliases"] = hosts
-    pod["metadata"]["name"] = name
+    metadata = {"name": name, "labels": pod["metadata"]["labels"]}
     return [
-        {"apiVersion": "v1", **each}
-        for each in (*claims, {"kind": "Pod", "metadata": pod["metadata"], "spec": pod["spec"]})
+        {"apiVersion": "v1", **each} for each in (*claims, {"kind": "Pod", "metadata": metadata, "spec": pod["spec"]})
     ]
 
 
