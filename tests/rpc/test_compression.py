@@ -92,7 +92,7 @@ def test_random_bytes_are_corrupt(encoding, junk):
     ],
 )
 def test_what_is_not_one_message_is_corrupt(encoding, body):
-    """RFC 1952 allows several members; gRPC's C core takes one, and nobody sends more."""
+    """RFC 1952 allows several members; gRPC's C core takes one, and so do we."""
     assert isinstance(Inflation(encoding, body, 1000).run_all(), Corrupt)
 
 
