@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 READ_BYTES = 64 * 1024
 FIRST_READ_BYTES = 4 * 1024
 SHORTEST_READ_BYTES = 1024
-TURN_S = 0.001
+TURN_S = 0.0005
 """What taking in one read is to cost at most, by what the last one did: then others have their turn.
 
 64 KiB of ordinary calls take some milliseconds, but 64 KiB of the smallest frames, or of large header lists, many times
