@@ -49,12 +49,14 @@ log = logging.getLogger(__name__)
 READ_BYTES = 64 * 1024
 FIRST_READ_BYTES = 4 * 1024
 SHORTEST_READ_BYTES = 1024
-TURN_S = 0.001
+TURN_S = 0.0005
 """What taking in one read is to cost at most, by what the last one did: then others have their turn.
 
 64 KiB of ordinary calls take some milliseconds, but 64 KiB of the smallest frames, or of large header lists, many times
 as long. So the first read of a connection is short, and each that was filled at most doubles the next.
 """
+TASK_S = 0.0001
+"""What a call that has a task is taken to cost besides."""
 TIGHT_BYTES = 2 * 1024
 """What is handled of a read before the answers to it are written, while many replies wait already."""
 KEEPALIVE = {
@@ -102,6 +104,8 @@ class Transport:
         """Output need not be announced: it is flushed when the read is done."""
         self.came_at = self.read_at = time.perf_counter()
         self._watch = Watch(trio.current_time(), server.limits.connection_age_s)
+        self._started = 0
+        """Tasks of calls that what was read last has started: they run after it."""
         self._task_streams = 0
         self._streams = 0
         """Calls that are open, as of the last read or write."""
@@ -203,6 +207,7 @@ class Transport:
             if self._tls is not None:
                 data = self._decrypt(self._tls, data)
             now = time.perf_counter()
+            self._started = 0
             connection.forgive(now - self.read_at)
             self.read_at = now
             while len(data) > TIGHT_BYTES and outbound.tight:
@@ -211,7 +216,8 @@ class Transport:
                 await self._caught_up()
             self._handle(data)
             if filled:  # there may be more
-                allowed = int(read_bytes * TURN_S / (time.perf_counter() - now))
+                took_s = time.perf_counter() - now + self._started * TASK_S
+                allowed = int(read_bytes * TURN_S / took_s)
                 read_bytes = max(SHORTEST_READ_BYTES, min(allowed, 2 * read_bytes, READ_BYTES))
             if handshaking and connection.settled:
                 handshaking = False
@@ -361,6 +367,7 @@ class Transport:
                 self._groups.append(group)
             group.append(call)
         else:
+            self._started += 1
             run = handlers.run_drained if method.kind == "drained" else handlers.run_task
             self._nursery.start_soon(run, call, self.refusals)
 
