@@ -222,10 +222,15 @@ def test_settings_bound_clients_and_subscriptions_as_far_as_memory_allows_more(s
     scene.guard.room_bytes = 10 * MIB
     assert scene.guard.connections_max(Config()) == 256
     assert scene.guard.subscribers_max(Config()) == 512
-    fewer = Config(connections_max=10, subscribers_max=20)
-    assert (scene.guard.connections_max(fewer), scene.guard.subscribers_max(fewer)) == (10, 20)
-    more = Config(connections_max=10**6, subscribers_max=10**6)
-    assert (scene.guard.connections_max(more), scene.guard.subscribers_max(more)) == (256, 512)
+    assert scene.guard.streams_max(Config()) == 1024
+    fewer = Config(connections_max=10, subscribers_max=20, streams_max=30)
+    assert bounds(scene.guard, fewer) == (10, 20, 30)
+    more = Config(connections_max=10**6, subscribers_max=10**6, streams_max=10**6)
+    assert bounds(scene.guard, more) == (256, 512, 1024)
+
+
+def bounds(guard: Guard, config: Config) -> tuple[int, int, int]:
+    return guard.connections_max(config), guard.subscribers_max(config), guard.streams_max(config)
 
 
 def test_memory_can_be_given_back() -> None:

@@ -108,6 +108,13 @@ class Config(BaseModel):
     connection_max_age_grace: PositiveDuration = Field(
         10, description="how long calls may go on then; streams end with DRAINING, to go on where they were"
     )
+    connection_max_idle: Duration = Field(
+        0, description="after so long without a call a client is asked to connect again when it has one; 0: never"
+    )
+    keepalive_time: Duration = Field(
+        60, description="after so long without a word from a client it is asked, by a PING, if it is there; 0: never"
+    )
+    keepalive_timeout: PositiveDuration = Field(20, description="a client that says nothing for so long then is closed")
     commit_timeout: PositiveDuration = Field(10, description="how long one flush to the store may take")
     store_grace: Duration = Field(5, description="how long the store may be away before the broker is not ready")
     poll_interval: PositiveDuration = Field(
@@ -131,6 +138,13 @@ class Config(BaseModel):
         32 * 1024 * 1024, description="bytes of recent messages kept for subscribers that lag or come back; 0: none"
     )
     connections_max: CountOrAll = Field(0, description="clients at once; more are refused; 0: as memory allows")
+    connections_per_address: CountOrAll = Field(
+        0, description="those of them from one IP address (IPv6: one /64); more are refused; 0: any number"
+    )
+    streams_max: CountOrAll = Field(0, description="calls open at once; more are refused; 0: as memory allows")
+    streams_per_address: CountOrAll = Field(
+        0, description="those of them from one IP address (IPv6: one /64); more are refused; 0: any number"
+    )
     subscribers_max: CountOrAll = Field(0, description="subscriptions at once; more are refused; 0: as memory allows")
     streams_per_connection: Count = Field(1000, description="calls that may be open on one connection")
     body_max_bytes: Size = Field(BODY_MAX_BYTES, description="largest body that is accepted")

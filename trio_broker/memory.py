@@ -56,6 +56,8 @@ CONNECTIONS = 0.4
 """What idle connections may take."""
 SUBSCRIBERS = 0.2
 """What idle subscriptions may take: with as many connections as may be, they alone stay below the high mark."""
+STREAMS = 0.4
+"""What open calls may take, subscriptions among them; those that wait for the store are bounded apart."""
 CONNECTION_BYTES = 16 * 1024
 TLS_CONNECTION_BYTES = 48 * 1024
 """What an idle one takes."""
@@ -174,6 +176,11 @@ class Guard:
         """Return how many subscriptions there may be: no more than fit into memory."""
         fit = max(1, int(SUBSCRIBERS * self.room_bytes) // CALL_BYTES)
         return min(fit, config.subscribers_max or fit)
+
+    def streams_max(self, config: Config) -> int:
+        """Return how many calls may be open: no more than fit into memory."""
+        fit = max(1, int(STREAMS * self.room_bytes) // CALL_BYTES)
+        return min(fit, config.streams_max or fit)
 
     def shares(self, config: Config) -> Shares:
         """Return what the buffers may hold; warn if even the least that they need does not fit."""

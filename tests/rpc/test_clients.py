@@ -13,6 +13,10 @@ from google.protobuf.wrappers_pb2 import BytesValue
 from purerpc.client import Client
 from toy import MEBIBYTE, SIGNATURES, Toy, serving
 
+from trio_broker.rpc import time_limits
+from trio_broker.rpc.control import Control
+from trio_broker.rpc.limits import Limits
+
 BIG = bytes(range(256)) * 4096 * 3
 """Three mebibytes: larger than every window and frame."""
 
@@ -152,3 +156,56 @@ async def test_grpcio_survives_a_drain():
                 toy.sources[0].call.finish(server.refusals.stopping())
                 code = await trio.to_thread.run_sync(answers[0].code)
                 assert code is grpc.StatusCode.UNAVAILABLE
+
+
+# keepalive: seconds where the libraries' least is ten of them
+
+
+KEEPALIVE = {
+    "none": [],
+    "of the client": [
+        ("grpc.keepalive_time_ms", 100),
+        ("grpc.keepalive_timeout_ms", 30_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ],
+}
+
+
+@pytest.mark.parametrize("options", KEEPALIVE.values(), ids=KEEPALIVE)
+async def test_a_quiet_grpcio_client_and_the_server_ping_each_other_and_stay(options, monkeypatch):
+    """The server asks a hundred times as often as by default, the client as it allows itself."""
+    monkeypatch.setattr(time_limits, "LOOK_S", 0.01)
+    limits = Limits(keepalive_s=0.05, keepalive_timeout_s=30, ping_burst=3, pings_per_s=100)
+    pings = []
+    real = Control.ping
+    monkeypatch.setattr(Control, "ping", lambda self: (pings.append(self), real(self)))
+
+    def client(port):
+        with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1), *options]) as channel:
+            stub = stubs(channel, {"Drain": "unary_stream"})
+            stream = stub["Drain"](value(b"idle"))
+            stream.initial_metadata()
+            while len(pings) < 20:
+                trio.from_thread.run(trio.lowlevel.checkpoint)
+            assert stub["Echo"](value(b"hello")) == value(b"hello")
+            assert stream.is_active()
+
+    async with serving(Toy(), limits=limits) as server:
+        await trio.to_thread.run_sync(client, server.port)
+        assert server.connections_opened == 1
+
+
+async def test_purerpc_answers_pings(monkeypatch):
+    monkeypatch.setattr(time_limits, "LOOK_S", 0.01)
+    async with (
+        serving(Toy(), limits=Limits(keepalive_s=0.02, keepalive_timeout_s=30)) as server,
+        purerpc_channel(server.port) as channel,
+    ):
+        echo = Client("toy.Toy", channel).get_method_stub("Echo", SIGNATURES["Echo"])
+        assert await echo(value(b"hello")) == value(b"hello")
+        (transport,) = server.transports
+        before = transport.read_at
+        while transport.read_at == before:
+            await trio.lowlevel.checkpoint()
+        assert await echo(value(b"hello")) == value(b"hello")

@@ -12,6 +12,7 @@ from h2_peer import ping
 from toy import Toy, Wire, connected, serving
 
 from trio_broker.rpc import frames
+from trio_broker.rpc import server as server_module
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.server import Server
 
@@ -24,7 +25,7 @@ def debug(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def until_closed(server: Server) -> None:
-    while server._transports:
+    while server.transports:
         await trio.testing.wait_all_tasks_blocked()
 
 
@@ -119,7 +120,7 @@ async def test_a_client_that_does_not_come_to_speak_http2(
 
 async def test_a_client_that_speaks_http2_has_all_time() -> None:
     async with serving(Toy()) as server, connected(server):
-        (transport,) = server._transports
+        (transport,) = server.transports
         assert transport._reader.deadline == math.inf
 
 
@@ -132,3 +133,28 @@ async def test_a_client_that_speaks_no_tls(caplog: pytest.LogCaptureFixture) -> 
                 pass
         await until_closed(server)
     assert str(lines(caplog)[-1]["why"]).startswith("TLS failed: ")
+
+
+async def test_of_many_that_come_at_once_only_some_are_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, mock_clock: trio.testing.MockClock
+) -> None:
+    monkeypatch.setattr(server_module, "LOGGED_PER_S", 3)
+    caplog.set_level(logging.DEBUG, "trio_broker.rpc.server")
+
+    async def bother() -> None:
+        async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+            await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
+            while await stream.receive_some():
+                pass
+
+    async with serving(Toy()) as server:
+        for _ in range(5):
+            await bother()
+        await until_closed(server)
+        mock_clock.jump(1)
+        await trio.testing.wait_all_tasks_blocked()
+        await bother()
+        await until_closed(server)
+    events = [record.getMessage().split()[0] for record in caplog.records]
+    assert events.count("connection_opened") == events.count("connection_closed") == 4
+    assert "connections_left_out connections=2" in [record.getMessage() for record in caplog.records]

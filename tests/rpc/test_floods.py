@@ -10,7 +10,7 @@ from trio_broker.rpc.hpack import literal
 from trio_broker.rpc.limits import Limits
 
 BURST = 10
-LIMITS = Limits(control_burst=BURST, control_per_s=5)
+LIMITS = Limits(control_burst=BURST, control_per_s=5, ping_burst=BURST, pings_per_s=5)
 CALM_DOWN = "ENHANCE_YOUR_CALM"
 HEADERS = b"\x88"
 PRIORITY = frames.frame(frames.PRIORITY, 0, 1, b"\0\0\0\0\x10")
@@ -19,6 +19,7 @@ PRIORITY = frames.frame(frames.PRIORITY, 0, 1, b"\0\0\0\0\x10")
 def calm_peer(limits=LIMITS):
     """A peer whose budget is untouched: its first SETTINGS was forgiven."""
     peer = Peer(limits)
+    peer.send(SETTINGS_ACK)
     peer.connection.forgive(1)
     return peer
 
@@ -36,6 +37,11 @@ FLOODS = {
     "empty DATA": lambda _: data(3),
     "empty DATA of a stream that we reset": lambda _: data(5),
     "WINDOW_UPDATE by 0": zero_window,
+    "WINDOW_UPDATE by 1": lambda _: frames.window_update(3, 1),
+    "WINDOW_UPDATE of the connection by 1": lambda _: frames.window_update(0, 1),
+    "RST_STREAM of a stream that has ended": lambda _: frames.reset(1, frames.CANCEL),
+    "SETTINGS ACK": lambda _: SETTINGS_ACK,
+    "PING ACK": lambda _: ping(flags=frames.ACK),
     "GOAWAY": lambda _: frames.goaway(0, frames.NO_ERROR),
     "unknown": lambda _: frames.frame(0xBE, 0, 0),
 }
@@ -74,9 +80,56 @@ def test_time_forgives_no_more_than_the_burst():
     assert peer.told(ping() * (BURST + 1))[-1] == "GOAWAY 0 ENHANCE_YOUR_CALM"
 
 
-def test_acknowledgements_are_free():
+def test_acknowledgements_of_what_we_sent_are_free():
     peer = calm_peer()
-    assert peer.told(SETTINGS_ACK * 50, ping(flags=frames.ACK) * 50) == []
+    for _ in range(3 * BURST):
+        peer.connection.ping()
+        assert [each for each in peer.told(ping(flags=frames.ACK)) if each != "PING"] == []
+    assert not peer.connection.failed
+
+
+def test_windows_that_change_for_many_streams_count_for_more():
+    """Each costs what touching all the streams does."""
+    peer = calm_peer(Limits(control_burst=10, control_per_s=1))
+    for stream_id in range(1, 2 * 48, 2):
+        peer.open(stream_id)
+    sizes = [1000, 2000, 3000]
+    told = [peer.told(settings({frames.INITIAL_WINDOW_SIZE: size})) for size in sizes]
+    assert told == [["SETTINGS ACK"], ["SETTINGS ACK"], ["GOAWAY 95 ENHANCE_YOUR_CALM"]]
+
+
+def test_messages_in_crumbs_are_counted():
+    peer = GrpcPeer(LIMITS)
+    peer.send(SETTINGS_ACK)
+    peer.connection.forgive(1)
+    peer.send(peer.request(1, end=False), data(1, b"\0\0\1\0\0"), data(1, bytes(63)) * BURST)
+    assert not peer.connection.failed
+    peer.send(data(1, bytes(64)) * BURST)
+    assert not peer.connection.failed, "these are large enough"
+    assert peer.told(data(1, bytes(63))) == ["GOAWAY 1 ENHANCE_YOUR_CALM"]
+
+
+def test_the_beginning_and_the_end_of_a_message_may_be_as_small_as_they_are():
+    peer = GrpcPeer(LIMITS)
+    peer.send(peer.request(1, method="Chat", end=False))
+    for _ in range(3 * BURST):
+        peer.send(data(1, b"\0\0\0\0\2"), data(1, b"ab"))
+    assert not peer.connection.failed
+
+
+def test_pings_beyond_the_bound_are_told_in_the_words_that_grpc_libraries_know():
+    """With "too_many_pings" they ping half as often from then on (gRFC A8)."""
+    peer = calm_peer(Limits(ping_burst=3))
+    goaway = peer.send(ping() * 4)[-1]
+    assert (goaway.error_code, goaway.additional_data) == (frames.ENHANCE_YOUR_CALM, b"too_many_pings")
+
+
+def test_keepalive_as_often_as_grpc_libraries_allow_is_no_flood():
+    """They ping every ten seconds at most (gRFC A8); here every second, for hours, without a call."""
+    peer = Peer()
+    for _ in range(10_000):
+        peer.connection.forgive(1)
+        assert peer.told(ping()) == ["PING ACK"]
 
 
 def rapid_reset(peer, begin, count, *, answer):
@@ -107,9 +160,13 @@ def test_a_call_that_its_client_gave_up_after_a_while_is_no_rapid_reset():
 
 def test_a_reset_that_crosses_our_end_is_free():
     peer = calm_peer()
-    peer.open(1, end=True).end(HEADERS)
-    peer.received()
-    assert peer.told(frames.reset(1, frames.CANCEL) * 50) == []
+    for stream_id in range(1, 10 * BURST, 2):
+        stream = peer.open(stream_id, end=True)
+        stream.send_headers(HEADERS)
+        peer.received()
+        stream.end(HEADERS)
+        peer.received()
+        assert peer.told(frames.reset(stream_id, frames.CANCEL)) == []
 
 
 def test_a_ping_for_each_write_of_data_is_free():

@@ -7,10 +7,10 @@ from purerpc import StatusCode
 from toy import Toy, connected, serving
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_broker.rpc import frames
-from trio_broker.rpc import server as server_module
+from trio_broker.rpc import accepting, frames
 from trio_broker.rpc.health import Health
 from trio_broker.rpc.limits import Limits
+from trio_broker.rpc.time_limits import LOOK_S
 
 AGED = Limits(connection_age_s=10, connection_age_grace_s=5)
 FULL = Limits(connections_max=1)
@@ -122,7 +122,7 @@ async def test_connections_that_came_together_leave_one_after_the_other(mock_clo
             mock_clock.jump(0.1)
         await wait_all_tasks_blocked()
     assert min(left) >= began + 9
-    assert max(left) <= began + 11 + 1 + 0.2
+    assert max(left) <= began + 11 + LOOK_S + 1 + 0.2
     assert max(left) - min(left) > 0.5
 
 
@@ -195,7 +195,7 @@ async def test_health_is_told_to_who_has_found_no_place():
 async def test_only_so_many_are_turned_away_at_once_and_more_wait(
     mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(server_module, "ACCEPT_PAUSE_S", 0.1)
+    monkeypatch.setattr(accepting, "ACCEPT_PAUSE_S", 0.1)
     limits = Limits(connections_max=1, turned_away_max=1)
     async with serving(Toy(), limits=limits) as server, connected(server) as first:
         assert await call(first, 1) == 0

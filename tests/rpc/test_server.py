@@ -1,8 +1,6 @@
 """The server and its connections over sockets: backpressure, bugs, draining, stopping, leaks, strangers."""
 
-import errno
 import gc
-import os
 import socket
 from pathlib import Path
 
@@ -15,7 +13,9 @@ from toy import MEBIBYTE, Toy, Wire, connected, serve, server_of, serving
 
 from trio_broker.rpc import frames
 from trio_broker.rpc import server as server_module
+from trio_broker.rpc import transport as transport_module
 from trio_broker.rpc.call import Call, framed
+from trio_broker.rpc.connection import Connection
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.listeners import listen_tcp, listen_unix
 
@@ -50,7 +50,7 @@ async def test_a_client_that_does_not_read_answers_is_not_read_from():
     limits = Limits(unsent_max_bytes=100_000)
     async with serving(toy, limits=limits) as server, connected(server, WIDE_OPEN) as wire:
         await wire.write(frames.window_update(0, frames.WINDOW_MAX - frames.WINDOW_INITIAL))
-        (transport,) = server._transports
+        (transport,) = server.transports
         stream_id = 1
         with trio.CancelScope() as writing:
             async with trio.open_nursery() as nursery:
@@ -89,6 +89,21 @@ async def test_a_client_that_streams_waits_for_the_handler():
         await wire.write(data(1, bytes(16_384)))
         assert await wire.was_reset(1) == "FLOW_CONTROL_ERROR"
         await toy.until("ended Collect")
+
+
+@pytest.mark.parametrize(("turn_s", "sizes"), [(1e-9, [4096] + [1024] * 12), (1e9, [4096, 8192])])
+async def test_reads_are_as_short_as_what_they_bring_is_costly(turn_s, sizes, monkeypatch):
+    """So that others have their turn: the first is short, and each that was filled tells how long the next may be."""
+    monkeypatch.setattr(transport_module, "TURN_S", turn_s)
+    monkeypatch.setattr(transport_module, "SHORTEST_READ_BYTES", 1024)
+    read = []
+    receive = Connection.receive
+    monkeypatch.setattr(Connection, "receive", lambda self, data: (read.append(len(data)), receive(self, data)))
+    async with serving(Toy()) as server, connected(server) as wire:
+        read.clear()
+        await wire.write(ping(flags=frames.ACK) * (16_384 // 17))
+        assert await echoes(wire)
+    assert read[: len(sizes)] == sizes
 
 
 # one connection's bug
@@ -143,7 +158,7 @@ async def test_a_callback_that_raises_ends_one_connection(how, caplog, monkeypat
                 await hit.to_the_end()
         await toy.until("raised", 2)
         assert await echoes(well)
-        while len(server._transports) > 1:
+        while len(server.transports) > 1:
             await trio.testing.wait_all_tasks_blocked()
     assert {record.getMessage().split()[0] for record in caplog.records} == {"connection_failed"}
 
@@ -311,7 +326,7 @@ async def test_cancelling_the_server_ends_calls_unavailable(method):
             await wire.to_the_end()
     abandoned = ["abandoned Group"] if method == "Group" else []
     assert sorted(toy.log[1:]) == [*abandoned, f"ended {method}", f"over {method} {StatusCode.UNAVAILABLE.value}"]
-    assert server._transports == {}
+    assert server.transports == {}
 
 
 # leaks
@@ -324,7 +339,7 @@ def held():
 
 async def settled(server, connections):
     """Wait until the server has forgotten all but so many connections."""
-    while len(server._transports) > connections:
+    while len(server.transports) > connections:
         await trio.testing.wait_all_tasks_blocked()
 
 
@@ -343,7 +358,7 @@ async def test_a_thousand_streams_leave_nothing(method):
         assert await echoes(wire, 9999)
         await trio.testing.wait_all_tasks_blocked()
         assert held() == before
-        (transport,) = server._transports
+        (transport,) = server.transports
         connection = transport.connection
         assert (connection.streams, connection._blocked, len(connection._dirty), connection.held) == ({}, {}, 0, 0)
 
@@ -402,31 +417,6 @@ async def test_clients_that_say_nothing_or_vanish_are_no_news(caplog):
 
 
 # listeners
-
-
-class Full(socket.socket):
-    """A listening socket in a process that is out of descriptors, for a while."""
-
-    refusals = 3
-
-    def accept(self):
-        if self.refusals:
-            self.refusals -= 1
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return super().accept()
-
-
-async def test_running_out_of_descriptors_is_survived(monkeypatch, caplog):
-    monkeypatch.setattr(server_module, "ACCEPT_PAUSE_S", 0.001)
-    server = server_of(Toy())
-    listener = Full(fileno=listen_tcp("127.0.0.1", 0).detach())
-    server.port = listener.getsockname()[1]
-    async with trio.open_nursery() as nursery:
-        await nursery.start(server.serve_on, [listener])
-        async with connected(server) as wire:
-            assert await echoes(wire)
-        nursery.cancel_scope.cancel()
-    assert [record.getMessage().split()[0] for record in caplog.records] == ["accept_failed"] * 3
 
 
 async def test_several_listeners_of_every_family(tmp_path):

@@ -11,8 +11,7 @@ from h2_peer import data, ping
 from purerpc import Status, StatusCode
 from toy import MEBIBYTE, Toy, connected, serving
 
-from trio_broker.rpc import frames
-from trio_broker.rpc import server as server_module
+from trio_broker.rpc import accepting, frames
 from trio_broker.rpc.call import framed
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.transport import TIGHT_BYTES, Transport
@@ -41,7 +40,7 @@ async def test_a_call_can_be_refused_by_its_headers():
 
 
 async def test_connections_wait_to_be_accepted(monkeypatch):
-    monkeypatch.setattr(server_module, "ACCEPT_PAUSE_S", 0)
+    monkeypatch.setattr(accepting, "ACCEPT_PAUSE_S", 0)
     async with serving(Toy()) as server, connected(server) as first:
         server.accepts = False
         async with trio.open_nursery() as nursery:
@@ -180,13 +179,13 @@ async def test_a_socket_that_takes_nothing_is_closed_when_others_are_kept_out():
     wide = {frames.INITIAL_WINDOW_SIZE: frames.WINDOW_MAX}
     async with serving(Toy(), limits=limits) as server, connected(server, wide) as hog:
         await hog.write(frames.window_update(0, frames.WINDOW_MAX - frames.WINDOW_INITIAL))
-        (transport,) = server._transports
+        (transport,) = server.transports
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write_until_closed, hog)
             while not transport._broken:
                 server.budgets.outbound.has_room(MEBIBYTE)  # somebody else asks
                 await trio.testing.wait_all_tasks_blocked(0.005)
-        while server._transports:
+        while server.transports:
             await trio.testing.wait_all_tasks_blocked()
         assert is_empty(server)
 

@@ -21,6 +21,7 @@ OnFrame = Callable[[int, int, bytes], None]
 """Takes the flags, the stream's id and the payload of a frame."""
 
 _DRAIN_PING = b"draining"
+_LIFE_PING = b"anybody?"
 _GOAWAY_TEXT_MAX_BYTES = 100
 """How much of what a peer says for people is kept."""
 
@@ -45,6 +46,12 @@ class Control(Outbound):
         """What the final GOAWAY named: streams above it are ignored."""
         self._reset_ids: dict[int, None] = {}  # a dict for a set that keeps its order
         self._calm: float = limits.control_burst
+        self._pings: float = limits.ping_burst
+        self._acks_due = 1
+        """SETTINGS and PINGs that the peer has yet to acknowledge."""
+        self._updates = 0
+        self._granted = frames.WINDOW_INITIAL
+        """What the peer has let us send so far."""
         self.age_s = 0.0
         """Seconds that the owner has told to `forgive`."""
 
@@ -72,9 +79,15 @@ class Control(Outbound):
         """
         if not self._draining:
             self._draining = True
+            self._acks_due += 1
             self.write(
                 frames.goaway(frames.STREAM_ID_MAX, frames.NO_ERROR) + frames.frame(frames.PING, 0, 0, _DRAIN_PING)
             )
+
+    def ping(self) -> None:
+        """Ask the peer whether it is there (section 6.7)."""
+        self._acks_due += 1
+        self.write(frames.frame(frames.PING, 0, 0, _LIFE_PING))
 
     def drain_now(self) -> None:
         """The second step of `drain`: streams that are opened from here on are ignored; the peer may retry them."""
@@ -90,7 +103,9 @@ class Control(Outbound):
     def forgive(self, seconds: float) -> None:
         """Time has passed: the peer may send some more control frames."""
         self.age_s += seconds
-        self._calm = min(self.limits.control_burst, self._calm + seconds * self.limits.control_per_s)
+        limits = self.limits
+        self._calm = min(limits.control_burst, self._calm + seconds * limits.control_per_s)
+        self._pings = min(limits.ping_burst, self._pings + seconds * limits.pings_per_s)
 
     # -- a stream's end ---------------------------------------------------------------------------------------
 
@@ -101,6 +116,8 @@ class Control(Outbound):
         """
         if self._calm < self.limits.control_burst:
             self._calm += 1
+        if self._pings < self.limits.ping_burst:
+            self._pings += 1
 
     def take(self) -> bytes:
         """Return what is to be written now; empty when there is nothing, or no window for it."""
@@ -145,9 +162,9 @@ class Control(Outbound):
         if len(self._reset_ids) > self.limits.remembered_resets_max:
             del self._reset_ids[next(iter(self._reset_ids))]
 
-    def _spend(self) -> None:
+    def spend(self, count: int = 1) -> None:
         """Count something that costs the peer less than it costs us (section 10.5)."""
-        self._calm -= 1
+        self._calm -= count
         if self._calm < 0:
             raise ConnectionFailed(frames.ENHANCE_YOUR_CALM, "too many control frames or resets")
 
@@ -173,7 +190,7 @@ class Control(Outbound):
             raise StreamFailed(stream_id, frames.FRAME_SIZE_ERROR, "PRIORITY must be 5 bytes")
         if frames.unpack_u32(payload)[0] & frames.STREAM_ID_MAX == stream_id:
             raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, "a stream depends on itself")
-        self._spend()
+        self.spend()
 
     def _on_reset(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
         """Section 6.4. A reset at once, before we answered, is what "rapid reset" is made of: those are counted."""
@@ -183,12 +200,13 @@ class Control(Outbound):
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
         stream = self.streams.get(stream_id)
         if stream is None:
-            return  # we were quicker, and it costs us nothing
+            self.spend()  # we were quicker, and our answer has forgiven it; more than one is a flood
+            return
         rapid = not stream.responded and self.age_s - stream.born_s < self.limits.rapid_reset_s
         self.drop(stream)
         self._reset_ids.pop(stream_id, None)  # after its own reset the peer may send nothing (section 5.1)
         if rapid:
-            self._spend()
+            self.spend()
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         """Section 6.5."""
@@ -197,10 +215,11 @@ class Control(Outbound):
         if flags & frames.ACK:
             if payload:
                 raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "SETTINGS ACK with a payload")
+            self._acknowledged()
             return
         if len(payload) % 6:
             raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "SETTINGS must be multiples of 6 bytes")
-        self._spend()
+        self.spend()
         window = self.peer_window
         for name, value in frames.iter_settings(payload):
             if name == frames.INITIAL_WINDOW_SIZE:
@@ -215,6 +234,7 @@ class Control(Outbound):
                 raise ConnectionFailed(frames.PROTOCOL_ERROR, f"SETTINGS_ENABLE_PUSH {value}")
         if window != self.peer_window:
             self._change_peer_window(window)  # once for the frame: it touches every stream
+            self.spend(len(self.streams) >> 4)
         self.settled = True
         self.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
 
@@ -238,10 +258,21 @@ class Control(Outbound):
         if len(payload) != 8:
             raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "PING must be 8 bytes")
         if not flags & frames.ACK:
-            self._spend()
+            self._pings -= 1
+            if self._pings < 0:
+                raise ConnectionFailed(frames.ENHANCE_YOUR_CALM, "too_many_pings")  # gRFC A8
             self.write(frames.frame(frames.PING, frames.ACK, 0, payload))
-        elif payload == _DRAIN_PING and self._draining:
+            return
+        self._acknowledged()
+        if payload == _DRAIN_PING and self._draining:
             self.drain_now()
+
+    def _acknowledged(self) -> None:
+        """The peer may acknowledge what we have sent; more is a flood like others."""
+        if self._acks_due:
+            self._acks_due -= 1
+        else:
+            self.spend()
 
     def _on_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
         """Section 6.8: the peer will open no more streams; those that are open go on."""
@@ -249,7 +280,7 @@ class Control(Outbound):
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "GOAWAY on a stream")
         if len(payload) < 8:
             raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "GOAWAY too short")
-        self._spend()
+        self.spend()
         code, text = frames.unpack_u32(payload, 4)[0], payload[8 : 8 + _GOAWAY_TEXT_MAX_BYTES]
         self.peer_goaway = f"{frames.error_name(code)} {text!r}"
 
@@ -258,8 +289,13 @@ class Control(Outbound):
         if len(payload) != 4:
             raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "WINDOW_UPDATE must be 4 bytes")
         increment = frames.unpack_u32(payload)[0] & frames.WINDOW_MAX
+        if increment:
+            self._updates += 1
+            if self._updates > self._granted - self.send_window:  # more of them than bytes of DATA that we have sent
+                self.spend()
         if not stream_id:
             self.send_window += increment
+            self._granted += increment
             if not increment or self.send_window > frames.WINDOW_MAX:
                 code = frames.FLOW_CONTROL_ERROR if increment else frames.PROTOCOL_ERROR
                 raise ConnectionFailed(code, f"the connection's window by {increment}")

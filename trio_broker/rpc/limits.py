@@ -12,12 +12,28 @@ class Limits:
 
     connections_max: int = 100_000
     """Clients at once. One more takes the place of the oldest that never made a call, or is turned away."""
+    connections_per_address: float = math.inf
+    """Those of them from one IPv4 address, or one IPv6 network of 64 bits; more are turned away."""
     turned_away_max: int = 100
     """Clients that are being turned away at once, for about a second each; more wait to be accepted."""
     first_call_s: float = 1.0
     """For so long nobody takes that place: what the client sent may not have been read yet."""
     handshake_s: float = 10.0
     """Until a client has sent its preface and SETTINGS, after TLS; then it is closed."""
+    keepalive_s: float = 60.0
+    """After so long without a word from a client it is asked by a PING whether it is there. inf: never."""
+    keepalive_timeout_s: float = 20.0
+    """For so long after that nothing is heard of it, not even an answer: then it is closed."""
+    frame_s: float = 20.0
+    """A frame or a header block of which the end has not come after so long ends its connection."""
+    request_s: float = 60.0
+    """A request of one message that has not arrived in whole after so long ends with DEADLINE_EXCEEDED."""
+    answer_s: float = 60.0
+    """An answer of which nothing could leave for so long, for want of a window, is dropped; streams wait longer."""
+    unread_s: float = 60.0
+    """A client whose socket takes nothing for so long, while something waits for it, is closed."""
+    idle_s: float = math.inf
+    """After so long without a call a client is asked to connect again when it has one (GOAWAY)."""
     connection_age_s: float = math.inf
     """So long after it came a client is asked to connect again (GOAWAY), give or take a tenth of that."""
     connection_age_grace_s: float = 10.0
@@ -28,6 +44,10 @@ class Limits:
     """Those among them whose responses stream from a task of their own, which takes some 10 KB; more are refused."""
     task_streams_total: int = 1000
     """The same over all connections."""
+    streams_total: float = math.inf
+    """Calls open at once over all connections; more are refused, but for health checks."""
+    streams_per_address: float = math.inf
+    """The same over the connections of one address."""
     message_max_bytes: int = 4 * 1024 * 1024
     """Largest message received; a larger one ends its call before it is buffered."""
     inbound_max_bytes: int = 64 * 1024 * 1024
@@ -59,8 +79,12 @@ class Limits:
     """
     unsent_max_bytes: int = 1024 * 1024
     """Nothing more is read from a peer that leaves this much unread; less, while the total above is half used."""
+    ping_burst: int = 100
+    """PINGs in a row before the peer is told "too_many_pings", by a GOAWAY that gRPC libraries know."""
+    pings_per_s: float = 1.0
+    """How many of them are forgiven each second; each answer, and each write of DATA, forgives one as well."""
     control_burst: int = 2000
-    """Control frames and unanswered resets in a row before the peer is told to calm down."""
+    """Other control frames, acknowledgements of nothing and resets in a row before the peer is told to calm down."""
     control_per_s: int = 200
     """How many of them are forgiven each second; each answer, and each write of DATA, forgives one as well."""
     rapid_reset_s: float = 0.02
@@ -76,3 +100,8 @@ class Limits:
             raise ValueError(
                 f"connection_window_bytes must be at least {WINDOW_INITIAL}, not {self.connection_window_bytes}"
             )
+
+    @property
+    def per_address(self) -> bool:
+        """Something is bounded for each address."""
+        return min(self.connections_per_address, self.streams_per_address) < math.inf

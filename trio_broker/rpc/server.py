@@ -1,45 +1,42 @@
 """A gRPC server on trio, behind purerpc's public interface.
 
-Owns:      the services, what all connections share (the flusher, the deadlines), accepting, draining.
-Not here:  one connection (transport.py).
+Owns:      the services, what all connections share (the flusher, the deadlines), draining.
+Not here:  one connection (transport.py), who is accepted (accepting.py).
 Threads:   the trio thread.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, ExitStack
-from operator import attrgetter
+from contextlib import AsyncExitStack, ExitStack, closing
 
 import purerpc
 import trio
 from purerpc import Status
 
-from trio_broker.rpc import handlers
-from trio_broker.rpc.budget import Budget, Budgets
+from trio_broker.rpc import handlers, shedding
+from trio_broker.rpc.accepting import Entrance
+from trio_broker.rpc.budget import Budgets
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.deadlines import LONGEST_S, Deadlines
 from trio_broker.rpc.handlers import Method
 from trio_broker.rpc.leaving import GOAWAY_WAIT_S
 from trio_broker.rpc.limits import Limits
-from trio_broker.rpc.listeners import format_address, listen_tcp
+from trio_broker.rpc.listeners import listen_tcp
 from trio_broker.rpc.request import RequestParser
 from trio_broker.rpc.status import Refusals
+from trio_broker.rpc.time_limits import keep_looking
 from trio_broker.rpc.transport import Transport
 
 log = logging.getLogger(__name__)
 
-ACCEPT_PAUSE_S = 0.1
-"""How long the listener rests when the process is out of descriptors."""
-
-_INBOUND_BYTES = attrgetter("inbound_bytes")
-_OUTBOUND_BYTES = attrgetter("outbound_bytes")
+LOGGED_PER_S = 100
+"""Connections whose coming and going is logged, at debug; who connects again and again is not to fill a disk."""
 
 CallOver = Callable[[Call, float], None]
 
@@ -92,16 +89,22 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         """Clients that were turned away so far."""
         self.connections_aged = 0
         """Clients that were asked to connect again since their connection had reached its age."""
+        self._came = 0
+        """Connections since the log was renewed."""
         self._on_call_over = on_call_over
         self._on_written = on_written
         self._methods: dict[str, Method] = {}
-        self._transports: dict[Transport, None] = {}  # a dict for a set that keeps its order: oldest first
-        self._turned_away: set[Transport] = set()
+        self.entrance = Entrance(self)
+        self.streams = 0
+        """Calls that are open on all connections, as of the last read or write of each."""
+        self.transports: dict[Transport, None] = {}
+        """Those that are connected, oldest first: a dict for a set that keeps its order."""
         self._flushes: list[Transport] = []
         self._flusher = trio.lowlevel.ParkingLot()
         self._sweep: trio.CancelScope | None = None
         self._accepting = trio.CancelScope()
-        self._draining = False
+        self.draining = False
+        """Clients are being let go: a new one is told so at once."""
         self._idle = trio.Event()
 
     # -- serving ----------------------------------------------------------------------------------------------
@@ -134,14 +137,14 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
                     self._bind(name, await services.enter_async_context(service))
                 nursery.start_soon(self._flush_loop)
                 nursery.start_soon(self._expire_loop)
-                inbound, outbound = self.budgets
-                nursery.start_soon(self._keep_free, inbound, _INBOUND_BYTES, Transport.shed_inbound)
-                nursery.start_soon(self._keep_free, outbound, _OUTBOUND_BYTES, Transport.shed_outbound)
+                nursery.start_soon(keep_looking, self)
+                nursery.start_soon(shedding.keep_inbound_free, self)
+                nursery.start_soon(shedding.keep_outbound_free, self)
                 task_status.started()
-                with self._accepting:
+                with self._accepting, closing(self.entrance) as entrance:
                     async with trio.open_nursery() as accepting:
                         for listener in listeners:
-                            accepting.start_soon(self._accept, listener, nursery)
+                            accepting.start_soon(entrance.accept, listener, nursery)
                 sockets.close()
                 await self._idle.wait()
                 nursery.cancel_scope.cancel()
@@ -154,83 +157,26 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
     def _route(self, path: str) -> Method | None:
         return self._methods.get(path)
 
-    async def _accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(listener)
-            place = self._place() if self.accepts else None
-            if place is None:
-                await trio.sleep(ACCEPT_PAUSE_S)
-                continue
-            try:
-                client, _ = listener.accept()
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    log.warning("accept_failed address=%s error=%s", format_address(listener.getsockname()), error)
-                    await trio.sleep(ACCEPT_PAUSE_S)
-                continue  # otherwise: the client left before it was accepted
-            client.setblocking(False)
-            if place:
-                nursery.start_soon(self._serve_client, client)
-            else:
-                nursery.start_soon(self._turn_away, client)
-
-    def _place(self) -> bool | None:
-        """Say whether one more client fits; for it, the oldest that never made a call is closed.
-
-        False: it is to be told that it does not. None: it is to wait, since there may be place soon.
-        """
-        if len(self._transports) < self.limits.connections_max:
-            return True
-        oldest = next((transport for transport in self._transports if not transport.called), None)
-        if oldest is None:
-            return False if len(self._turned_away) < self.limits.turned_away_max else None
-        if time.perf_counter() < oldest.came_at + self.limits.first_call_s:
-            return None
-        del self._transports[oldest]
-        oldest.evict()
-        return True
-
-    async def _turn_away(self, client: socket.socket) -> None:
-        """Tell a client for which there is no place; nothing of those that are connected is touched for it."""
-        transport = Transport(self, client, turned_away=True)
-        self._turned_away.add(transport)
-        self.connections_refused += 1
-        try:
-            await transport.run()
-        except Exception as error:  # as in `_serve_client`
-            log.exception("connection_failed error=%s", type(error).__name__)
-        finally:
-            self._turned_away.discard(transport)
-
-    async def _serve_client(self, client: socket.socket) -> None:
-        transport = Transport(self, client)
-        self._transports[transport] = None
-        self.connections_opened += 1
-        if self._draining:
-            transport.connection.drain()
-        try:
-            await transport.run()
-        except Exception as error:  # our bug, which must not reach other connections
-            log.exception("connection_failed error=%s", type(error).__name__)
-        finally:
-            self._transports.pop(transport, None)
-            if self._draining and not self._transports:
-                self._idle.set()
+    def left(self, transport: Transport) -> None:
+        """A connection is closed."""
+        self.transports.pop(transport, None)
+        if self.draining and not self.transports:
+            self._idle.set()
 
     async def drain(self) -> None:
         """Stop accepting, let every client know (GOAWAY), and wait until the last connection is closed.
 
         Calls in flight go on, for as long as the caller waits: bound it with a deadline. Then `serve_on` returns.
         """
-        self._draining = True
+        self.draining = True
         self._accepting.cancel()
-        for transport in self._transports:
+        for transport in self.transports:
             transport.connection.drain()
-        if not self._transports:
+        if not self.transports:
             self._idle.set()
         with trio.move_on_after(GOAWAY_WAIT_S):
             await self._idle.wait()
-        for transport in self._transports:
+        for transport in self.transports:
             transport.connection.drain_now()
         await self._idle.wait()
 
@@ -239,13 +185,13 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
     @property
     def connections(self) -> int:
         """Clients that are connected now."""
-        return len(self._transports)
+        return len(self.transports)
 
     def calls_in_flight(self) -> Counter[str]:
         """Count the calls of each method that are under way now, all services together."""
         return Counter(
             call.method.name
-            for transport in self._transports
+            for transport in self.transports
             for call in transport.connection.streams.values()
             if isinstance(call, Call) and call.method is not None
         )
@@ -278,6 +224,17 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         except Exception:  # accounting's bug, which must not reach the connections
             log.exception("on_written_failed")
 
+    def may_log_connection(self) -> bool:
+        """Say whether a new connection is logged: of those that come in a second, the first `LOGGED_PER_S`."""
+        self._came += 1
+        return self._came <= LOGGED_PER_S
+
+    def renew_log(self) -> None:
+        """A second is over: say how many connections were not logged, and begin anew."""
+        if self._came > LOGGED_PER_S:
+            log.debug("connections_left_out connections=%d", self._came - LOGGED_PER_S)
+        self._came = 0
+
     def watch(self, call: Call, timeout_s: float) -> None:
         """End a call when its time is over; the earliest of several times counts."""
         deadline = trio.current_time() + min(timeout_s, LONGEST_S)
@@ -297,24 +254,6 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
                 await trio.sleep_forever()
             for call in self.deadlines.due(trio.current_time()):
                 call.app.expire(call)
-
-    async def _keep_free(
-        self, budget: Budget, held_by: Callable[[Transport], int], shed: Callable[[Transport, float], None]
-    ) -> None:
-        """Free a budget whose holders keep others out and do not move: end their old calls, of the largest first."""
-        refused = trio.lowlevel.ParkingLot()
-        budget.on_refused = refused.unpark
-        while True:
-            await refused.park()
-            await trio.sleep(self.limits.starved_s)
-            before = time.perf_counter() - self.limits.starved_s
-            held_bytes = budget.held_bytes
-            for transport in sorted(self._transports, key=held_by, reverse=True):
-                if not budget.tight:
-                    break
-                shed(transport, before)
-            if budget.held_bytes < held_bytes:
-                log.warning("memory_freed bytes=%d held_bytes=%d", held_bytes - budget.held_bytes, budget.held_bytes)
 
     def call_over(self, call: Call) -> None:
         """Account for a call."""

@@ -95,6 +95,10 @@ class Refusals:
         """The call's own deadline passed."""
         return Status(StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
 
+    def request_too_slow(self, limit_s: float) -> Status:
+        """A request of one message that took too long to arrive; nothing was done."""
+        return Status(StatusCode.DEADLINE_EXCEEDED, f"the request did not arrive in whole within {limit_s:g} s")
+
     def stopping(self) -> Status:
         """The server stops, and the call's time is over."""
         return Status(StatusCode.UNAVAILABLE, "the server is stopping")
@@ -106,6 +110,12 @@ class Refusals:
     def turned_away(self, limit: int) -> Status:
         """As many clients are connected as may be."""
         return Status(StatusCode.RESOURCE_EXHAUSTED, f"{limit} clients are connected; no more may be")
+
+    def crowded(self, limit: float) -> Status:
+        """As many clients of one address are connected as may be."""
+        return Status(
+            StatusCode.RESOURCE_EXHAUSTED, f"{limit:.0f} clients of this address are connected; no more may be"
+        )
 
     def internal(self) -> Status:
         """A bug in a handler: logged there, and not described here."""

@@ -17,7 +17,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
@@ -29,16 +29,27 @@ from trio_broker.rpc.call import Call
 from trio_broker.rpc.connection import Connection
 from trio_broker.rpc.handlers import Method
 from trio_broker.rpc.health import NAME as HEALTH
-from trio_broker.rpc.leaving import grow_old, turn_away
+from trio_broker.rpc.leaving import turn_away
 from trio_broker.rpc.listeners import format_address
+from trio_broker.rpc.time_limits import Watch
 from trio_broker.rpc.tls import Tls
 
 if TYPE_CHECKING:
+    from trio_broker.rpc.accepting import Origin
     from trio_broker.rpc.server import Server
+    from trio_broker.rpc.stream import Stream
 
 log = logging.getLogger(__name__)
 
 READ_BYTES = 64 * 1024
+FIRST_READ_BYTES = 4 * 1024
+SHORTEST_READ_BYTES = 1024
+TURN_S = 0.0005
+"""What taking in one read is to cost at most, by what the last one did: then others have their turn.
+
+64 KiB of ordinary calls take some milliseconds, but 64 KiB of the smallest frames, or of large header lists, many times
+as long. So the first read of a connection is short, and each that was filled at most doubles the next.
+"""
 TIGHT_BYTES = 2 * 1024
 """What is handled of a read before the answers to it are written, while many replies wait already."""
 KEEPALIVE = {
@@ -58,10 +69,20 @@ LINGER_READS = 100
 class Transport:
     """A connected client. It is the `trio_broker.rpc.call.Application` of its calls."""
 
-    def __init__(self, server: Server, sock: socket.socket, *, turned_away: bool = False) -> None:
-        """``turned_away``: there is no place for the client: its calls are refused, and it is closed soon."""
+    def __init__(
+        self, server: Server, sock: socket.socket, origin: Origin | None = None, *, refusal: Status | None = None
+    ) -> None:
+        """Take an accepted socket.
+
+        Args:
+            server: what is served, and what all connections share.
+            sock: the client's; `run` closes it.
+            origin: what all connections of the client's address have; None: that does not matter.
+            refusal: there is no place for the client: this ends its calls, and it is closed soon.
+        """
         self.server = server
-        self._turned_away = turned_away
+        self._origin = origin
+        self._refusal = refusal
         self.refusals = server.refusals
         self.peer = _peer(sock)
         self.connection_id = token_hex(6)
@@ -72,8 +93,12 @@ class Transport:
         self._nursery: trio.Nursery
         self._reading = True
         """Output need not be announced: it is flushed when the read is done."""
-        self.came_at = self._read_at = time.perf_counter()
+        self.came_at = self.read_at = time.perf_counter()
+        self._watch = Watch(trio.current_time(), server.limits.connection_age_s)
         self._task_streams = 0
+        self._streams = 0
+        """Calls that are open, as of the last read or write."""
+        self._streams_max = math.inf
         self._groups: list[list[Call]] = []
         self._open_groups: dict[Method, list[Call]] = {}
         """The last group of each method, which takes more calls."""
@@ -81,10 +106,10 @@ class Transport:
         self._fed: dict[Call, None] = {}
         """Calls whose feeds are to be told when the read is done."""
         self._unsent: memoryview | None = None
-        self._stalled_at = 0.0
-        """Since when the socket has not taken all that it was to."""
+        self.stalled_at = 0.0
+        """When the socket last took a part of what it was to take."""
         self._written = trio.Event()
-        self._broken = False
+        self._begun = self._broken = False
         self._reader = trio.CancelScope()
         self.connection = Connection(
             self._new_call, server.parser.parse, self._on_output, server.limits, server.budgets
@@ -92,7 +117,9 @@ class Transport:
 
     async def run(self) -> None:
         """Serve the client until it leaves, breaks a rule, or the server has drained it. Closes the socket."""
-        log.debug("connection_opened peer=%s connection_id=%s", self.peer, self.connection_id)
+        logged = self.server.may_log_connection()
+        if logged:
+            log.debug("connection_opened peer=%s connection_id=%s", self.peer, self.connection_id)
         try:
             if self._socket.family != socket.AF_UNIX:
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -101,12 +128,11 @@ class Transport:
                 for option, value in KEEPALIVE.items():
                     self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
             async with trio.open_nursery() as self._nursery:
+                self._begun = True
                 self._reading = False
                 self.flush()
-                if self._turned_away:
+                if self._refusal is not None:
                     self._nursery.start_soon(turn_away, self)
-                elif self.server.limits.connection_age_s < math.inf:
-                    self._nursery.start_soon(grow_old, self)
                 try:
                     with self._reader:
                         await self._read()
@@ -128,7 +154,9 @@ class Transport:
             self._broken = True
             self._keep_unsent(None)
             self._socket.close()
-            log.debug("connection_closed peer=%s connection_id=%s why=%s", self.peer, self.connection_id, self._why())
+            if logged:
+                why = self._why()
+                log.debug("connection_closed peer=%s connection_id=%s why=%s", self.peer, self.connection_id, why)
             self.connection.release()
 
     def _end_calls(self) -> None:
@@ -138,12 +166,13 @@ class Transport:
                 self.connection.drop_all()
             except Exception as error:  # noqa: BLE001
                 self._report(error)
+        self._count_streams()
 
     def _report(self, error: Exception) -> None:
         """Log a bug, ours or a handler's, which must not reach other connections."""
         log.error("connection_failed peer=%s error=%s", self.peer, type(error).__name__, exc_info=error)
 
-    def _crash(self, error: Exception) -> None:
+    def crash(self, error: Exception) -> None:
         """End the connection, whose state is not to be trusted any more."""
         self._report(error)
         self._end = "a bug"
@@ -153,25 +182,30 @@ class Transport:
     async def _read(self) -> None:
         connection, outbound = self.connection, self.server.budgets.outbound
         handshaking = True
+        read_bytes = FIRST_READ_BYTES
         self._reader.deadline = trio.current_time() + self.server.limits.handshake_s
         while not connection.finished:
             await trio.lowlevel.wait_readable(self._socket)
             try:
-                data = self._socket.recv(TIGHT_BYTES if outbound.tight else READ_BYTES)
+                data = self._socket.recv(TIGHT_BYTES if outbound.tight else read_bytes)
             except BlockingIOError:
                 continue
             if not data:
                 return
+            filled = len(data) == read_bytes
             if self._tls is not None:
                 data = self._tls.decrypt(data)
             now = time.perf_counter()
-            connection.forgive(now - self._read_at)
-            self._read_at = now
+            connection.forgive(now - self.read_at)
+            self.read_at = now
             while len(data) > TIGHT_BYTES and outbound.tight:
                 self._handle(data[:TIGHT_BYTES])
                 data = data[TIGHT_BYTES:]
                 await self._caught_up()
             self._handle(data)
+            if filled:  # there may be more
+                allowed = int(read_bytes * TURN_S / (time.perf_counter() - now))
+                read_bytes = max(SHORTEST_READ_BYTES, min(allowed, 2 * read_bytes, READ_BYTES))
             if handshaking and connection.settled:
                 handshaking = False
                 self._reader.deadline = math.inf
@@ -180,6 +214,7 @@ class Transport:
     def _handle(self, data: bytes) -> None:
         """Take in what was read; write what is answered at once."""
         self._reading = True
+        self._streams_max = self._streams_room()
         try:
             self.connection.receive(data)
         except Exception as error:  # noqa: BLE001
@@ -190,6 +225,21 @@ class Transport:
         self._reading = False
         self.flush()
         self.server.written()
+
+    def _streams_room(self) -> float:
+        """Return how many calls the connection may have open while what was read is taken in."""
+        limits, origin, own = self.server.limits, self._origin, self._streams
+        room = limits.streams_total - self.server.streams + own
+        return room if origin is None else min(room, limits.streams_per_address - origin.streams + own)
+
+    def _count_streams(self) -> None:
+        """Account for the calls that are open, once for all that a read or a write has changed."""
+        more = len(self.connection.streams) - self._streams
+        if more:
+            self._streams += more
+            self.server.streams += more
+            if self._origin is not None:
+                self._origin.streams += more
 
     async def _caught_up(self) -> None:
         """Wait for a peer that does not read: it is not read from."""
@@ -226,10 +276,13 @@ class Transport:
 
     def opened(self, call: Call) -> None:
         """Start the clocks of a call, and its task if it does not wait for its one message."""
-        call.started = self._read_at
+        call.started = self.read_at
         method: Method | None = call.method
-        if self._turned_away and not _asks_for_health(method):
-            call.finish(self.refusals.turned_away(self.server.limits.connections_max))
+        if len(self.connection.streams) > self._streams_max and not _asks_for_health(method):
+            call.finish(self.refusals.overloaded("as many calls are open as may be"))
+            return
+        if self._refusal is not None and not _asks_for_health(method):
+            call.finish(self._refusal)
             self.connection.drain()
             return
         if method is not None and method.task_streams:
@@ -307,7 +360,7 @@ class Transport:
         try:
             self._flush()
         except Exception as error:  # noqa: BLE001
-            self._crash(error)
+            self.crash(error)
 
     def _flush(self) -> None:
         connection = self.connection
@@ -317,11 +370,12 @@ class Transport:
                 break
             sent = self._send(data)
             if sent < len(data):
-                self._stalled_at = time.perf_counter()
+                self.stalled_at = time.perf_counter()
                 self._keep_unsent(memoryview(data)[sent:])
                 self._nursery.start_soon(self._write_rest)
             elif not connection.sendable:
                 break
+        self._count_streams()
         if connection.finished:
             self._reader.cancel()
 
@@ -352,7 +406,7 @@ class Transport:
             await trio.lowlevel.wait_writable(self._socket)
             sent = self._send(self._unsent)
             if sent:
-                self._stalled_at = time.perf_counter()
+                self.stalled_at = time.perf_counter()
             rest: bytes | memoryview = self._unsent[sent:] or self._take()
             self._keep_unsent(memoryview(rest) if rest else None)
             self.server.written()
@@ -381,7 +435,7 @@ class Transport:
         try:
             for stream in list(self.connection.streams.values()):
                 if isinstance(stream, Call):
-                    self._give_up(stream, self.refusals.stopping())
+                    self.give_up(stream, self.refusals.stopping())
         except Exception as error:  # noqa: BLE001
             self._report(error)
         self.flush()
@@ -390,39 +444,38 @@ class Transport:
     def expire(self, call: Call) -> None:
         """The deadline of a call has passed. Never raises."""
         try:
-            self._give_up(call, self.refusals.deadline_exceeded())
+            self.give_up(call, self.refusals.deadline_exceeded())
             self.flush()
             if not call.closed:  # a window for the rest may never come
                 call.reset(frames.CANCEL)
         except Exception as error:  # noqa: BLE001
-            self._crash(error)
+            self.crash(error)
 
-    def retire(self) -> None:
-        """End the calls that stream, each when it has said all that it owes; others end by themselves. Never raises."""
+    def expire_request(self, call: Stream) -> None:
+        """A request has not arrived in whole for too long. Never raises."""
         try:
-            for call in list(self.connection.streams.values()):
-                if not isinstance(call, Call):
-                    continue
-                if call.source is not None:
-                    call.source.retire()
-                elif call.method is not None and call.method.response_streams:
-                    call.finish(self.refusals.retired())
-            self.flush()
+            if isinstance(call, Call) and call.method is not None:
+                self.give_up(call, self.refusals.request_too_slow(self.server.limits.request_s))
+                self.flush()
+            call.reset(frames.CANCEL)
         except Exception as error:  # noqa: BLE001
-            self._crash(error)
+            self.crash(error)
 
-    def give_up_all(self) -> None:
-        """End every call now, so that a connection that drains is finished. Never raises."""
+    def look(self, now: float, seconds: float) -> None:
+        """See whether the client takes too long for something: see `Watch.look`. Never raises."""
         try:
-            calls = [call for call in self.connection.streams.values() if isinstance(call, Call)]
-            for call in calls:
-                self._give_up(call, self.refusals.retired())
-            self.flush()
-            for call in calls:
-                call.reset(frames.CANCEL)
-            self.flush()
+            self._watch.look(self, now, seconds)
         except Exception as error:  # noqa: BLE001
-            self._crash(error)
+            self.crash(error)
+
+    def start(self, step: Callable[[Transport, float], Awaitable[None]], seconds: float) -> None:
+        """Run a task that ends with the connection."""
+        self._nursery.start_soon(step, self, seconds)
+
+    @property
+    def ends(self) -> bool:
+        """The connection is being closed, or has yet to begin."""
+        return self._broken or not self._begun or self.connection.finished
 
     @property
     def inbound_bytes(self) -> int:
@@ -434,27 +487,10 @@ class Transport:
         """What waits for the client to read it."""
         return len(self._unsent or b"") + self.connection.queued_bytes
 
-    def shed_inbound(self, before: float) -> None:
-        """End the calls that began ``before`` (by `time.perf_counter`) and whose requests are held. Never raises.
-
-        A connection of which a frame or a header block began before then, and has not ended, is closed.
-        """
-        connection = self.connection
-        since_s = connection.unfinished_since_s
-        if since_s is not None and self._read_at + since_s - connection.age_s < before:
-            connection.fail(frames.ENHANCE_YOUR_CALM, "a frame or a header block took too long while memory was short")
-            self.flush()
-        else:
-            self._shed(lambda call: call.held, before)
-
-    def shed_outbound(self, before: float) -> None:
-        """The same for replies that wait; close a connection whose socket has taken nothing since. Never raises."""
-        if self._unsent is not None and self._stalled_at < before:
-            self._end = "the client does not read"
-            self._broken = True
-            self._nursery.cancel_scope.cancel()
-        else:
-            self._shed(lambda call: call.queued_bytes, before)
+    @property
+    def stuck(self) -> bool:
+        """Something waits for the client's socket to take more, which it last did `stalled_at`."""
+        return self._unsent is not None
 
     @property
     def called(self) -> bool:
@@ -463,22 +499,15 @@ class Transport:
 
     def evict(self) -> None:
         """Close the connection, of which no call is known, to make room for another."""
-        self._end = "it made no call, and another needs its place"
+        self.close("it made no call, and another needs its place")
+
+    def close(self, why: str) -> None:
+        """Close the connection at once. Nothing more is said."""
+        self._end = why
         self._broken = True
         self._nursery.cancel_scope.cancel()
 
-    def _shed(self, holds: Callable[[Call], int], before: float) -> None:
-        try:
-            for call in list(self.connection.streams.values()):
-                if not isinstance(call, Call) or (call.source is not None and call.part is None):
-                    continue  # it is being answered
-                if call.started < before and holds(call):
-                    call.shed(self.refusals.overloaded("the call took too long while memory was short"))
-            self.flush()
-        except Exception as error:  # noqa: BLE001
-            self._crash(error)
-
-    def _give_up(self, call: Call, status: Status) -> None:
+    def give_up(self, call: Call, status: Status) -> None:
         """End a call that has no answer yet with ``status``, unless what it had going knows better."""
         if call.status is None:
             abandoned = None if call.method is None else call.method.abandoned

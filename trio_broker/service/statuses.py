@@ -115,6 +115,13 @@ class BrokerRefusals(Refusals):
         error.retry_after_s = 1.0
         return status_of(error)
 
+    def crowded(self, limit: float) -> Status:
+        """As many clients of one address are connected as may be."""
+        text = f"{limit:.0f} clients of this address are connected; no more may be (--connections-per-address)"
+        error = errors.Overloaded(text, limit=int(limit))
+        error.retry_after_s = 1.0
+        return status_of(error)
+
     def internal(self) -> Status:
         """A bug; its text stays in the log."""
         info = ErrorInfo(reason=BrokerError.reason, domain=DOMAIN)

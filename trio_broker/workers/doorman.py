@@ -10,19 +10,16 @@ never differ by more than one connection, clients are not given to a worker that
 connection that nobody has accepted, unix sockets are no different, and a second broker on the port is noticed.
 """
 
-import errno
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 
-import structlog
 import trio
 
-from trio_broker.rpc.listeners import format_address
+from trio_broker.rpc.descriptors import Reserve
 from trio_broker.workers.member import Member
 
 OUT_OF_DESCRIPTORS_S = 0.1
-
-log = structlog.get_logger()
 
 
 def by_preference(members: Sequence[Member]) -> list[Member]:
@@ -44,21 +41,20 @@ class Doorman:
 
     async def accept(self, listener: socket.socket) -> None:
         """Hand over what comes, until cancelled. While no worker takes connections they wait to be accepted."""
-        while True:
-            await trio.lowlevel.wait_readable(listener)
-            if not self._takers():
-                await self._news.park()
-                continue
-            try:
-                client, _ = listener.accept()
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    log.warning("accept_failed", address=format_address(listener.getsockname()), error=str(error))
-                    await trio.sleep(OUT_OF_DESCRIPTORS_S)
-                continue  # otherwise: the client left before it was accepted
-            with client:
-                while not any(member.give(client) for member in self._takers()):
+        with closing(Reserve()) as reserve:
+            while True:
+                await trio.lowlevel.wait_readable(listener)
+                if not self._takers():
                     await self._news.park()
+                    continue
+                client = reserve.accept(listener)
+                if client is None:
+                    if reserve.short:
+                        await trio.sleep(OUT_OF_DESCRIPTORS_S)
+                    continue
+                with client:
+                    while not any(member.give(client) for member in self._takers()):
+                        await self._news.park()
 
     async def wait_closed(self) -> None:
         """Wait until no worker takes connections. A checkpoint."""
