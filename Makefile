@@ -93,12 +93,11 @@ IMAGE_REPOSITORY ?= localhost/trio-broker
 CHART_REPOSITORY ?=
 IMAGE_ARGUMENTS ?=
 
-.PHONY: release publish
 release: $(VENV)/.dev  ## wheel, source, image, chart, SBOM and checksums of the last commit, in dist/ (docs/RELEASE.md)
-	$(BIN)/python release/build.py --image-repository "$(IMAGE_REPOSITORY)" --image-arguments "$(IMAGE_ARGUMENTS)" $(ARGS)
+	$(BIN)/python docker/release/build.py --image-repository "$(IMAGE_REPOSITORY)" --image-arguments "$(IMAGE_ARGUMENTS)" $(ARGS)
 
 publish:  ## push image and chart of dist/ to IMAGE_REPOSITORY and CHART_REPOSITORY
-	release/publish.sh "$(IMAGE_REPOSITORY)" "$(CHART_REPOSITORY)"
+	docker/release/publish.sh "$(IMAGE_REPOSITORY)" "$(CHART_REPOSITORY)"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

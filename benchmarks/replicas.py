@@ -9,6 +9,7 @@ else a figure is void. The load is made by this process, so rates are its own; t
 """
 
 import argparse
+import random
 import statistics
 import sys
 import time
@@ -35,6 +36,9 @@ WINDOW = 4
 BODY = bytes(100)
 KEPT_S = 3600
 WARM_UP = 50
+POLL_INTERVAL_S = 0.5
+"""The default of --poll-interval."""
+POLLED_S = 60.0
 STREAMED_MIN = 0.95
 """The part of what crosses that has to come by streams."""
 IDLE_S = 2.0
@@ -75,6 +79,7 @@ def main() -> int:
     with postgres(SCRATCH) as database:
         streamed, text = latency(database, 2 * arguments.seconds)
         print(text)
+        print(latency_by_polling(database, POLLED_S))
         least_streamed, text = costs(database, arguments.rounds, arguments.seconds)
         print(text)
     if min(streamed, least_streamed) < STREAMED_MIN:
@@ -101,30 +106,53 @@ def latency(database: Postgres, seconds: float) -> tuple[float, str]:
     return streamed, "\n".join(lines)
 
 
-async def _take_turns(ours: str, theirs: str, seconds: float) -> dict[str, list[float]]:
-    """Return durations in ms, by where the subscriber is."""
+async def _take_turns(
+    ours: str, theirs: str, seconds: float, prefix: str = "latency", pause_s: float = 0.0
+) -> dict[str, list[float]]:
+    """Return durations in ms, by where the subscriber is; before each message is a pause of up to ``pause_s``."""
+    dice = random.Random(9)
+    warm_up = 2 if pause_s else WARM_UP
     took: dict[str, list[float]] = {"at the publisher's broker": [], "at another broker": []}
     async with AsyncExitStack() as stack:
         publisher = await stack.enter_async_context(connect(ours))
         subscriptions = []
-        for subject, address in (("latency.here", ours), ("latency.there", theirs)):
+        for subject, address in ((f"{prefix}.here", ours), (f"{prefix}.there", theirs)):
             client = await stack.enter_async_context(connect(address))
             subscriptions.append((subject, await stack.enter_async_context(client.subscribe(subject))))
         until = time.perf_counter() + seconds
         number = 0
-        while time.perf_counter() < until or number < 2 * WARM_UP:
+        while time.perf_counter() < until or number < 2 * warm_up:
             number += 1
             for durations, (subject, messages) in zip(took.values(), subscriptions, strict=True):
+                await trio.sleep(dice.random() * pause_s)
                 began = time.perf_counter()
                 publishing = await publisher.start_publish(subject, BODY, KEPT_S)
                 with trio.fail_after(LATE_TIMEOUT_S):
                     message = await anext(messages)
-                if number > WARM_UP:
+                if number > warm_up:
                     durations.append(1000 * (time.perf_counter() - began))
                 if not message.id == await publishing.id() == number:
                     raise RuntimeError(f"{subject}: id {message.id} came instead of {number}")
                 publishing.leave()
     return took
+
+
+def latency_by_polling(database: Postgres, seconds: float) -> str:
+    """Do the same where brokers hear each other by no stream and no wake-up: what is left is asking the database.
+
+    Messages come at random points of the interval.
+    """
+    cut_off = "--peers", "127.0.0.1:1", "--store-listen", "postgresql://nobody@127.0.0.1:1/nothing"
+    with brokers(database, 2, *cut_off) as (ours, theirs):
+        took = trio.run(_take_turns, ours.address, theirs.address, seconds, "polled", POLL_INTERVAL_S)
+        heard = {path: int(told(theirs)[path]) for path in ("tail", "wakeup", "poll")}
+    durations = took["at another broker"]
+    p99 = statistics.quantiles(durations, n=100, method="inclusive")[98]  # few, and none is later than the last
+    return (
+        f"\n**without streams and wake-ups**, asking every {POLL_INTERVAL_S:g} s: "
+        f"p50 {statistics.median(durations):.0f} ms, p99 {p99:.0f} ms, most {max(durations):.0f} ms, "
+        f"of {len(durations)} messages; heard of: {heard}"
+    )
 
 
 def costs(database: Postgres, rounds: int, seconds: float) -> tuple[float, str]:
@@ -242,13 +270,15 @@ async def _receive_all(subject: str, messages, received: Counter[str], progress:
 
 
 @contextmanager
-def brokers(database: Database, count: int) -> Iterator[list[Server]]:
-    """Run so many brokers, which all hear each other, for the length of the block."""
+def brokers(database: Database, count: int, *flags: str) -> Iterator[list[Server]]:
+    """Run so many brokers for the length of the block; they all hear each other, unless ``flags`` say otherwise."""
     with ExitStack() as stack:
         place = Place(SCRATCH, database.url)
-        servers = [stack.enter_context(running(broker("{database_url}")(place), database)) for _ in range(count)]
+        servers = [
+            stack.enter_context(running(broker("{database_url}", *flags)(place), database)) for _ in range(count)
+        ]
         give_up = time.monotonic() + HEARD_TIMEOUT_S
-        while any(told(server).get("trio_broker_replicas_heard", 0) != count - 1 for server in servers):
+        while not flags and any(told(server).get("trio_broker_replicas_heard", 0) != count - 1 for server in servers):
             if time.monotonic() > give_up:
                 raise RuntimeError(f"{count} brokers did not hear each other within {HEARD_TIMEOUT_S} s")
             time.sleep(0.1)

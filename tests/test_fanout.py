@@ -11,7 +11,7 @@ from persistence import NO_HEADERS, Appended, NewMessage
 from trio_broker import BrokerClosed, Draining, Message, SlowConsumer
 from trio_broker.batch import Batch
 from trio_broker.config import Config
-from trio_broker.fanout import Fanout
+from trio_broker.fanout import TAIL, Fanout, Span
 from trio_broker.start import SlowPolicy
 from trio_broker.subscription import Messages, Subscription
 
@@ -83,6 +83,18 @@ def test_one_commit_is_one_batch_per_subject_that_somebody_listens_to() -> None:
         ]
         assert [message.id for message in b.receive_nowait().messages] == [1, 2]
         assert buffered_ids(a) == buffered_ids(b) == []
+
+
+async def test_what_another_broker_appended_in_several_commits_hides_nothing_between_them() -> None:
+    """Ids 3 and 4 are another publisher's, and come by that broker's stream."""
+    both = Fanout(Config.model_construct(subscriber_messages=8, subscriber_bytes=1000), shared=True)
+    subscription = both.subscribe("a", Span(after_id=0, end_id=0, live=True))
+    new = NewMessage("a", b"", None, NO_HEADERS)
+    both.deliver([(new, Appended(id_, 0)) for id_ in (1, 2, 5, 6)], told={"a"})
+    await trio.lowlevel.checkpoint()
+    assert buffered_ids(subscription) == [1, 2]
+    both.arrive(batch("a", [3, 4]), [None, None], TAIL)
+    assert buffered_ids(subscription) == [3, 4, 5, 6]
 
 
 def test_wake_is_called_after_each_batch_and_after_the_end() -> None:

@@ -44,3 +44,16 @@ def test_the_contract_holds_for_grpc_js(packages: Path, compression: str) -> Non
             timeout=PATIENCE_S,
         )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_example_for_node_runs(packages: Path) -> None:
+    with serving() as address:
+        done = subprocess.run(
+            ["node", ROOT / "examples" / "node" / "example.js", address],
+            env={**os.environ, "NODE_PATH": str(packages)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE_S,
+        )
+    assert sorted(done.stdout.splitlines()) == ["published as 1", "received 1 two cups"]

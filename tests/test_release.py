@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "release"))
+sys.path.append(str(ROOT / "docker" / "release"))
 
 from archives import level  # noqa: E402
 
@@ -36,7 +36,7 @@ SDIST, WHEEL, SBOM = (
 def build(out: Path, *arguments: str, umask: int = -1, **environment: str) -> dict[str, bytes]:
     """What it builds, by name."""
     done = subprocess.run(
-        [sys.executable, ROOT / "release" / "build.py", "--out", out, *arguments],
+        [sys.executable, ROOT / "docker" / "release" / "build.py", "--out", out, *arguments],
         env=os.environ | environment,
         umask=umask,
         capture_output=True,
@@ -134,7 +134,7 @@ def test_what_is_left_out_is_told_and_is_a_failure_in_ci(tmp_path: Path, ci: str
     programs.mkdir()
     (programs / "git").symlink_to(Path(subprocess.check_output(["which", "git"], text=True).strip()))
     done = subprocess.run(
-        [sys.executable, ROOT / "release" / "build.py", "--out", tmp_path / "out", "--only=image"],
+        [sys.executable, ROOT / "docker" / "release" / "build.py", "--out", tmp_path / "out", "--only=image"],
         env={"PATH": str(programs), "CI": ci},
         capture_output=True,
         text=True,

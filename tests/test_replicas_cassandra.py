@@ -69,6 +69,27 @@ async def test_each_subject_is_left_to_one_and_everybody_hears_all_in_order(url:
         assert not any(broker.fanout.gaps[reason] for broker in brokers for reason in broker.fanout.gaps)
 
 
+async def test_what_is_not_kept_reaches_everybody_whichever_of_three_publishes_it(url: str) -> None:
+    """All publish to one subject at once: two ask the third, and hear of it by its answer and by its stream."""
+    async with linked(url, 3) as (brokers, replicas), AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        listeners = [await stack.enter_async_context(broker.subscribe("live")) for broker in brokers]
+        await until(lambda: all(len(broker.fanout.tails.get("live", ())) == 2 for broker in brokers))
+
+        async def publish(name: int, broker: Broker) -> None:
+            for n in range(25):
+                await broker.publish("live", b"%d.%d" % (name, n))
+
+        with trio.fail_after(60):
+            for name, broker in enumerate(brokers):
+                nursery.start_soon(publish, name, broker)
+            for messages in listeners:
+                got = [await messages.receive() for _ in range(75)]
+                assert [message.id for message in got] == list(range(1, 76))
+                assert len({message.body for message in got}) == 75
+        assert sum(map(forwarded, replicas)) == 50
+        assert not any(broker.fanout.gaps[reason] for broker in brokers for reason in broker.fanout.gaps)
+
+
 async def test_a_key_has_one_id_whoever_is_asked(url: str) -> None:
     async with linked(url, 3) as (brokers, _):
         with trio.fail_after(30):

@@ -46,6 +46,11 @@ def test_an_attack_has_bounds_and_proofs_that_exist(row: list[str]) -> None:
         assert defines(path, name), proof
 
 
+def test_every_test_that_is_named_exists() -> None:
+    for path, name in re.findall(r"`(tests/[^`]+)::([^`]+)`", TEXT):
+        assert defines(path, name), f"{path}::{name}"
+
+
 def test_every_flag_that_is_named_exists() -> None:
     flags = set(re.findall(r"`--([a-z-]+)`", TEXT)) - {"seed"}  # of the soak
     assert {flag.replace("-", "_") for flag in flags} <= Config.model_fields.keys()

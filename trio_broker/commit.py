@@ -13,32 +13,31 @@ store has not been given can be withdrawn; after that its outcome stands, whethe
 What is queued are runs of messages: cost is paid per run, and all bounds count messages.
 """
 
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import count
-from typing import assert_never, cast
+from typing import cast
 from zlib import crc32
 
 import structlog
 import trio
 
 import persistence
-from persistence import Appended, Duplicate, Failed, NewMessage, Outcome, Store
+from persistence import Appended, Failed, NewMessage, Outcome, Store
 from trio_broker.config import Config
 from trio_broker.errors import (
-    Aborted,
     BrokerClosed,
     BrokerError,
-    Conflict,
     Draining,
     OutcomeUnknown,
     Overloaded,
-    Rejected,
     StorageUnavailable,
 )
-from trio_broker.fair_queue import QUANTUM, FairQueue
+from trio_broker.fair_queue import QUANTUM
+from trio_broker.lane import Lane
 from trio_broker.lane_change import LaneChange
+from trio_broker.outcomes import result_of
 from trio_broker.runs import Answer, Group, Pending, Result, Run, cut, size_bytes
 from trio_broker.storage import Availability, broker_error
 
@@ -86,7 +85,7 @@ class Committer:
         self._flush_messages = min(config.flush_messages, limits.flush_messages_max)
         self._flush_bytes = min(int(config.flush_bytes), limits.flush_bytes_max)
         self._timeout_s = config.commit_timeout
-        self._lanes = [_Lane(self._max_messages, self._max_bytes) for _ in range(limits.lanes + limits.leaves_subjects)]
+        self._lanes = [Lane(self._max_messages, self._max_bytes) for _ in range(limits.lanes + limits.leaves_subjects)]
         self._own_lanes = self._lanes[: limits.lanes]
         self._left_lane = self._lanes[-1] if limits.leaves_subjects else None
         self.is_left: Callable[[str], bool] = _never
@@ -279,7 +278,7 @@ class Committer:
                     run.fail(_closed())
             lane.wake()
 
-    async def _run_lane(self, lane: "_Lane") -> None:
+    async def _run_lane(self, lane: Lane) -> None:
         while True:
             await lane.work.wait()  # this task runs in the tick after `wake`: all that one tick reads goes together
             while part := await self._next_part(lane):
@@ -293,7 +292,7 @@ class Committer:
             lane.rest()
             self._tell_of_room()  # what was queued may all have been withdrawn
 
-    async def _next_part(self, lane: "_Lane") -> list[Pending]:
+    async def _next_part(self, lane: Lane) -> list[Pending]:
         if lane is self._left_lane:
             await self._change.own_passed()
         else:
@@ -308,7 +307,7 @@ class Committer:
             except Exception:
                 log.exception("answer_failed")  # one caller's bug must not stop the lane
 
-    async def _flush(self, lane: "_Lane", part: list[Pending]) -> None:
+    async def _flush(self, lane: Lane, part: list[Pending]) -> None:
         """Append ``part`` and answer its publishes, or split it. A checkpoint."""
         messages = [message for run in part for message in run.messages]
         try:
@@ -326,7 +325,7 @@ class Committer:
         else:
             self._succeed(lane, part, messages, outcomes)
 
-    def _succeed(self, lane: "_Lane", part: list[Pending], messages: list[NewMessage], outcomes: list[Outcome]) -> None:
+    def _succeed(self, lane: Lane, part: list[Pending], messages: list[NewMessage], outcomes: list[Outcome]) -> None:
         # subscribers first: who has an id knows that they were offered the message. That nobody waits for the id
         # any more changes nothing: the message is in the log
         pairs = list(zip(messages, outcomes, strict=True))
@@ -342,7 +341,7 @@ class Committer:
         else:
             self._succeed_in_part(lane, part, pairs)
 
-    def _succeed_in_part(self, lane: "_Lane", part: list[Pending], pairs: Sequence[tuple[NewMessage, Outcome]]) -> None:
+    def _succeed_in_part(self, lane: Lane, part: list[Pending], pairs: Sequence[tuple[NewMessage, Outcome]]) -> None:
         appended = [(message, outcome) for message, outcome in pairs if isinstance(outcome, Appended)]
         failures = [outcome.error for _, outcome in pairs if isinstance(outcome, Failed)]
         if appended or not failures:
@@ -353,7 +352,7 @@ class Committer:
         self._doubt(
             message.subject for message, outcome in pairs if isinstance(outcome, Failed) and _is_unknown(outcome.error)
         )
-        results = [_result(message, outcome) for message, outcome in pairs]
+        results = [result_of(message, outcome) for message, outcome in pairs]
         guilty: list[Pending] = []
         stop = 0
         for run in part:
@@ -391,7 +390,7 @@ class Committer:
                     self._change.own_moved()
             await trio.sleep_until(next_due)
 
-    def _lane_of(self, subject: str, *, may_be_left: bool = True) -> "_Lane":
+    def _lane_of(self, subject: str, *, may_be_left: bool = True) -> Lane:
         if may_be_left and self._left_lane is not None and (self.is_left(subject) or self._change.stays_left(subject)):
             return self._left_lane
         lanes = self._own_lanes
@@ -404,65 +403,6 @@ class Committer:
             f"(at most {self._max_messages} and {self._max_bytes} may), {messages} of {size} bytes from this "
             "client (it may have as much as stays free); nothing was appended"
         )
-
-
-class _Lane:
-    """What one lane's task works on. Of ``work`` and ``idle`` one is set, and nobody waits for the other in vain."""
-
-    __slots__ = ("_parts", "flight_began", "idle", "part", "queue", "work")
-
-    def __init__(self, max_messages: int, max_bytes: int) -> None:
-        self.queue: FairQueue[Pending] = FairQueue(max_messages, max_bytes)
-        self.part: list[Pending] = []
-        """What the store has been given; what came before it of the same flight is completed, or is in `_parts`."""
-        self.flight_began = 0.0
-        self.idle = trio.Event()
-        self._parts: list[list[Pending]] = []  # of the flight, still to be appended; the next one is last
-        self.rest()
-
-    def rest(self) -> None:
-        """Nothing is queued or in flight."""
-        self.work = trio.Event()
-        self.idle.set()
-
-    def wake(self) -> None:
-        """Something was queued, or the lane is to end."""
-        if not self.work.is_set():
-            self.work.set()
-            self.idle = trio.Event()
-
-    def next_part(self, max_messages: int, max_bytes: int) -> list[Pending]:
-        """Return what is to be appended next: the rest of a flight that was split, or a new flight; ``[]``: nothing."""
-        if self._parts:
-            self.part = self._parts.pop()
-        else:
-            self.part = self.queue.take(max_messages, max_bytes)
-            self.flight_began = trio.current_time()
-        return self.part
-
-    def open_runs(self) -> Iterator[Pending]:
-        """Return what is in flight or queued, in order."""
-        for part in (self.part, *reversed(self._parts)):
-            yield from (run for run in part if run.outcomes is None)
-        yield from self.queue
-
-    def drop_untried(self) -> list[Pending]:
-        """Return what of a flight that was split is not being appended now, and will not be, and has no answer yet."""
-        untried = [run for part in self._parts for run in part if run.outcomes is None]
-        self._parts.clear()
-        return untried
-
-    def split(self, part: list[Pending], *, again: bool = False) -> bool:
-        """Append ``part`` in halves, next and in order: its content is to blame, and its neighbours are innocent.
-
-        False: it is in one piece, and stays so. With ``again`` that one is tried once more.
-        """
-        runs = part if len(part) > 1 else part[0].halves()
-        if len(runs) == 1 and not again:
-            return False
-        middle = len(runs) // 2
-        self._parts += [half for half in (runs[middle:], runs[:middle]) if half]
-        return True
 
 
 def _never(_subject: str) -> bool:
@@ -490,33 +430,6 @@ def _fail_open(part: list[Pending], error: Callable[[], BrokerError]) -> None:
     for run in part:
         if run.outcomes is None:
             run.fail(error())
-
-
-def _result(message: NewMessage, outcome: Outcome) -> Result | None:
-    """Return what became of a message; None: its content, or a neighbour's, kept the store from appending it."""
-    match outcome:
-        case Appended() | Duplicate():
-            return outcome
-        case persistence.Conflict(last_id, of_neighbour):
-            return _conflict(message, last_id, of_neighbour=of_neighbour)
-        case persistence.Rejected(why):
-            return Rejected(why)
-        case Failed(persistence.BadContent()):
-            return None
-        case Failed(error):
-            return broker_error(error)
-        case _:
-            assert_never(outcome)
-
-
-def _conflict(message: NewMessage, last_id: int, *, of_neighbour: bool) -> BrokerError:
-    if of_neighbour:
-        return Aborted(f"another message of the batch to {message.subject!r} conflicts; nothing was appended of them")
-    expected = message.expected_last_id
-    differs = f"and not {expected}" if expected != last_id else "but others of the batch go before this message"
-    return Conflict(
-        f"the last id of {message.subject!r} is {last_id}, {differs}; nothing was appended", last_id=last_id
-    )
 
 
 def _draining() -> Draining:

@@ -1,4 +1,4 @@
-"""What Helm makes of the chart is what Kubernetes, operators, Prometheus and the broker accept (make chart-check)."""
+"""What Helm makes of the chart is accepted by Kubernetes, operators, Prometheus and the broker (make chart-check)."""
 
 import subprocess
 from pathlib import Path

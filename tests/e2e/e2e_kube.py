@@ -69,14 +69,13 @@ class Node(AbstractContextManager["Node"]):
         networks = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
         self._hosts.append({"ip": podman("inspect", f"--format={networks}", infra), "hostnames": [*names]})
 
-    def await_page(self, container: str, path: str, status: int) -> str:
-        """Ask the port of metrics for a page, as a kubelet does, until it answers with a status; return its text."""
+    def await_page(self, container: str, path: str, status: int, text: str = "") -> None:
+        """Ask the port of metrics for a page, as a kubelet does, until it answers with a status, and has a text."""
         give_up = time.monotonic() + PATIENCE_S
-        while (answer := self._ask(path))[0] != status:
+        while (answer := self._ask(path))[0] != status or text not in answer[1]:
             state = podman("inspect", "--format={{.State.Status}}", container)
             assert state == "running", f"{state}: {log_of(container)}"
             assert time.monotonic() < give_up, f"{answer}: {log_of(container)}"
-        return answer[1]
 
     def _ask(self, path: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection(self.address, 9464, timeout=PATIENCE_S)

@@ -25,7 +25,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with TemporaryDirectory() as directory:
         arguments = " ".join(["--isolation=chroot", *pip_mounts(Path(directory))])
         options = ("--out", out, "--image-repository", REPOSITORY, f"--image-arguments={arguments}")
-        run(sys.executable, ROOT / "release" / "build.py", *options)
+        run(sys.executable, ROOT / "docker" / "release" / "build.py", *options)
     return out
 
 

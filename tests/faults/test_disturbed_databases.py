@@ -5,6 +5,7 @@ from contextlib import closing
 from functools import partial
 
 import psycopg
+import pytest
 import trio
 from blackhole import Blackhole
 from e2e_broker import eventually
@@ -14,12 +15,15 @@ from postgres_kit import Outside
 from trio_broker._proto import broker_pb2 as pb
 
 from .cluster import CONNECTIONS_MAX, Cluster, cluster
+from .lossy import lossy, require_loss
 from .oracle import FAULT_S, Oracle, rounds
 
 SAFETY_S = 120
 """What hangs fails after this long; nothing that works comes near."""
 ROUND = 200
 """Publishes acknowledged before each fault, during it, and after it."""
+LOSS = 0.05
+"""Of the packets between the broker and its database."""
 LATENCY_S = 0.25
 """Each way: half a second for a round trip."""
 FLOOD = 900
@@ -47,18 +51,22 @@ def flood(address: str) -> None:
         assert time.monotonic() - began < DEADLINE_S + SLACK_S
 
 
-async def test_a_slow_database_holds_publishers_back_and_nothing_else(postgres_url: str) -> None:
+@pytest.mark.parametrize("loss", [0.0, LOSS], ids=["slow", "slow and lossy"])
+async def test_a_slow_database_holds_publishers_back_and_nothing_else(postgres_url: str, loss: float) -> None:
     with trio.fail_after(SAFETY_S + FAULT_S), Blackhole.before(postgres_url) as hole:
+        if loss:
+            require_loss(hole.port)
         async with cluster(postgres_url, urls=[hole.through(postgres_url)]) as brokers:
             oracle = Oracle(brokers)
             async with oracle.at_work():
                 await oracle.more(ROUND)
                 accepted, memory_bytes = hole.accepted, brokers[0].system().memory_info().rss
                 hole.slow(LATENCY_S)
-                for _ in rounds(least=1):
-                    await trio.to_thread.run_sync(flood, brokers[0].address)
-                    await oracle.more(len(oracle.publishers))
-                    assert brokers[0].get("/readyz")[0] == 200
+                with lossy(hole.port, loss):
+                    for _ in rounds(least=1):
+                        await trio.to_thread.run_sync(flood, brokers[0].address)
+                        await oracle.more(len(oracle.publishers))
+                        assert brokers[0].get("/readyz")[0] == 200
                 assert brokers[0].system().memory_info().rss - memory_bytes < MEMORY_MAX_BYTES
                 assert hole.accepted - accepted <= CONNECTIONS_MAX, "connections were made again and again"
                 hole.slow()

@@ -92,12 +92,12 @@ def test_random_bytes_are_corrupt(encoding, junk):
     ],
 )
 def test_what_is_not_one_message_is_corrupt(encoding, body):
-    """RFC 1952 allows several members; gRPC's C core takes one, and nobody sends more."""
+    """RFC 1952 allows several members; gRPC's C core takes one, and so do we."""
     assert isinstance(Inflation(encoding, body, 1000).run_all(), Corrupt)
 
 
 def test_a_bomb_takes_little_more_memory_than_the_largest_message():
-    bomb = gzip.compress(bytes(512 * MEBIBYTE), 9)
+    bomb = gzip.compress(bytes(128 * MEBIBYTE))
     tracemalloc.start()
     try:
         assert isinstance(Inflation("gzip", bomb, 4 * MEBIBYTE).run_all(), InflatesTooLarge)

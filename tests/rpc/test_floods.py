@@ -98,6 +98,25 @@ def test_windows_that_change_for_many_streams_count_for_more():
     assert told == [["SETTINGS ACK"], ["SETTINGS ACK"], ["GOAWAY 95 ENHANCE_YOUR_CALM"]]
 
 
+def test_messages_in_crumbs_are_counted():
+    peer = GrpcPeer(LIMITS)
+    peer.send(SETTINGS_ACK)
+    peer.connection.forgive(1)
+    peer.send(peer.request(1, end=False), data(1, b"\0\0\1\0\0"), data(1, bytes(63)) * BURST)
+    assert not peer.connection.failed
+    peer.send(data(1, bytes(64)) * BURST)
+    assert not peer.connection.failed, "these are large enough"
+    assert peer.told(data(1, bytes(63))) == ["GOAWAY 1 ENHANCE_YOUR_CALM"]
+
+
+def test_the_beginning_and_the_end_of_a_message_may_be_as_small_as_they_are():
+    peer = GrpcPeer(LIMITS)
+    peer.send(peer.request(1, method="Chat", end=False))
+    for _ in range(3 * BURST):
+        peer.send(data(1, b"\0\0\0\0\2"), data(1, b"ab"))
+    assert not peer.connection.failed
+
+
 def test_pings_beyond_the_bound_are_told_in_the_words_that_grpc_libraries_know():
     """With "too_many_pings" they ping half as often from then on (gRFC A8)."""
     peer = calm_peer(Limits(ping_burst=3))

@@ -13,7 +13,9 @@ from toy import MEBIBYTE, Toy, Wire, connected, serve, server_of, serving
 
 from trio_broker.rpc import frames
 from trio_broker.rpc import server as server_module
+from trio_broker.rpc import transport as transport_module
 from trio_broker.rpc.call import Call, framed
+from trio_broker.rpc.connection import Connection
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.listeners import listen_tcp, listen_unix
 
@@ -87,6 +89,21 @@ async def test_a_client_that_streams_waits_for_the_handler():
         await wire.write(data(1, bytes(16_384)))
         assert await wire.was_reset(1) == "FLOW_CONTROL_ERROR"
         await toy.until("ended Collect")
+
+
+@pytest.mark.parametrize(("turn_s", "sizes"), [(1e-9, [4096] + [1024] * 12), (1e9, [4096, 8192])])
+async def test_reads_are_as_short_as_what_they_bring_is_costly(turn_s, sizes, monkeypatch):
+    """So that others have their turn: the first is short, and each that was filled tells how long the next may be."""
+    monkeypatch.setattr(transport_module, "TURN_S", turn_s)
+    monkeypatch.setattr(transport_module, "SHORTEST_READ_BYTES", 1024)
+    read = []
+    receive = Connection.receive
+    monkeypatch.setattr(Connection, "receive", lambda self, data: (read.append(len(data)), receive(self, data)))
+    async with serving(Toy()) as server, connected(server) as wire:
+        read.clear()
+        await wire.write(ping(flags=frames.ACK) * (16_384 // 17))
+        assert await echoes(wire)
+    assert read[: len(sizes)] == sizes
 
 
 # one connection's bug

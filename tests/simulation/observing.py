@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from trio_broker import commit
-from trio_broker.commit import _Lane
+from trio_broker.lane import Lane
 from trio_broker.position import Piece, Position
 from trio_broker.runs import Pending
 from trio_broker.storage import Availability
@@ -89,7 +89,7 @@ def observed(world: World) -> Generator[None]:
             (Position, "rewind", called("rewound")),
             (Subscription, "cut", called("cut for memory")),
             (Subscription, "_drop_oldest", called("oldest dropped")),
-            (_Lane, "split", called("flush split")),
+            (Lane, "split", called("flush split")),
             (Pending, "rest", called("part of a run tried again")),
             (Availability, "lost", called("store away")),
         ):

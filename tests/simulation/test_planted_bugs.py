@@ -11,6 +11,7 @@ from trio_broker.broker import Broker
 from trio_broker.commit import Committer
 from trio_broker.errors import NotApplied
 from trio_broker.fanout import Fanout, Span
+from trio_broker.lane import Lane
 from trio_broker.message import UNAVAILABLE, Gap
 from trio_broker.position import Position
 from trio_broker.runs import Group, Pending, Result
@@ -67,7 +68,7 @@ def a_collected_batch_is_dropped(patch: pytest.MonkeyPatch) -> None:
 def publishes_are_acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> None:
     flush = Committer._flush
 
-    async def eager(self: Committer, lane: commit._Lane, part: list[Pending]) -> None:
+    async def eager(self: Committer, lane: Lane, part: list[Pending]) -> None:
         for run in part:
             if run.outcomes is None and run.count == 1:
                 last_id = self._store.last_id(run.message.subject)
@@ -115,12 +116,12 @@ def pages_count_beyond_what_was_offered(patch: pytest.MonkeyPatch) -> None:
 
 
 def duplicates_are_told_as_new(patch: pytest.MonkeyPatch) -> None:
-    result = commit._result
+    result = commit.result_of
 
     def as_new(message: NewMessage, outcome: Outcome) -> Result | None:
         return Appended(*outcome) if isinstance(outcome, Duplicate) else result(message, outcome)
 
-    patch.setattr(commit, "_result", as_new)
+    patch.setattr(commit, "result_of", as_new)
 
 
 def who_was_dropped_goes_on_one_id_too_far(patch: pytest.MonkeyPatch) -> None:

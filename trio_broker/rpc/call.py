@@ -47,6 +47,8 @@ _DEFLATE_MIN_BYTES = DEFLATE_MIN_BYTES + PREFIX_BYTES
 _DEFLATED_HEAD = _FULL_HEAD + literal(b"grpc-encoding", DEFLATED.encode())
 _SMALL_BYTES = 1024
 """A reply of no more is sent in any case: to refuse it would take as much, and what was done may not be undone."""
+_CRUMB_BYTES = 64
+"""A frame with less of a message, neither its beginning nor its end, is what floods are made of (section 10.5)."""
 _OBJECT_BYTES = 64
 """What a message in an inbox takes besides its bytes: they may be none."""
 
@@ -225,6 +227,7 @@ class Call(Stream):
     def _assemble(self, data: bytes) -> None:
         """Several messages, or parts of one. A message too large is refused by its prefix, not buffered."""
         connection = self.connection
+        begun = self.part is not None
         if self.part is None:
             self.part = bytearray(data)
         else:
@@ -257,7 +260,10 @@ class Call(Stream):
             announced = PREFIX_BYTES
         if not part:
             self.part = None
-        elif self._reserve(announced):
+            return
+        if begun and len(data) < _CRUMB_BYTES:
+            connection.spend()
+        if self._reserve(announced):
             # credit for an unfinished message, or it may never be finished: its size bounds it, not the window
             self.take(len(part) - self.credited)
             self.credited = len(part)

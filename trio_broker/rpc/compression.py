@@ -4,7 +4,7 @@ Owns:      which encodings there are, one message inflated within a bound, one m
 Not here:  which messages of a call are compressed (inflow.py, call.py), threads (aside.py).
 Threads:   any, one at a time for each `Inflation`: zlib lets other threads run meanwhile.
 
-``gzip`` is RFC 1952, with one member: gRPC's C core, and with it most languages, takes no more either. ``deflate`` is
+``gzip`` is RFC 1952, with one member: gRPC's C core takes no more either. ``deflate`` is
 the zlib format of RFC 1950, not the bare one of RFC 1951.
 """
 
@@ -26,7 +26,7 @@ DEFLATED = "gzip"
 DEFLATE_MIN_BYTES = 1024
 """What is smaller is sent as it is: it would save less than a packet."""
 _LEVEL = 1
-"""Four times as fast as zlib's usual 6, for a tenth more bytes of JSON."""
+"""Four times as fast as zlib's usual 6, for a seventh more bytes of JSON."""
 
 
 class Corrupt(Exception):

@@ -177,12 +177,12 @@ class Connection(Control):
         elif (handler := self._on_control.get(kind)) is not None:
             handler(flags, stream_id, payload)
         else:
-            self._spend()  # unknown types are ignored (section 4.1), not in any number
+            self.spend()  # unknown types are ignored (section 4.1), not in any number
 
     def _fail_stream(self, error: StreamFailed) -> None:
         if error.stream_id > self.last_stream_id or not error.stream_id & 1:
             raise ConnectionFailed(error.code, str(error))  # no RST_STREAM for an idle stream (section 6.4)
-        self._spend()
+        self.spend()
         self.write(frames.reset(error.stream_id, error.code))
         stream = self.streams.get(error.stream_id)
         if stream is not None:
@@ -220,7 +220,7 @@ class Connection(Control):
         if payload:
             stream.on_data(payload)
         elif not flags & frames.END_STREAM:
-            self._spend()
+            self.spend()
         if not flags & frames.END_STREAM:
             stream.on_unended()
         elif not stream.closed:
@@ -235,7 +235,7 @@ class Connection(Control):
         if flags & frames.END_STREAM:
             self._reset_ids.pop(stream_id, None)  # nothing more can be on its way
         elif not payload:
-            self._spend()
+            self.spend()
 
     # -- HEADERS and CONTINUATION (sections 6.2, 6.10, 8) -----------------------------------------------------
 

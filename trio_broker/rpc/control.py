@@ -162,7 +162,7 @@ class Control(Outbound):
         if len(self._reset_ids) > self.limits.remembered_resets_max:
             del self._reset_ids[next(iter(self._reset_ids))]
 
-    def _spend(self, count: int = 1) -> None:
+    def spend(self, count: int = 1) -> None:
         """Count something that costs the peer less than it costs us (section 10.5)."""
         self._calm -= count
         if self._calm < 0:
@@ -190,7 +190,7 @@ class Control(Outbound):
             raise StreamFailed(stream_id, frames.FRAME_SIZE_ERROR, "PRIORITY must be 5 bytes")
         if frames.unpack_u32(payload)[0] & frames.STREAM_ID_MAX == stream_id:
             raise StreamFailed(stream_id, frames.PROTOCOL_ERROR, "a stream depends on itself")
-        self._spend()
+        self.spend()
 
     def _on_reset(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
         """Section 6.4. A reset at once, before we answered, is what "rapid reset" is made of: those are counted."""
@@ -200,13 +200,13 @@ class Control(Outbound):
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
         stream = self.streams.get(stream_id)
         if stream is None:
-            self._spend()  # we were quicker, and our answer has forgiven it; more than one is a flood
+            self.spend()  # we were quicker, and our answer has forgiven it; more than one is a flood
             return
         rapid = not stream.responded and self.age_s - stream.born_s < self.limits.rapid_reset_s
         self.drop(stream)
         self._reset_ids.pop(stream_id, None)  # after its own reset the peer may send nothing (section 5.1)
         if rapid:
-            self._spend()
+            self.spend()
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         """Section 6.5."""
@@ -219,7 +219,7 @@ class Control(Outbound):
             return
         if len(payload) % 6:
             raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "SETTINGS must be multiples of 6 bytes")
-        self._spend()
+        self.spend()
         window = self.peer_window
         for name, value in frames.iter_settings(payload):
             if name == frames.INITIAL_WINDOW_SIZE:
@@ -234,7 +234,7 @@ class Control(Outbound):
                 raise ConnectionFailed(frames.PROTOCOL_ERROR, f"SETTINGS_ENABLE_PUSH {value}")
         if window != self.peer_window:
             self._change_peer_window(window)  # once for the frame: it touches every stream
-            self._spend(len(self.streams) >> 4)
+            self.spend(len(self.streams) >> 4)
         self.settled = True
         self.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
 
@@ -272,7 +272,7 @@ class Control(Outbound):
         if self._acks_due:
             self._acks_due -= 1
         else:
-            self._spend()
+            self.spend()
 
     def _on_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:  # noqa: ARG002
         """Section 6.8: the peer will open no more streams; those that are open go on."""
@@ -280,7 +280,7 @@ class Control(Outbound):
             raise ConnectionFailed(frames.PROTOCOL_ERROR, "GOAWAY on a stream")
         if len(payload) < 8:
             raise ConnectionFailed(frames.FRAME_SIZE_ERROR, "GOAWAY too short")
-        self._spend()
+        self.spend()
         code, text = frames.unpack_u32(payload, 4)[0], payload[8 : 8 + _GOAWAY_TEXT_MAX_BYTES]
         self.peer_goaway = f"{frames.error_name(code)} {text!r}"
 
@@ -292,7 +292,7 @@ class Control(Outbound):
         if increment:
             self._updates += 1
             if self._updates > self._granted - self.send_window:  # more of them than bytes of DATA that we have sent
-                self._spend()
+                self.spend()
         if not stream_id:
             self.send_window += increment
             self._granted += increment

@@ -1,7 +1,8 @@
 """One client: its socket, its HTTP/2 connection, and the tasks of its calls, in one nursery.
 
-Owns:      reading, writing, starting handlers, the end of the connection.
-Not here:  the protocol (connection.py, call.py), the listeners and what connections share (server.py).
+Owns:      reading, writing, the end of the connection.
+Not here:  what is done for its calls (calls.py), the protocol (connection.py, call.py), the listeners and what
+           connections share (server.py).
 Threads:   the trio thread.
 
 The reader feeds what it reads to the connection and writes the answers that are ready at once. What becomes ready
@@ -16,7 +17,6 @@ import math
 import socket
 import ssl
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
@@ -24,13 +24,11 @@ from typing import TYPE_CHECKING, Any
 import trio
 from purerpc import Status
 
-from trio_broker.rpc import frames, handlers
-from trio_broker.rpc.application import Job
-from trio_broker.rpc.aside import Aside, Threads
+from trio_broker.rpc import frames
+from trio_broker.rpc.aside import Aside
 from trio_broker.rpc.call import Call
+from trio_broker.rpc.calls import READ_BYTES, Calls
 from trio_broker.rpc.connection import Connection
-from trio_broker.rpc.handlers import Method
-from trio_broker.rpc.health import NAME as HEALTH
 from trio_broker.rpc.identity import Identity
 from trio_broker.rpc.inflow import PER_READ_BYTES
 from trio_broker.rpc.leaving import turn_away
@@ -46,15 +44,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-READ_BYTES = 64 * 1024
 FIRST_READ_BYTES = 4 * 1024
 SHORTEST_READ_BYTES = 1024
-TURN_S = 0.001
+TURN_S = 0.0005
 """What taking in one read is to cost at most, by what the last one did: then others have their turn.
 
 64 KiB of ordinary calls take some milliseconds, but 64 KiB of the smallest frames, or of large header lists, many times
 as long. So the first read of a connection is short, and each that was filled at most doubles the next.
 """
+TASK_S = 0.0001
+"""What a call that has a task is taken to cost besides."""
 TIGHT_BYTES = 2 * 1024
 """What is handled of a read before the answers to it are written, while many replies wait already."""
 KEEPALIVE = {
@@ -73,8 +72,8 @@ LINGER_READS = 100
 """How long, and how much, a connection that we end is read and ignored, so that our last words arrive."""
 
 
-class Transport:
-    """A connected client. It is the `trio_broker.rpc.application.Application` of its calls."""
+class Transport(Calls):
+    """A connected client."""
 
     def __init__(
         self, server: Server, sock: socket.socket, origin: Origin | None = None, *, refusal: Status | None = None
@@ -87,39 +86,24 @@ class Transport:
             origin: what all connections of the client's address have; None: that does not matter.
             refusal: there is no place for the client: this ends its calls, and it is closed soon.
         """
-        self.server = server
-        self._origin = origin
-        self._refusal = refusal
-        self.refusals = server.refusals
+        super().__init__(server, origin, refusal)
         self.peer = _peer(sock)
         self.connection_id = token_hex(6)
         self._socket = sock
         self._end = ""
         """What went wrong first, for the log."""
         self._tls = None if server.tls is None else Tls(server.tls)
-        self._nursery: trio.Nursery
         self._reading = True
         """Output need not be announced: it is flushed when the read is done."""
-        self.came_at = self.read_at = time.perf_counter()
+        self.came_at = self.read_at
         self._watch = Watch(trio.current_time(), server.limits.connection_age_s)
-        self._task_streams = 0
-        self._streams = 0
-        """Calls that are open, as of the last read or write."""
-        self._streams_max = math.inf
-        self._groups: list[list[Call]] = []
-        self._open_groups: dict[Method, list[Call]] = {}
-        """The last group of each method, which takes more calls."""
-        self._grouped_bytes = 0
-        self._fed: dict[Call, None] = {}
-        """Calls whose feeds are to be told when the read is done."""
-        self.at_once_bytes = PER_READ_BYTES
-        self._aside = Aside(server.threads, self._take_in)
         self._unsent: memoryview | None = None
         self.stalled_at = 0.0
         """When the socket last took a part of what it was to take."""
         self._written = trio.Event()
         self._begun = self._broken = False
         self._reader = trio.CancelScope()
+        self._aside = Aside(server.threads, self._take_in)
         self.connection = Connection(
             self._new_call, server.parser.parse, self._on_output, server.limits, server.budgets
         )
@@ -203,6 +187,7 @@ class Transport:
             if self._tls is not None:
                 data = self._decrypt(self._tls, data)
             now = time.perf_counter()
+            self._started = 0
             connection.forgive(now - self.read_at)
             self.read_at = now
             while len(data) > TIGHT_BYTES and outbound.tight:
@@ -211,7 +196,8 @@ class Transport:
                 await self._caught_up()
             self._handle(data)
             if filled:  # there may be more
-                allowed = int(read_bytes * TURN_S / (time.perf_counter() - now))
+                took_s = time.perf_counter() - now + self._started * TASK_S
+                allowed = int(read_bytes * TURN_S / took_s)
                 read_bytes = max(SHORTEST_READ_BYTES, min(allowed, 2 * read_bytes, READ_BYTES))
             if handshaking and connection.settled:
                 handshaking = False
@@ -252,32 +238,22 @@ class Transport:
     def _take_in(self, take: Callable[[Any], None], given: Any) -> None:  # noqa: ANN401 - what `take` takes
         """Let the connection or a call take something in; write what is answered at once."""
         self._reading = True
-        self._streams_max = self._streams_room()
+        self._begin_read()
         try:
             take(given)
         except Exception as error:  # noqa: BLE001
             self._report(error)
             self._end_calls()
             self.connection.fail(frames.INTERNAL_ERROR, "internal error")
-        self._start_groups()
+        self._end_read()
         self._reading = False
         self.flush()
         self.server.written()
 
-    def _streams_room(self) -> float:
-        """Return how many calls the connection may have open while what was read is taken in."""
-        limits, origin, own = self.server.limits, self._origin, self._streams
-        room = limits.streams_total - self.server.streams + own
-        return room if origin is None else min(room, limits.streams_per_address - origin.streams + own)
-
-    def _count_streams(self) -> None:
-        """Account for the calls that are open, once for all that a read or a write has changed."""
-        more = len(self.connection.streams) - self._streams
-        if more:
-            self._streams += more
-            self.server.streams += more
-            if self._origin is not None:
-                self._origin.streams += more
+    @property
+    def identity(self) -> Identity | None:
+        """Who the client is by its certificate."""
+        return None if self._tls is None else self._tls.identity
 
     async def _caught_up(self) -> None:
         """Wait for a peer that does not read: it is not read from."""
@@ -293,115 +269,6 @@ class Transport:
         if not outbound.tight:
             return limits.unsent_max_bytes
         return limits.write_max_bytes if outbound.has_room(0) else 0
-
-    def _start_groups(self) -> None:
-        if self._fed:
-            fed, self._fed = self._fed, {}
-            handlers.feed(fed, self.refusals)
-        if self._groups:
-            for calls in self._groups:
-                begun = handlers.begin_group(calls, self.refusals)
-                if begun is not None:
-                    self._nursery.start_soon(handlers.finish_group, *begun, self.refusals)
-            self._groups.clear()
-            self._open_groups.clear()
-            self._grouped_bytes = 0
-
-    # -- the application of the calls -------------------------------------------------------------------------
-
-    @property
-    def identity(self) -> Identity | None:
-        """Who the client is by its certificate."""
-        return None if self._tls is None else self._tls.identity
-
-    def _new_call(self, connection: Connection, stream_id: int) -> Call:
-        return Call(self, connection, stream_id)
-
-    def opened(self, call: Call) -> None:
-        """Start the clocks of a call, and its task if it does not wait for its one message."""
-        call.started = self.read_at
-        method: Method | None = call.method
-        if len(self.connection.streams) > self._streams_max and not _asks_for_health(method):
-            call.finish(self.refusals.overloaded("as many calls are open as may be"))
-            return
-        if self._refusal is not None and not _asks_for_health(method):
-            call.finish(self._refusal)
-            self.connection.drain()
-            return
-        if method is not None and method.task_streams:
-            server, limits = self.server, self.server.limits
-            self._task_streams += 1  # until it is `over`
-            server.task_streams += 1
-            if self._task_streams > limits.task_streams_max or server.task_streams > limits.task_streams_total:
-                call.finish(self.refusals.overloaded(f"too many calls of {method.name} are open"))
-                return
-        refuse = self.server.refuse
-        if refuse is not None and (status := refuse(call)) is not None:
-            call.finish(status)
-            return
-        if call.timeout_s is not None:
-            self.server.watch(call, call.timeout_s)
-        if method is not None and method.kind == "fed":
-            call.inbox = deque()
-            handlers.begin_fed(call, self.refusals)
-        elif method is not None and method.request_streams:
-            call.inbox = deque()
-            self._nursery.start_soon(handlers.run_task, call, self.refusals)
-
-    def ready(self, call: Call) -> None:
-        """Run the handler of a call whose message is there."""
-        method: Method = call.method
-        if method.kind == "grouped":
-            # A group parses all of its messages, which may take many times their size: of large ones it gets only one.
-            self._grouped_bytes += len(call.message)
-            group = self._open_groups.get(method)
-            if group is None or self._grouped_bytes > READ_BYTES:
-                self._grouped_bytes = len(call.message)
-                self._open_groups[method] = group = []
-                self._groups.append(group)
-            group.append(call)
-        else:
-            run = handlers.run_drained if method.kind == "drained" else handlers.run_task
-            self._nursery.start_soon(run, call, self.refusals)
-
-    def began(self, call: Call) -> None:
-        """Note when the first message of a response was there."""
-        call.first_message_s = time.perf_counter() - call.started
-
-    def hurry(self, call: Call, seconds: float) -> None:
-        """Bring the deadline of a call forward."""
-        self.server.watch(call, seconds)
-
-    def received(self, call: Call) -> None:
-        """Wake the handler of a call that streams."""
-        if call.feed is not None:
-            self._fed[call] = None
-        elif call.wake is not None:
-            call.wake()
-
-    @property
-    def threads(self) -> Threads:
-        """What all connections compress with."""
-        return self.server.threads
-
-    def aside(self, job: Job) -> None:
-        """Run a job when its turn has come."""
-        self._aside.add(job, self._nursery)
-
-    def over(self, call: Call) -> None:
-        """Stop everything that a call had going, and account for it."""
-        if call.method is not None and call.method.task_streams:
-            self._task_streams -= 1
-            self.server.task_streams -= 1
-        if call.deadline is not None:
-            self.server.deadlines.discard(call)
-        if call.scope is not None:
-            call.scope.cancel()
-        if call.status is None and call.method is not None and call.method.abandoned is not None:
-            call.method.abandoned(call)
-        self.server.call_over(call)
-
-    # -- writing ----------------------------------------------------------------------------------------------
 
     def _on_output(self) -> None:
         if not self._reading and self._unsent is None:
@@ -559,12 +426,6 @@ class Transport:
         self._broken = True
         self._nursery.cancel_scope.cancel()
 
-    def give_up(self, call: Call, status: Status) -> None:
-        """End a call that has no answer yet with ``status``, unless what it had going knows better."""
-        if call.status is None:
-            abandoned = None if call.method is None else call.method.abandoned
-            call.finish((None if abandoned is None else abandoned(call)) or status)
-
     def _why(self) -> str:
         connection = self.connection
         if connection.failure:
@@ -573,11 +434,6 @@ class Transport:
             return "drained"
         end = self._end or "the client closed"
         return f"{end}, after GOAWAY {connection.peer_goaway}" if connection.peer_goaway else end
-
-
-def _asks_for_health(method: Method | None) -> bool:
-    """Say whether a call is served whoever makes it: a process that is only full must not be taken for a sick one."""
-    return method is not None and method.service == HEALTH and not method.response_streams
 
 
 def _told_of(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 # Log in before (docker or podman login, helm registry login). PUSH_FLAGS and HELM_FLAGS are passed on.
 set -euo pipefail
 image_repository=$1 chart_repository=$2
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 PATH="$PATH:$PWD/.cache/bin"
 (cd dist && sha256sum --check --quiet SHA256SUMS)
 

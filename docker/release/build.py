@@ -1,4 +1,4 @@
-"""Build what a release consists of: ``make release``, or ``python release/build.py --help``.
+"""Build what a release consists of: ``make release``, or ``python docker/release/build.py --help``.
 
 Owns:      which artifacts there are, of which commit, and their names.
 Not here:  the version (trio_broker/_version.py), what is in each artifact (setup.cfg, docker/Dockerfile, helm/).
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from archives import level
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "localhost/trio-broker"
 """Of an image that is published nowhere; the chart's values say the same."""
 _HOOKS = "import sys, setuptools.build_meta as backend; print(backend.{hook}(sys.argv[1]))"
