@@ -97,6 +97,14 @@ broker
 {{ ternary "[::]" "0.0.0.0" (index . 0).Values.ipv6 }}:{{ index . 1 }}
 {{- end }}
 
+{{/* Ports on which brokers talk to each other, for a NetworkPolicy: one for each worker. */}}
+{{- define "trio-broker.peerPorts" -}}
+- port: 50052
+  {{- with .Values.config.workers }}
+  endPort: {{ add 50051 (int .) }}
+  {{- end }}
+{{- end }}
+
 {{/* A value of `config` as text. YAML's numbers are floats to Helm, which writes large ones with an exponent. */}}
 {{- define "trio-broker.text" -}}
 {{- if kindIs "slice" . -}}
