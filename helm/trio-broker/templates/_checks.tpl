@@ -15,8 +15,14 @@
 {{- if hasPrefix "sqlite:" $store.url -}}
 {{- fail "store.url is for databases that brokers share. For SQLite set store.sqlite.enabled=true and replicaCount=1 instead" -}}
 {{- end -}}
+{{- if regexMatch "\\s" $store.url -}}
+{{- fail "store.url has a space or a line end: write %20 for a space in a password" -}}
+{{- end -}}
 {{- if and $store.url (not (regexMatch "^(postgresql|postgres|cassandra)://" $store.url)) -}}
 {{- fail (printf "store.url begins with %q; write postgresql://user:password@host/database or cassandra://host1,host2/keyspace" (regexFind "^[A-Za-z0-9+.-]*" $store.url)) -}}
+{{- end -}}
+{{- if and $store.url (not (regexMatch "^(postgres(ql)?://.+|cassandra://[^/]+/.+)$" $store.url)) -}}
+{{- fail "store.url names no database: write postgresql://user:password@host/database or cassandra://host1,host2/keyspace" -}}
 {{- end -}}
 {{- if and $store.listenUrl (not (regexMatch "^postgres(ql)?://" $store.url)) -}}
 {{- fail "store.listenUrl goes with a store.url of PostgreSQL. With store.existingSecret set store.existingSecretListenKey instead" -}}
