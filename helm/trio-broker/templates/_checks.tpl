@@ -66,6 +66,14 @@
 {{- fail "autoscaling goes by the CPU that is requested: set resources.requests.cpu" -}}
 {{- end -}}
 {{- end -}}
+{{- if eq .Values.service.type "ClusterIP" -}}
+{{- if or .Values.service.nodePort .Values.service.externalTrafficPolicy -}}
+{{- fail "service.nodePort and service.externalTrafficPolicy are for what comes from outside: set service.type=NodePort or LoadBalancer" -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.service.loadBalancerSourceRanges (ne .Values.service.type "LoadBalancer") -}}
+{{- fail "service.loadBalancerSourceRanges needs service.type=LoadBalancer" -}}
+{{- end -}}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
 {{- fail "ingress.enabled needs ingress.hosts" -}}
 {{- end -}}

@@ -4,14 +4,15 @@
 {{ default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
 {{- end }}
 
+{{/* 38: with `-demo-postgres` it is 52, and a StatefulSet adds 11 to its name in a label, of 63 at most. */}}
 {{- define "trio-broker.fullname" -}}
 {{- $name := include "trio-broker.name" . -}}
 {{- if .Values.fullnameOverride -}}
-{{ .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{ .Values.fullnameOverride | trunc 38 | trimSuffix "-" }}
 {{- else if contains $name .Release.Name -}}
-{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{ .Release.Name | trunc 38 | trimSuffix "-" }}
 {{- else -}}
-{{ printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" }}
+{{ printf "%s-%s" .Release.Name $name | trunc 38 | trimSuffix "-" }}
 {{- end -}}
 {{- end }}
 
@@ -95,6 +96,20 @@ broker
 {{/* HOST:PORT on which to listen, for a port: (list . PORT). */}}
 {{- define "trio-broker.listen" -}}
 {{ ternary "[::]" "0.0.0.0" (index . 0).Values.ipv6 }}:{{ index . 1 }}
+{{- end }}
+
+{{/* "true" where `helm test` can call the broker: it asks for no certificate, and the chart knows whose the broker has. */}}
+{{- define "trio-broker.tested" -}}
+{{- $tls := .Values.tls -}}
+{{- if or (not $tls.enabled) (and $tls.certManager.enabled (not $tls.clientCA.existingSecret)) }}true{{ end -}}
+{{- end }}
+
+{{/* Ports on which brokers talk to each other, for a NetworkPolicy: one for each worker. */}}
+{{- define "trio-broker.peerPorts" -}}
+- port: 50052
+  {{- with .Values.config.workers }}
+  endPort: {{ add 50051 (int .) }}
+  {{- end }}
 {{- end }}
 
 {{/* A value of `config` as text. YAML's numbers are floats to Helm, which writes large ones with an exponent. */}}
