@@ -83,8 +83,9 @@ image-requirements: $(VENV)/.dev  ## pin what the image is built of again (docke
 	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])" \
 		| $(BIN)/uv pip compile --quiet --upgrade $(PINNED) - --output-file docker/build-requirements.txt
 
-image-check: $(VENV)/.dev  ## build the image, run it hardened, bring the compose stack up (Debian; installs podman as root)
+image-check: $(VENV)/.dev  ## build the image, run it hardened, bring compose stack and chart up (Debian; installs podman as root)
 	docker/ci/install.sh
+	helm/ci/install.sh $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[containers]"
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -m containers $(ARGS)
 
