@@ -45,6 +45,6 @@ def test_an_ordinary_client_publishes_beside_ten_hostile_ones() -> None:
         assert most < MEMORY_MAX_BYTES
         assert publish(request, timeout=SAFETY_S).id == PUBLISHES + 1
         ends = {str(line["why"]).partition(":")[0] for line in broker.log if line.get("event") == "connection_closed"}
-        assert {"GOAWAY ENHANCE_YOUR_CALM", "GOAWAY PROTOCOL_ERROR"} <= ends
+        assert "GOAWAY ENHANCE_YOUR_CALM" in ends, ends
         assert not [line for line in broker.log if line.get("level") in ("error", "critical") or "raw" in line]
         broker.stop()

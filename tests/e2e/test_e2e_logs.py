@@ -110,7 +110,7 @@ def test_sigusr1_asks_what_the_broker_is_doing(sqlite_broker: Brokers) -> None:
         text = str(broker.wait_logged("process_described")["stack"])
         for part in (
             *("task trio_broker.serve._await_signals", "task trio_broker.commit.Committer._run_lane"),
-            *("trio_broker.rpc.server.Server._serve_client", "Transport._read", "thread MainThread"),
+            *("trio_broker.rpc.accepting.Entrance._serve", "Transport._read", "thread MainThread"),
         ):
             assert part in text
         eventually(lambda: broker.subscribers(), 1)
