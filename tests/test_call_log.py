@@ -32,7 +32,9 @@ def ended(
     return SimpleNamespace(
         status=status,
         method=SimpleNamespace(**{**unary, **method}),
-        request=Request(None, "", "http", None, "", None, None, None, metadata=(), echo=echo, route=None),
+        request=Request(
+            None, "", "http", None, "", None, None, None, compresses=False, metadata=(), echo=echo, route=None
+        ),
         app=SimpleNamespace(peer="10.0.0.7:4711"),
         identity=identity,
         request_id=lambda: dict(echo).get("x-request-id", "made-1"),
