@@ -144,11 +144,11 @@ class Config(BaseModel):
     )
     connections_max: CountOrAll = Field(0, description="clients at once; more are refused; 0: as memory allows")
     connections_per_address: CountOrAll = Field(
-        0, description="those of them from one IP address (IPv6: one /64); more are refused; 0: any number"
+        0, description="those of them from one IP address (IPv6: one /64), at each worker; 0: any number"
     )
     streams_max: CountOrAll = Field(0, description="calls open at once; more are refused; 0: as memory allows")
     streams_per_address: CountOrAll = Field(
-        0, description="those of them from one IP address (IPv6: one /64); more are refused; 0: any number"
+        0, description="those of them from one IP address (IPv6: one /64), at each worker; 0: any number"
     )
     subscribers_max: CountOrAll = Field(0, description="subscriptions at once; more are refused; 0: as memory allows")
     streams_per_connection: Count = Field(1000, description="calls that may be open on one connection")
