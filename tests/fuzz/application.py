@@ -10,7 +10,8 @@ from typing import Any
 from grpc_peer import Method
 from purerpc import Status, StatusCode
 
-from trio_broker.rpc.call import PREFIX_BYTES, Call, framed
+from trio_broker.rpc.call import Call
+from trio_broker.rpc.framing import PREFIX_BYTES, framed
 from trio_broker.rpc.status import Refusals
 
 ROUTES = {

@@ -10,7 +10,7 @@ from grpc_peer import GrpcPeer
 from h2_peer import data, settings
 
 from trio_broker.rpc import frames
-from trio_broker.rpc.call import framed
+from trio_broker.rpc.framing import framed
 
 from .choices import Script
 from .client import TELLS

@@ -15,8 +15,9 @@ from purerpc import Status, StatusCode
 
 from trio_broker.rpc import frames
 from trio_broker.rpc.budget import UNCOUNTED, Budgets
-from trio_broker.rpc.call import PREFIX_BYTES, Call, framed
+from trio_broker.rpc.call import Call
 from trio_broker.rpc.connection import Connection
+from trio_broker.rpc.framing import PREFIX_BYTES, framed
 from trio_broker.rpc.hpack import literal
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.request import RequestParser

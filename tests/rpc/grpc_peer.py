@@ -9,8 +9,9 @@ from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, 
 from trio_broker.rpc import frames
 from trio_broker.rpc.application import Job
 from trio_broker.rpc.budget import Budgets
-from trio_broker.rpc.call import Call, framed
+from trio_broker.rpc.call import Call
 from trio_broker.rpc.connection import Connection
+from trio_broker.rpc.framing import framed
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.request import RequestParser
 from trio_broker.rpc.status import Refusals

@@ -7,7 +7,7 @@ from purerpc import Status, StatusCode
 
 from trio_broker.rpc import frames
 from trio_broker.rpc.budget import Budgets
-from trio_broker.rpc.call import framed
+from trio_broker.rpc.framing import framed
 from trio_broker.rpc.limits import Limits
 
 

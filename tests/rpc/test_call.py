@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from purerpc import StatusCode
 
 from trio_broker.rpc import frames
-from trio_broker.rpc.call import framed
+from trio_broker.rpc.framing import framed
 from trio_broker.rpc.limits import Limits
 
 

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from purerpc import Status, StatusCode
 
 from trio_broker.rpc import frames
-from trio_broker.rpc.call import framed
+from trio_broker.rpc.framing import framed
 from trio_broker.rpc.limits import Limits
 
 LIMITS = Limits(

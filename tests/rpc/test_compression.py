@@ -19,8 +19,8 @@ from purerpc import StatusCode
 from toy import SIGNATURES, Toy, connected, serving
 
 from trio_broker.rpc import frames
-from trio_broker.rpc.call import framed
 from trio_broker.rpc.compression import Corrupt, InflatesTooLarge, Inflation, accepts, deflated
+from trio_broker.rpc.framing import framed
 from trio_broker.rpc.handlers import compressed
 from trio_broker.rpc.inflow import AT_ONCE_BYTES
 from trio_broker.rpc.limits import Limits

@@ -10,7 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from trio_broker.rpc import frames
-from trio_broker.rpc.call import framed
+from trio_broker.rpc.framing import framed
 from trio_broker.rpc.limits import Limits
 
 untimed = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -14,8 +14,9 @@ from toy import MEBIBYTE, Toy, Wire, connected, serve, server_of, serving
 from trio_broker.rpc import frames
 from trio_broker.rpc import server as server_module
 from trio_broker.rpc import transport as transport_module
-from trio_broker.rpc.call import Call, framed
+from trio_broker.rpc.call import Call
 from trio_broker.rpc.connection import Connection
+from trio_broker.rpc.framing import framed
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.listeners import listen_tcp, listen_unix
 

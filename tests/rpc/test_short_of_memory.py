@@ -12,7 +12,7 @@ from purerpc import Status, StatusCode
 from toy import MEBIBYTE, Toy, connected, serving
 
 from trio_broker.rpc import accepting, frames
-from trio_broker.rpc.call import framed
+from trio_broker.rpc.framing import framed
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.transport import TIGHT_BYTES, Transport
 

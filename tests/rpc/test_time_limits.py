@@ -12,7 +12,7 @@ from toy import Toy, Wire, connected, server_of
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_broker.rpc import frames
-from trio_broker.rpc.call import framed
+from trio_broker.rpc.framing import framed
 from trio_broker.rpc.limits import Limits
 from trio_broker.rpc.server import Server
 

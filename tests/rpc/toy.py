@@ -16,7 +16,8 @@ from hyperframe.frame import Frame
 from purerpc import Cardinality, RPCSignature, Status, StatusCode
 
 from trio_broker.rpc import frames
-from trio_broker.rpc.call import Call, framed
+from trio_broker.rpc.call import Call
+from trio_broker.rpc.framing import framed
 from trio_broker.rpc.handlers import Context, drained, grouped
 from trio_broker.rpc.server import Server
 

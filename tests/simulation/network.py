@@ -16,7 +16,8 @@ from purerpc import Status
 from trio_broker.errors import ConnectionLost
 from trio_broker.replicas.service import ReplicasService
 from trio_broker.replicas.tails import TailFeed
-from trio_broker.rpc.call import PREFIX_BYTES, Call
+from trio_broker.rpc.call import Call
+from trio_broker.rpc.framing import PREFIX_BYTES
 
 from .asking import Fates, Question
 from .world import World

@@ -19,7 +19,7 @@ from contextlib import suppress
 
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker.rpc import frames
-from trio_broker.rpc.call import framed
+from trio_broker.rpc.framing import framed
 from trio_broker.rpc.hpack import literal
 
 HOLD_S = 3.0

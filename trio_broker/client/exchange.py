@@ -11,14 +11,13 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from trio_broker.errors import BrokerError, ConnectionLost
+from trio_broker.rpc.framing import PREFIX_BYTES
 
 MESSAGE_MAX_BYTES = 64 * 1024 * 1024
 """The largest reply taken: a bound on memory, far above what a broker keeps by default."""
 
 _STATUS_DIGITS_MAX = 9
 """Of grpc-status: no code that exists has more than two, and Python refuses to read thousands."""
-
-_PREFIX_BYTES = 5  # compressed flag, length ("Length-Prefixed-Message")
 
 
 class Trailers(NamedTuple):
@@ -93,16 +92,16 @@ class Exchange:
         partial = self._partial
         partial += data
         position = 0
-        while len(partial) - position >= _PREFIX_BYTES:
-            size = int.from_bytes(partial[position + 1 : position + _PREFIX_BYTES])
+        while len(partial) - position >= PREFIX_BYTES:
+            size = int.from_bytes(partial[position + 1 : position + PREFIX_BYTES])
             if partial[position]:
                 raise Unusable("the server sent a compressed message, which it was not asked for")
             if size > MESSAGE_MAX_BYTES:
                 raise Unusable(f"the server sent a message of {size} bytes; at most {MESSAGE_MAX_BYTES} are taken")
-            end = position + _PREFIX_BYTES + size
+            end = position + PREFIX_BYTES + size
             if end > len(partial):
                 break
-            self.messages.append(bytes(partial[position + _PREFIX_BYTES : end]))
+            self.messages.append(bytes(partial[position + PREFIX_BYTES : end]))
             position = end
         del partial[:position]
 
@@ -117,7 +116,7 @@ class Exchange:
 
 def frame(message: bytes) -> memoryview:
     """Return a message as it is sent: with its length before it."""
-    return memoryview(b"\0" + len(message).to_bytes(_PREFIX_BYTES - 1) + message)
+    return memoryview(b"\0" + len(message).to_bytes(PREFIX_BYTES - 1) + message)
 
 
 def write_timeout(timeout_s: float) -> bytes:

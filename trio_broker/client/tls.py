@@ -14,6 +14,7 @@ import trio
 from trio_broker.client.wire import never_reached
 from trio_broker.errors import ConnectionLost
 from trio_broker.notation import Address, TcpAddress
+from trio_broker.rpc.tls import why_unusable
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
@@ -52,7 +53,7 @@ def client_context(
     try:
         context = ssl.create_default_context(cafile=ca)
     except OSError as error:
-        raise OSError(f"cannot use the authority {ca}: {_why(error)}") from error
+        raise OSError(f"cannot use the authority {ca}: {why_unusable(error)}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
     if certificate is not None:
@@ -60,7 +61,7 @@ def client_context(
             context.load_cert_chain(certificate, key, password=_refuse_to_ask)
         except OSError as error:
             beside = f"with the key {key}" if key is not None else "with the key in it"
-            raise OSError(f"cannot use the certificate {certificate} {beside}: {_why(error)}") from error
+            raise OSError(f"cannot use the certificate {certificate} {beside}: {why_unusable(error)}") from error
     return context
 
 
@@ -103,9 +104,3 @@ def _failed(address: Address, why: str) -> ConnectionLost:
 def _refuse_to_ask() -> str:
     """OpenSSL would ask on the terminal."""
     raise OSError("the key is encrypted, and its password cannot be given; store it without one")
-
-
-def _why(error: OSError) -> str:
-    if isinstance(error, ssl.SSLError):
-        return error.reason or "it is not PEM"
-    return error.strerror or str(error)

@@ -27,7 +27,7 @@ from trio_broker.errors import BrokerError, ConnectionLost
 from trio_broker.fanout import TAIL, Fanout
 from trio_broker.message import Message
 from trio_broker.replicas.tails import SUBJECTS_MAX
-from trio_broker.rpc.call import framed
+from trio_broker.rpc.framing import framed
 
 PATH = "/broker.Replicas/Tail"
 AT_ONCE = 1_000

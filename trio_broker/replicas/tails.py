@@ -18,7 +18,8 @@ from purerpc import Status
 from trio_broker._proto import replicas_pb2 as pb
 from trio_broker.errors import Draining, InvalidSubject, Malformed, MessageTooLarge, Overloaded
 from trio_broker.merge import Lifetimes
-from trio_broker.rpc.call import PREFIX_BYTES, Call, framed
+from trio_broker.rpc.call import Call
+from trio_broker.rpc.framing import PREFIX_BYTES, framed
 from trio_broker.rpc.status import OK
 from trio_broker.service.encoding import together_wire, varint
 from trio_broker.service.statuses import status_of

@@ -23,6 +23,7 @@ from trio_broker.rpc.application import Application, Feed, Source
 from trio_broker.rpc.budget import UNCOUNTED
 from trio_broker.rpc.compression import ACCEPTED, DEFLATE_MIN_BYTES, DEFLATED, WINDOW_BITS, deflated
 from trio_broker.rpc.connection import Connection
+from trio_broker.rpc.framing import PREFIX, PREFIX_BYTES, framed
 from trio_broker.rpc.hpack import INDEXED_STATUS_200, literal
 from trio_broker.rpc.identity import Identity
 from trio_broker.rpc.inflow import AT_ONCE_BYTES, Inflow
@@ -31,8 +32,6 @@ from trio_broker.rpc.request import REQUEST_ID, NotGrpc, Request, TimedRequest
 from trio_broker.rpc.status import OK, OK_TRAILERS, Metadata, metadata_block, shown, trailers
 from trio_broker.rpc.stream import Head, Stream
 
-PREFIX_BYTES = 5
-_prefix = Struct(">BI")
 # A whole unary response in one write: the header of the DATA frame and the message's prefix, packed together.
 _data_and_prefix = Struct(">IBIBI")
 
@@ -51,16 +50,6 @@ _CRUMB_BYTES = 64
 """A frame with less of a message, neither its beginning nor its end, is what floods are made of (section 10.5)."""
 _OBJECT_BYTES = 64
 """What a message in an inbox takes besides its bytes: they may be none."""
-
-
-def framed(message: bytes) -> bytes:
-    """Return a message with its length prefix ("Length-Prefixed-Message"), uncompressed."""
-    return _prefix.pack(0, len(message)) + message
-
-
-def frame_prefix(size: int) -> bytes:
-    """Return the prefix of a message of so many bytes."""
-    return _prefix.pack(0, size)
 
 
 def _inbox_bytes(message: bytes) -> int:
@@ -179,7 +168,7 @@ class Call(Stream):
             self.take(len(data))
             return
         if self.part is None and len(data) >= PREFIX_BYTES:
-            compressed, size = _prefix.unpack_from(data)
+            compressed, size = PREFIX.unpack_from(data)
             if size == len(data) - PREFIX_BYTES and not compressed and size <= self.connection.limits.message_max_bytes:
                 self.on_message(data[PREFIX_BYTES:])
                 return
@@ -238,7 +227,7 @@ class Call(Stream):
         part = self.part
         announced = PREFIX_BYTES
         while len(part) >= PREFIX_BYTES:
-            compressed, size = _prefix.unpack_from(part)
+            compressed, size = PREFIX.unpack_from(part)
             if size > connection.limits.message_max_bytes:
                 self.finish(self.app.refusals.message_too_large(size, connection.limits.message_max_bytes))
                 return

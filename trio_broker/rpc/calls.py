@@ -167,8 +167,12 @@ class Calls(ABC):
             call.finish((None if abandoned is None else abandoned(call)) or status)
 
     def _begin_read(self) -> None:
-        """Say how many calls may be open while what was read is taken in."""
-        self._streams_max = self._streams_room()
+        """Find how many calls the connection may have open while what was read is taken in."""
+        limits, origin, own = self.server.limits, self._origin, self._streams
+        room = limits.streams_total - self.server.streams + own
+        if origin is not None:
+            room = min(room, limits.streams_per_address - origin.streams + own)
+        self._streams_max = room
 
     def _end_read(self) -> None:
         """Run the handlers that get all calls of a read together, and feed those that take streams."""
@@ -183,12 +187,6 @@ class Calls(ABC):
             self._groups.clear()
             self._open_groups.clear()
             self._grouped_bytes = 0
-
-    def _streams_room(self) -> float:
-        """Return how many calls the connection may have open while what was read is taken in."""
-        limits, origin, own = self.server.limits, self._origin, self._streams
-        room = limits.streams_total - self.server.streams + own
-        return room if origin is None else min(room, limits.streams_per_address - origin.streams + own)
 
     def _count_streams(self) -> None:
         """Account for the calls that are open, once for all that a read or a write has changed."""

@@ -11,9 +11,8 @@ the zlib format of RFC 1950, not the bare one of RFC 1951.
 from __future__ import annotations
 
 import zlib
-from struct import Struct
 
-_prefix = Struct(">BI")
+from trio_broker.rpc.framing import PREFIX, framed
 
 WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """What we inflate, and zlib's name for it."""
@@ -91,8 +90,8 @@ def deflated(message: bytes) -> bytes:
     packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, WINDOW_BITS[DEFLATED])
     packed = packer.compress(message) + packer.flush()
     if len(packed) < len(message):
-        return _prefix.pack(1, len(packed)) + packed
-    return _prefix.pack(0, len(message)) + message
+        return PREFIX.pack(1, len(packed)) + packed
+    return framed(message)
 
 
 def accepts(accept_encoding: str | None) -> bool:

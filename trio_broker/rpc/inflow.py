@@ -12,12 +12,12 @@ compressed bytes alone, which may become a thousand times as many.
 from __future__ import annotations
 
 from collections.abc import Callable
-from struct import Struct
 from typing import TYPE_CHECKING
 
 from purerpc import Status, StatusCode
 
 from trio_broker.rpc.compression import INFLATER_BYTES, Corrupt, InflatesTooLarge, Inflation
+from trio_broker.rpc.framing import PREFIX, PREFIX_BYTES
 
 if TYPE_CHECKING:
     from trio_broker.rpc.call import Call
@@ -30,9 +30,6 @@ AT_ONCE_PACKED_BYTES = AT_ONCE_BYTES // 4
 """The same for what has arrived of it: what is made to cost takes 0.2 us a byte, even if nothing comes out."""
 PER_READ_BYTES = 256 * 1024
 """What is inflated without leaving the trio thread for one read of a socket."""
-
-_PREFIX_BYTES = 5
-_prefix = Struct(">BI")
 
 
 class Inflow:
@@ -118,11 +115,11 @@ class Inflow:
         part = call.part
         assert part is not None
         limit = call.connection.limits.message_max_bytes
-        compressed, size = _prefix.unpack_from(part) if len(part) >= _PREFIX_BYTES else (0, 0)
+        compressed, size = PREFIX.unpack_from(part) if len(part) >= PREFIX_BYTES else (0, 0)
         if size > limit:
             call.finish(call.app.refusals.message_too_large(size, limit))
             return False
-        packed = _PREFIX_BYTES + size
+        packed = PREFIX_BYTES + size
         if len(part) < packed:
             self._announced = packed if part else 0
             call.take(len(part) - call.credited)  # its size bounds it, not the window: see call.py
@@ -135,7 +132,7 @@ class Inflow:
             self._away = True
             return False
         with memoryview(part) as view:
-            data = bytes(view[_PREFIX_BYTES:packed])
+            data = bytes(view[PREFIX_BYTES:packed])
         del part[:packed]
         self._announced = 0
         self._packed = packed
@@ -182,7 +179,7 @@ class Inflow:
         call = self._call
         owed = self._packed - call.credited
         call.credited = 0
-        call.unreturned += owed - _PREFIX_BYTES - len(message)
+        call.unreturned += owed - PREFIX_BYTES - len(message)
         call.on_message(message)
 
     def _count(self) -> bool:

@@ -42,12 +42,12 @@ def server_context(certificate: Path, key: Path, client_ca: Path | None = None) 
     try:
         context.load_cert_chain(certificate, key, password=_refuse_to_ask)
     except OSError as error:
-        raise OSError(f"cannot use the certificate {certificate} with the key {key}: {_why(error)}") from error
+        raise OSError(f"cannot use the certificate {certificate} with the key {key}: {why_unusable(error)}") from error
     if client_ca is not None:
         try:
             context.load_verify_locations(client_ca)
         except OSError as error:
-            raise OSError(f"cannot use the client CA {client_ca}: {_why(error)}") from error
+            raise OSError(f"cannot use the client CA {client_ca}: {why_unusable(error)}") from error
         context.verify_mode = ssl.CERT_REQUIRED
         if context.cert_store_stats()["crl"]:
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
@@ -59,7 +59,8 @@ def _refuse_to_ask() -> str:
     raise OSError("the key is encrypted: nobody is there to type its password; store it without one")
 
 
-def _why(error: OSError) -> str:
+def why_unusable(error: OSError) -> str:
+    """Return why a PEM file cannot be used, where OpenSSL names no file."""
     if isinstance(error, ssl.SSLError):
         return error.reason or "it is not PEM"
     return error.strerror or str(error)

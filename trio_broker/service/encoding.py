@@ -16,8 +16,8 @@ from typing import Final
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker.batch import Batch, Fields, fields_of
 from trio_broker.message import Gap, Message, MessagePage
-from trio_broker.rpc.call import PREFIX_BYTES, frame_prefix, framed
 from trio_broker.rpc.compression import deflated
+from trio_broker.rpc.framing import PREFIX_BYTES, frame_prefix, framed
 
 RESPONSE_MAX_BYTES: Final = 4 * 1024 * 1024
 """What a response with many messages stays below: clients take no more by default."""

@@ -31,7 +31,8 @@ from trio_broker.errors import (
     OutcomeUnknown,
 )
 from trio_broker.publishing import Publishing, abort_others, check_count
-from trio_broker.rpc.call import PREFIX_BYTES, Call, framed
+from trio_broker.rpc.call import Call
+from trio_broker.rpc.framing import PREFIX_BYTES, framed
 from trio_broker.rpc.status import OK
 from trio_broker.runs import OVERHEAD_BYTES, Pending, Result
 from trio_broker.service.encoding import ack, failed_ack, failed_result, publish_result
