@@ -73,7 +73,6 @@ chart: $(VENV)/.dev  ## generate what the Helm chart has from elsewhere again, a
 
 chart-check: $(VENV)/.dev  ## lint, render and validate the Helm chart (Go; installs helm beside)
 	helm/ci/install.sh $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[chart]"
 	$(BIN)/python -m pytest -m chart $(ARGS)
 
 image-requirements: $(VENV)/.dev  ## pin what the image is built of again (docker/*requirements.txt)
