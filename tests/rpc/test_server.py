@@ -2,6 +2,8 @@
 
 import gc
 import socket
+from collections import Counter
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,42 @@ async def test_reads_are_as_short_as_what_they_bring_is_costly(turn_s, sizes, mo
         await wire.write(ping(flags=frames.ACK) * (16_384 // 17))
         assert await echoes(wire)
     assert read[: len(sizes)] == sizes
+
+
+class Ticks(trio.abc.Instrument):
+    """Counts the scheduler's ticks."""
+
+    def __init__(self):
+        self.passed = 0
+
+    def before_io_wait(self, timeout):
+        self.passed += 1
+
+
+async def test_those_who_send_without_pause_take_turns(monkeypatch):
+    """Ten clients have more to say than a read takes: in a tick one of them is read, and each has its share."""
+    monkeypatch.setattr(transport_module, "TURN_S", 1e-9)
+    monkeypatch.setattr(transport_module, "SHORTEST_READ_BYTES", 1024)
+    ticks, filled = Ticks(), []
+    receive = Connection.receive
+
+    def note(self, data):
+        if len(data) == 1024:
+            filled.append((ticks.passed, self))
+        receive(self, data)
+
+    monkeypatch.setattr(Connection, "receive", note)
+    trio.lowlevel.add_instrument(ticks)
+    async with serving(Toy()) as server, AsyncExitStack() as clients:
+        wires = [await clients.enter_async_context(connected(server)) for _ in range(10)]
+        for wire in wires:
+            await wire.write(ping(flags=frames.ACK) * (16_384 // 17))
+        for wire in wires:
+            assert await echoes(wire)
+    trio.lowlevel.remove_instrument(ticks)
+    assert len({tick for tick, _ in filled}) == len(filled) > 100
+    all_came = next(n for n in range(len(filled)) if len({who for _, who in filled[:n]}) == 10)
+    assert sorted(Counter(who for _, who in filled[all_came : all_came + 50]).values()) == [5] * 10
 
 
 # one connection's bug

@@ -50,8 +50,8 @@ class Calls(ABC):
         self.at_once_bytes = PER_READ_BYTES
         self._origin = origin
         self._refusal = refusal
-        self._started = 0
-        """Tasks of calls that what was read last has started: they run after it."""
+        self._stirred = 0
+        """Tasks of calls that what was read last has started or cancelled: they run after it."""
         self._task_streams = 0
         self._streams = 0
         """Calls that are open, as of the last read or write."""
@@ -104,6 +104,7 @@ class Calls(ABC):
             handlers.begin_fed(call, self.refusals)
         elif method is not None and method.request_streams:
             call.inbox = deque()
+            self._stirred += 1
             self._nursery.start_soon(handlers.run_task, call, self.refusals)
 
     def ready(self, call: Call) -> None:
@@ -119,7 +120,7 @@ class Calls(ABC):
                 self._groups.append(group)
             group.append(call)
         else:
-            self._started += 1
+            self._stirred += 1
             run = handlers.run_drained if method.kind == "drained" else handlers.run_task
             self._nursery.start_soon(run, call, self.refusals)
 
@@ -155,6 +156,7 @@ class Calls(ABC):
         if call.deadline is not None:
             self.server.deadlines.discard(call)
         if call.scope is not None:
+            self._stirred += 1
             call.scope.cancel()
         if call.status is None and call.method is not None and call.method.abandoned is not None:
             call.method.abandoned(call)

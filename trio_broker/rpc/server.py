@@ -102,6 +102,7 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         """Those that are connected, oldest first: a dict for a set that keeps its order."""
         self._flushes: list[Transport] = []
         self._flusher = trio.lowlevel.ParkingLot()
+        self._turns = trio.Lock()
         self._sweep: trio.CancelScope | None = None
         self._accepting = trio.CancelScope()
         self.draining = False
@@ -212,6 +213,14 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         self._flushes.append(transport)
         if len(self._flushes) == 1:
             self._flusher.unpark()
+
+    async def turn(self) -> None:
+        """Wait for the turn of a connection that has more to say: in a scheduler tick it is one's of them, in order.
+
+        So what a tick costs is bounded for everyone else, whatever the number of those. A checkpoint.
+        """
+        async with self._turns:
+            await trio.lowlevel.checkpoint()
 
     async def _flush_loop(self) -> None:
         while True:

@@ -45,15 +45,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST_READ_BYTES = 4 * 1024
-SHORTEST_READ_BYTES = 1024
+SHORTEST_READ_BYTES = 128
 TURN_S = 0.0005
 """What taking in one read is to cost at most, by what the last one did: then others have their turn.
 
 64 KiB of ordinary calls take some milliseconds, but 64 KiB of the smallest frames, or of large header lists, many times
-as long. So the first read of a connection is short, and each that was filled at most doubles the next.
+as long. So the first read of a connection is short, and each that was filled at most doubles the next. Those who
+filled their last one take turns (`Server.turn`).
 """
 TASK_S = 0.0001
-"""What a call that has a task is taken to cost besides."""
+"""What a call that has a task is taken to cost besides, when it begins and when it is cancelled."""
 TIGHT_BYTES = 2 * 1024
 """What is handled of a read before the answers to it are written, while many replies wait already."""
 KEEPALIVE = {
@@ -169,7 +170,7 @@ class Transport(Calls):
 
     async def _read(self) -> None:
         connection, outbound = self.connection, self.server.budgets.outbound
-        handshaking = True
+        handshaking, filled = True, False
         read_bytes = FIRST_READ_BYTES
         self._reader.deadline = trio.current_time() + self.server.limits.handshake_s
         if await self._is_strange():
@@ -177,17 +178,20 @@ class Transport(Calls):
         self.flush()
         while not connection.finished:
             await trio.lowlevel.wait_readable(self._socket)
+            if filled:
+                await self.server.turn()
+            size = TIGHT_BYTES if outbound.tight else read_bytes
             try:
-                data = self._socket.recv(TIGHT_BYTES if outbound.tight else read_bytes)
+                data = self._socket.recv(size)
             except BlockingIOError:
                 continue
             if not data:
                 return
-            filled = len(data) == read_bytes
+            filled = len(data) == size  # there may be more
             if self._tls is not None:
                 data = self._decrypt(self._tls, data)
             now = time.perf_counter()
-            self._started = 0
+            self._stirred = 0
             connection.forgive(now - self.read_at)
             self.read_at = now
             while len(data) > TIGHT_BYTES and outbound.tight:
@@ -195,9 +199,9 @@ class Transport(Calls):
                 data = data[TIGHT_BYTES:]
                 await self._caught_up()
             self._handle(data)
-            if filled:  # there may be more
-                took_s = time.perf_counter() - now + self._started * TASK_S
-                allowed = int(read_bytes * TURN_S / took_s)
+            if filled:
+                took_s = time.perf_counter() - now + self._stirred * TASK_S
+                allowed = int(size * TURN_S / took_s)
                 read_bytes = max(SHORTEST_READ_BYTES, min(allowed, 2 * read_bytes, READ_BYTES))
             if handshaking and connection.settled:
                 handshaking = False
