@@ -6,7 +6,8 @@ Threads:   grpcio's.
 
 A grpcio client publishes at a fixed rate, each publish timed from when it was due, in turns with and without ten
 hostile connections from a process of their own. Every publish has to succeed, with ids 1, 2, 3 and so on. The bar is a
-p99 within 3x. Hostile process, client and server share the machine: with two cores the peers' own CPU counts, too.
+p99 within 3x. The hostile process gives way to all others (nice), as if it were on another machine: it has what server and
+client leave of the cores.
 """
 
 import argparse
@@ -48,7 +49,7 @@ class Result(NamedTuple):
 @contextmanager
 def hostile(address: str) -> Iterator[None]:
     """Have ten hostile connections for the length of the block."""
-    command = [sys.executable, "-m", "benchmarks.hostile_peers", address]
+    command = ["nice", "-n", "19", sys.executable, "-m", "benchmarks.hostile_peers", address]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
