@@ -126,9 +126,8 @@ def check_count(messages: int) -> None:
         InvalidBatch: with the limit.
     """
     if messages > BATCH_MESSAGES_MAX:
-        raise InvalidBatch(
-            f"{messages} messages at once; at most {BATCH_MESSAGES_MAX} are accepted", limit=BATCH_MESSAGES_MAX
-        )
+        text = f"more than {BATCH_MESSAGES_MAX} messages at once"  # how many is not known of large requests
+        raise InvalidBatch(text, limit=BATCH_MESSAGES_MAX)
 
 
 def _too_much(committer: Committer, subject: str, messages: int, size: int) -> BrokerError | None:

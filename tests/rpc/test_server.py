@@ -109,6 +109,24 @@ async def test_reads_are_as_short_as_what_they_bring_is_costly(turn_s, sizes, mo
     assert read[: len(sizes)] == sizes
 
 
+async def test_a_costly_read_that_was_not_filled_makes_the_next_ones_shorter_too(monkeypatch):
+    """Else who sends a little less than a read takes, again and again, would have none of its reads shortened."""
+    monkeypatch.setattr(transport_module, "TURN_S", 1e9)
+    monkeypatch.setattr(transport_module, "SHORTEST_READ_BYTES", 1024)
+    read = []
+    receive = Connection.receive
+    monkeypatch.setattr(Connection, "receive", lambda self, data: (read.append(len(data)), receive(self, data)))
+    async with serving(Toy()) as server, connected(server) as wire:
+        await wire.write(ping(flags=frames.ACK) * 1000)  # so that reads are as long as they may be
+        assert await echoes(wire)
+        monkeypatch.setattr(transport_module, "TURN_S", 1e-9)
+        for stream_id in (3, 5):
+            read.clear()
+            await wire.write(ping(flags=frames.ACK) * 400)
+            assert await echoes(wire, stream_id)
+    assert max(read) == 1024
+
+
 class Ticks(trio.abc.Instrument):
     """Counts the scheduler's ticks."""
 

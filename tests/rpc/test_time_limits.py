@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import pytest
 import trio
@@ -213,6 +214,26 @@ async def test_who_reads_nothing_is_closed(mock_clock: MockClock, why: pytest.Lo
         await wait(mock_clock, 3)
         assert server.connections == 0
         nursery.cancel_scope.cancel()
+    assert any("the client has read nothing for 8 s" in record.getMessage() for record in why.records)
+
+
+async def test_who_reads_nothing_is_closed_though_it_talks(
+    mock_clock: MockClock, why: pytest.LogCaptureFixture
+) -> None:
+    """As long as little waits for a client it is read from: that does not make it one that reads."""
+    wide = {frames.INITIAL_WINDOW_SIZE: frames.WINDOW_MAX}
+    limits = replace(LIMITS, unsent_max_bytes=1 << 30)
+    async with toy_server(limits) as server, connected(server, wide) as wire:
+        (transport,) = server.transports
+        await wire.write(frames.window_update(0, frames.WINDOW_MAX - frames.WINDOW_INITIAL))
+        await wire.write(wire.order(1, "Repeat", b"pour"))
+        while not transport.stuck:
+            await wait_all_tasks_blocked()
+        for _ in range(10):
+            with suppress(trio.BrokenResourceError):
+                await wire.write(frames.frame(frames.PRIORITY, 0, 1, bytes(4) + b"\1"))
+            await wait(mock_clock, 1)
+        assert server.connections == 0
     assert any("the client has read nothing for 8 s" in record.getMessage() for record in why.records)
 
 

@@ -88,6 +88,16 @@ def compressed(handler: F) -> F:
     return handler
 
 
+def parsed_by(parse: Callable[[bytes], Any]) -> Callable[[F], F]:
+    """Mark a handler of any kind: ``parse`` makes its request of bytes. It raises as protobuf's ``FromString`` does."""
+
+    def mark(handler: F) -> F:
+        handler.rpc_parse = parse  # type: ignore[attr-defined]
+        return handler
+
+    return mark
+
+
 def _marked(kind: str, abandoned: Abandoned | None) -> Callable[[F], F]:
     def mark(handler: F) -> F:
         handler.rpc_kind = kind  # type: ignore[attr-defined]
@@ -141,7 +151,7 @@ def bind(service: str, name: str, handler: Callable[..., Any], signature: RPCSig
         name=name,
         kind=kind,
         handler=handler,
-        parse=signature.request_type.FromString,
+        parse=getattr(handler, "rpc_parse", signature.request_type.FromString),
         request_type=signature.request_type.DESCRIPTOR.full_name,
         request_streams=cardinality in (Cardinality.STREAM_UNARY, Cardinality.STREAM_STREAM),
         response_streams=response_streams,

@@ -61,6 +61,8 @@ class Watch:
         "_pinged",
         "_quiet_s",
         "_requests",
+        "_stalled_at",
+        "_stuck_s",
     )
 
     def __init__(self, now: float, age_s: float) -> None:
@@ -72,6 +74,9 @@ class Watch:
         self._moved_at = (0.0, 0.0)
         self._quiet_s = 0.0
         self._pinged = False
+        self._stalled_at = 0.0
+        self._stuck_s = 0.0
+        """For how long it was seen that the socket, which is to take something, takes nothing."""
         self._frame_since_s: float | None = None
         self._frame_waited_s = 0.0
         self._requests: dict[Stream, float] = {}
@@ -83,6 +88,7 @@ class Watch:
         """Look at a connection, ``seconds`` after the last look, and end what has taken too long."""
         if transport.ends:
             return
+        self._look_at_socket(transport, seconds)
         self._look_at_life(transport, seconds)
         self._look_at_frames(transport, seconds)
         connection = transport.connection
@@ -94,8 +100,18 @@ class Watch:
             self._busy_at = now
         self._look_at_age(transport, now)
 
+    def _look_at_socket(self, transport: Transport, seconds: float) -> None:
+        """Close a connection that takes nothing, whatever the peer says meanwhile."""
+        if not transport.stuck or transport.stalled_at != self._stalled_at:
+            self._stalled_at, self._stuck_s = transport.stalled_at, 0.0
+            return
+        self._stuck_s += seconds
+        unread_s = transport.server.limits.unread_s
+        if self._stuck_s >= unread_s:
+            transport.close(f"the client has read nothing for {unread_s:g} s")
+
     def _look_at_life(self, transport: Transport, seconds: float) -> None:
-        """Ask a peer of whom nothing is heard whether it is there; close what is silent, or takes nothing."""
+        """Ask a peer of whom nothing is heard whether it is there; close one that is silent."""
         limits, connection = transport.server.limits, transport.connection
         moved_at = transport.read_at, transport.stalled_at
         if moved_at != self._moved_at:
@@ -104,9 +120,7 @@ class Watch:
             self._pinged = False
             return
         self._quiet_s += seconds
-        if transport.stuck and self._quiet_s >= limits.unread_s:
-            transport.close(f"the client has read nothing for {limits.unread_s:g} s")
-        elif self._pinged and self._quiet_s >= limits.keepalive_s + limits.keepalive_timeout_s:
+        if self._pinged and self._quiet_s >= limits.keepalive_s + limits.keepalive_timeout_s:
             transport.close(f"no answer to a PING within {limits.keepalive_timeout_s:g} s")
         elif not self._pinged and self._quiet_s >= limits.keepalive_s and connection.settled:
             self._pinged = True

@@ -50,8 +50,8 @@ TURN_S = 0.0005
 """What taking in one read is to cost at most, by what the last one did: then others have their turn.
 
 64 KiB of ordinary calls take some milliseconds, but 64 KiB of the smallest frames, or of large header lists, many times
-as long. So the first read of a connection is short, and each that was filled at most doubles the next. Those who
-filled their last one take turns (`Server.turn`).
+as long. So the first read of a connection is short, and each that was filled, or brought more than that, at most
+doubles the next. Those who filled their last one take turns (`Server.turn`).
 """
 TASK_S = 0.0001
 """What a call that has a task is taken to cost besides, when it begins and when it is cancelled."""
@@ -187,10 +187,11 @@ class Transport(Calls):
                 continue
             if not data:
                 return
-            filled = len(data) == size  # there may be more
+            got = len(data)
+            filled = got == size  # there may be more
+            now = time.perf_counter()
             if self._tls is not None:
                 data = self._decrypt(self._tls, data)
-            now = time.perf_counter()
             self._stirred = 0
             connection.forgive(now - self.read_at)
             self.read_at = now
@@ -199,9 +200,9 @@ class Transport(Calls):
                 data = data[TIGHT_BYTES:]
                 await self._caught_up()
             self._handle(data)
-            if filled:
+            if filled or got > FIRST_READ_BYTES:  # a short one tells little of what many bytes cost
                 took_s = time.perf_counter() - now + self._stirred * TASK_S
-                allowed = int(size * TURN_S / took_s)
+                allowed = int(got * TURN_S / took_s)
                 read_bytes = max(SHORTEST_READ_BYTES, min(allowed, 2 * read_bytes, READ_BYTES))
             if handshaking and connection.settled:
                 handshaking = False

@@ -36,6 +36,7 @@ from trio_broker.rpc.framing import PREFIX_BYTES, framed
 from trio_broker.rpc.status import OK
 from trio_broker.runs import OVERHEAD_BYTES, Pending, Result
 from trio_broker.service.encoding import ack, failed_ack, failed_result, publish_result
+from trio_broker.service.requests import stream_request
 from trio_broker.service.statuses import connection_aged, failure_of, status_of, with_metadata
 from trio_broker.subject import check_subject
 
@@ -297,7 +298,7 @@ class PublishFeed:
             return False
         data = call.take_message()
         try:
-            request = pb.PublishStreamRequest.FromString(data)
+            request = stream_request(data)
             check_count(len(request.messages))
         except DecodeError:
             self._end = status_of(Malformed(f"a request is not a {call.method.request_type}"))

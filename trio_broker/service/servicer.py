@@ -28,7 +28,7 @@ from trio_broker.memory import Pressure
 from trio_broker.paging import PAGE_MAX_BYTES
 from trio_broker.rpc.application import Feed, Source
 from trio_broker.rpc.call import Call
-from trio_broker.rpc.handlers import Context, drained, fed, grouped
+from trio_broker.rpc.handlers import Context, drained, fed, grouped, parsed_by
 from trio_broker.runs import Pending
 from trio_broker.service import admin
 from trio_broker.service.deflating import DeflatedSource
@@ -40,6 +40,7 @@ from trio_broker.service.encoding import (
 )
 from trio_broker.service.places import Places
 from trio_broker.service.publishing import PublishFeed, batch_abandoned, begin_batch, check_all, stream_abandoned
+from trio_broker.service.requests import batch_request
 from trio_broker.service.statuses import status_of
 from trio_broker.service.subscribing import SINGLY, TOGETHER, subscribe, subscribe_abandoned
 
@@ -147,6 +148,7 @@ class BrokerService(BrokerServicer):
             if pending.outcome is None:
                 call.work = pending
 
+    @parsed_by(batch_request)
     @grouped(abandoned=batch_abandoned)
     def PublishBatch(  # type: ignore[override] # as above
         self,
