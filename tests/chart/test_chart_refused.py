@@ -44,6 +44,33 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "Ingress for nobody": ((*POSTGRES, "ingress.enabled=true"), "needs ingress.hosts"),
     "route from nowhere": ((*POSTGRES, "grpcRoute.enabled=true"), "needs grpcRoute.parentRefs"),
+    "a port of nodes unasked": ((*POSTGRES, "service.nodePort=30051"), "set service.type=NodePort or LoadBalancer"),
+    "addresses from outside in the cluster": (
+        (*POSTGRES, "service.externalTrafficPolicy=Local"),
+        "set service.type=NodePort or LoadBalancer",
+    ),
+    "ranges without a balancer": (
+        (*POSTGRES, "service.type=NodePort", "service.loadBalancerSourceRanges={10.0.0.0/8}"),
+        "service.loadBalancerSourceRanges needs service.type=LoadBalancer",
+    ),
+    "a name that is none": ((*POSTGRES, "fullnameOverride=Foo_Bar"), 'would be called "Foo_Bar"'),
+    "a name that no Service may have": ((*POSTGRES, "fullnameOverride=1st"), "set fullnameOverride to such a name"),
+    "the chart's label for all": (
+        (*POSTGRES, r"commonLabels.app\.kubernetes\.io/name=x"),
+        "commonLabels has app.kubernetes.io/name, which the chart sets itself",
+    ),
+    "the chart's label for pods": (
+        (*POSTGRES, r"podLabels.app\.kubernetes\.io/version=x"),
+        "podLabels has app.kubernetes.io/version, which the chart sets itself",
+    ),
+    "a label twice": (
+        (*POSTGRES, "commonLabels.team=x", "podLabels.team=z"),
+        "podLabels and commonLabels both have team",
+    ),
+    "a label of rules twice": (
+        (*POSTGRES, "commonLabels.team=x", "prometheusRule.labels.team=z"),
+        "prometheusRule.labels and commonLabels both have team",
+    ),
     "setting as variable": (
         (*POSTGRES, "extraEnv[0].name=TRIO_BROKER_GRACE", "extraEnv[0].value=1s"),
         "TRIO_BROKER_GRACE is a setting: write it under config",
