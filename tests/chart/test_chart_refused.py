@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helm_kit import CHART, POSTGRES, refusal
+from helm_kit import CHART, POSTGRES, refusal, render
 
 pytestmark = pytest.mark.chart
 
@@ -147,3 +147,38 @@ def test_a_key_that_nobody_knows_is_refused_at_every_level() -> None:
     for level in levels:
         at = f"'/{level.rstrip('.').replace('.', '/')}'" if level else "''"
         assert f"at {at}: additional properties 'nonsense' not allowed" in told
+
+
+MAY_GO = ("replicaCount", "resources", "dashboards.labels", "updateStrategy.rollingUpdate")
+MAY_GO += ("podSecurityContext", "containerSecurityContext")
+"""What has a default, and may be taken away by ``null``; lists, too."""
+PROBES = ("probes.startup.", "probes.liveness.", "probes.readiness.")
+
+
+def needed(values: dict[str, Any], above: str = "") -> Iterator[str]:
+    """The names of what templates read and cannot do without."""
+    for name, value in values.items():
+        path = f"{above}{name}"
+        if value in ("", None, [], {}) or isinstance(value, list) or path.startswith(MAY_GO):
+            continue
+        yield path
+        if isinstance(value, dict) and f"{path}." not in PROBES:
+            yield from needed(value, f"{path}.")
+
+
+def test_what_is_taken_away_by_a_comment_below_its_name_is_asked_for() -> None:
+    paths = list(needed(yaml.safe_load((CHART / "values.yaml").read_text())))
+    for depth in range(3):
+        level = [path for path in paths if path.count(".") == depth and path != "store"]
+        assert level
+        told = refusal("store.existingSecret=x", *(f"{path}=null" for path in level))
+        for path in level:
+            above, _, name = path.rpartition(".")
+            at = f"'/{above.replace('.', '/')}'" if above else "''"
+            (line,) = (line for line in told.splitlines() if line.lstrip().startswith(f"- at {at}: missing propert"))
+            assert f"'{name}'" in line
+
+
+@pytest.mark.parametrize("name", ["config", "commonLabels", "podLabels", "tolerations", "extraEnv"])
+def test_a_section_of_comments_alone_is_empty(name: str) -> None:
+    assert render(*POSTGRES, f"{name}=null") == render(*POSTGRES)

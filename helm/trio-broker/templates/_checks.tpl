@@ -40,7 +40,7 @@
 {{- if gt (int .Values.replicaCount) 1 -}}
 {{- fail (printf "SQLite is for one broker, and replicaCount is %d: set replicaCount=1, or use PostgreSQL or Cassandra (store.url)" (int .Values.replicaCount)) -}}
 {{- end -}}
-{{- if gt (int (default 1 .Values.config.workers)) 1 -}}
+{{- if gt (int (default 1 (.Values.config).workers)) 1 -}}
 {{- fail "SQLite is for one process: leave config.workers out, or use PostgreSQL or Cassandra (store.url)" -}}
 {{- end -}}
 {{- end -}}
@@ -92,7 +92,7 @@
 {{- range $place, $labels := dict "podLabels" .Values.podLabels "serviceMonitor.labels" .Values.serviceMonitor.labels "prometheusRule.labels" .Values.prometheusRule.labels "dashboards.labels" .Values.dashboards.labels -}}
 {{- range $key, $_ := $labels -}}
 {{- if has $key $own }}{{ fail (printf "%s has %s, which the chart sets itself: leave it out" $place $key) }}{{ end -}}
-{{- if hasKey $.Values.commonLabels $key }}{{ fail (printf "%s and commonLabels both have %s: leave it out of one of them" $place $key) }}{{ end -}}
+{{- if hasKey ($.Values.commonLabels | default dict) $key }}{{ fail (printf "%s and commonLabels both have %s: leave it out of one of them" $place $key) }}{{ end -}}
 {{- end -}}
 {{- end -}}
 {{- $name := include "trio-broker.fullname" . -}}

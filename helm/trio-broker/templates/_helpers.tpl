@@ -111,7 +111,7 @@ broker
 {{/* Ports on which brokers talk to each other, for a NetworkPolicy: one for each worker. */}}
 {{- define "trio-broker.peerPorts" -}}
 - port: 50052
-  {{- with .Values.config.workers }}
+  {{- with (.Values.config).workers }}
   endPort: {{ add 50051 (int .) }}
   {{- end }}
 {{- end }}
