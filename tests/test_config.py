@@ -150,6 +150,13 @@ def test_workers_need_a_store_that_processes_share_and_the_refusal_says_what_to_
     assert Config(store="postgresql://db/x", workers=2).workers == 2
 
 
+@pytest.mark.parametrize("store", ["sqlite:///broker.db", "memory:"])
+def test_a_store_of_one_broker_is_refused_where_others_are_told_of_it(store: str) -> None:
+    with pytest.raises(ValidationError, match=r"--advertise .* --store (sqlite|memory): .* use postgresql://"):
+        Config(store=store, advertise="10.1.2.3:50052")
+    assert Config(store="postgresql://db/x", advertise="10.1.2.3:50052").advertise == "10.1.2.3:50052"
+
+
 def test_a_queue_without_room_for_the_largest_message_is_refused_with_what_to_do() -> None:
     with pytest.raises(ValidationError, match=r"--queue-bytes 4095KiB .* --body-max-bytes 4032KiB .* at least 4MiB"):
         Config(queue_bytes="4095KiB")

@@ -194,6 +194,11 @@ class Config(BaseModel):
                 f"--workers {self.workers} needs a store that several processes can share, and --store {kind}: is for "
                 "one alone: use postgresql:// or cassandra://, or --workers 1"
             )
+        if self.advertise and kind in _OF_ONE_PROCESS:
+            raise ValueError(
+                f"--advertise tells other brokers where this one is, and --store {kind}: has no others: use "
+                "postgresql:// or cassandra://, or leave --advertise out"
+            )
         largest = self.body_max_bytes + MESSAGE_OVERHEAD_BYTES
         if self.queue_bytes < largest:  # such a message would be told for ever that the queue is full: try again
             raise ValueError(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helm_kit import CHART, POSTGRES, refusal
+from helm_kit import CHART, POSTGRES, refusal, render
 
 pytestmark = pytest.mark.chart
 
@@ -44,6 +44,33 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "Ingress for nobody": ((*POSTGRES, "ingress.enabled=true"), "needs ingress.hosts"),
     "route from nowhere": ((*POSTGRES, "grpcRoute.enabled=true"), "needs grpcRoute.parentRefs"),
+    "a port of nodes unasked": ((*POSTGRES, "service.nodePort=30051"), "set service.type=NodePort or LoadBalancer"),
+    "addresses from outside in the cluster": (
+        (*POSTGRES, "service.externalTrafficPolicy=Local"),
+        "set service.type=NodePort or LoadBalancer",
+    ),
+    "ranges without a balancer": (
+        (*POSTGRES, "service.type=NodePort", "service.loadBalancerSourceRanges={10.0.0.0/8}"),
+        "service.loadBalancerSourceRanges needs service.type=LoadBalancer",
+    ),
+    "a name that is none": ((*POSTGRES, "fullnameOverride=Foo_Bar"), 'would be called "Foo_Bar"'),
+    "a name that no Service may have": ((*POSTGRES, "fullnameOverride=1st"), "set fullnameOverride to such a name"),
+    "the chart's label for all": (
+        (*POSTGRES, r"commonLabels.app\.kubernetes\.io/name=x"),
+        "commonLabels has app.kubernetes.io/name, which the chart sets itself",
+    ),
+    "the chart's label for pods": (
+        (*POSTGRES, r"podLabels.app\.kubernetes\.io/version=x"),
+        "podLabels has app.kubernetes.io/version, which the chart sets itself",
+    ),
+    "a label twice": (
+        (*POSTGRES, "commonLabels.team=x", "podLabels.team=z"),
+        "podLabels and commonLabels both have team",
+    ),
+    "a label of rules twice": (
+        (*POSTGRES, "commonLabels.team=x", "prometheusRule.labels.team=z"),
+        "prometheusRule.labels and commonLabels both have team",
+    ),
     "setting as variable": (
         (*POSTGRES, "extraEnv[0].name=TRIO_BROKER_GRACE", "extraEnv[0].value=1s"),
         "TRIO_BROKER_GRACE is a setting: write it under config",
@@ -120,3 +147,38 @@ def test_a_key_that_nobody_knows_is_refused_at_every_level() -> None:
     for level in levels:
         at = f"'/{level.rstrip('.').replace('.', '/')}'" if level else "''"
         assert f"at {at}: additional properties 'nonsense' not allowed" in told
+
+
+MAY_GO = ("replicaCount", "resources", "dashboards.labels", "updateStrategy.rollingUpdate")
+MAY_GO += ("podSecurityContext", "containerSecurityContext")
+"""What has a default, and may be taken away by ``null``; lists, too."""
+PROBES = ("probes.startup.", "probes.liveness.", "probes.readiness.")
+
+
+def needed(values: dict[str, Any], above: str = "") -> Iterator[str]:
+    """The names of what templates read and cannot do without."""
+    for name, value in values.items():
+        path = f"{above}{name}"
+        if value in ("", None, [], {}) or isinstance(value, list) or path.startswith(MAY_GO):
+            continue
+        yield path
+        if isinstance(value, dict) and f"{path}." not in PROBES:
+            yield from needed(value, f"{path}.")
+
+
+def test_what_is_taken_away_by_a_comment_below_its_name_is_asked_for() -> None:
+    paths = list(needed(yaml.safe_load((CHART / "values.yaml").read_text())))
+    for depth in range(3):
+        level = [path for path in paths if path.count(".") == depth and path != "store"]
+        assert level
+        told = refusal("store.existingSecret=x", *(f"{path}=null" for path in level))
+        for path in level:
+            above, _, name = path.rpartition(".")
+            at = f"'/{above.replace('.', '/')}'" if above else "''"
+            (line,) = (line for line in told.splitlines() if line.lstrip().startswith(f"- at {at}: missing propert"))
+            assert f"'{name}'" in line
+
+
+@pytest.mark.parametrize("name", ["config", "commonLabels", "podLabels", "tolerations", "extraEnv"])
+def test_a_section_of_comments_alone_is_empty(name: str) -> None:
+    assert render(*POSTGRES, f"{name}=null") == render(*POSTGRES)

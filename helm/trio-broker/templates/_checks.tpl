@@ -40,7 +40,7 @@
 {{- if gt (int .Values.replicaCount) 1 -}}
 {{- fail (printf "SQLite is for one broker, and replicaCount is %d: set replicaCount=1, or use PostgreSQL or Cassandra (store.url)" (int .Values.replicaCount)) -}}
 {{- end -}}
-{{- if gt (int (default 1 .Values.config.workers)) 1 -}}
+{{- if gt (int (default 1 (.Values.config).workers)) 1 -}}
 {{- fail "SQLite is for one process: leave config.workers out, or use PostgreSQL or Cassandra (store.url)" -}}
 {{- end -}}
 {{- end -}}
@@ -84,5 +84,19 @@
 {{- if hasPrefix "TRIO_BROKER_" .name -}}
 {{- fail (printf "%s is a setting: write it under config, in lower case and without TRIO_BROKER_" .name) -}}
 {{- end -}}
+{{- end -}}
+{{- $own := keys (include "trio-broker.ownLabels" (list . "broker") | fromYaml) -}}
+{{- range $key, $_ := .Values.commonLabels -}}
+{{- if has $key $own }}{{ fail (printf "commonLabels has %s, which the chart sets itself: leave it out" $key) }}{{ end -}}
+{{- end -}}
+{{- range $place, $labels := dict "podLabels" .Values.podLabels "serviceMonitor.labels" .Values.serviceMonitor.labels "prometheusRule.labels" .Values.prometheusRule.labels "dashboards.labels" .Values.dashboards.labels -}}
+{{- range $key, $_ := $labels -}}
+{{- if has $key $own }}{{ fail (printf "%s has %s, which the chart sets itself: leave it out" $place $key) }}{{ end -}}
+{{- if hasKey ($.Values.commonLabels | default dict) $key }}{{ fail (printf "%s and commonLabels both have %s: leave it out of one of them" $place $key) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- $name := include "trio-broker.fullname" . -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
+{{- fail (printf "Objects would be called %q, and a Service's name has a-z, 0-9 and - alone and begins with a letter: set fullnameOverride to such a name" $name) -}}
 {{- end -}}
 {{- end }}

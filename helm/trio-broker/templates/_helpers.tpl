@@ -24,15 +24,19 @@ app.kubernetes.io/instance: {{ $.Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
-{{/* Labels of an object: (list . COMPONENT). */}}
-{{- define "trio-broker.labels" -}}
+{{/* Labels that the chart gives an object: (list . COMPONENT). */}}
+{{- define "trio-broker.ownLabels" -}}
 {{- $ := index . 0 -}}
 helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "trio-broker.selectorLabels" . }}
 app.kubernetes.io/version: {{ $.Chart.AppVersion | quote }}
-app.kubernetes.io/part-of: trio-broker
 app.kubernetes.io/managed-by: {{ $.Release.Service }}
-{{- with $.Values.commonLabels }}
+{{- end }}
+
+{{/* All labels of an object: (list . COMPONENT). */}}
+{{- define "trio-broker.labels" -}}
+{{ include "trio-broker.ownLabels" . }}
+{{- with (index . 0).Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}
@@ -107,7 +111,7 @@ broker
 {{/* Ports on which brokers talk to each other, for a NetworkPolicy: one for each worker. */}}
 {{- define "trio-broker.peerPorts" -}}
 - port: 50052
-  {{- with .Values.config.workers }}
+  {{- with (.Values.config).workers }}
   endPort: {{ add 50051 (int .) }}
   {{- end }}
 {{- end }}
