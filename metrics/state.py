@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 BUILD_HELP: Final = "What runs here; always 1."
 IN_FLIGHT_HELP: Final = "Calls that are under way now; a stream is, until it ends."
+CUT_HELP: Final = "gRPC connections that were closed for a limit on what one client may do."
 LEARNED_HELP: Final = "Messages for subscribers here, by how this broker heard of them first."
 GAPS_HELP: Final = "Ranges of ids that a subscription did not get: read too late, or not to be kept."
 SUBJECT_SUBSCRIBERS_HELP: Final = "Subscriptions that are live now, of the subjects of --metrics-subjects."
@@ -31,6 +32,8 @@ class State:
     connections_opened: int = 0
     connections_refused: int = 0
     connections_aged: int = 0
+    connections_cut: Mapping[str, int] = field(default_factory=dict)
+    """By the limit."""
     subscribers_limit: int = 0
     subscribers_refused: int = 0
     calls_in_flight: Mapping[str, int] = field(default_factory=dict)
@@ -188,6 +191,7 @@ class StateMetrics(Collector):
         yield InfoMetricFamily("trio_broker_build", BUILD_HELP, self._build)
         yield _labelled("trio_broker_calls_in_flight", IN_FLIGHT_HELP, "method", state.calls_in_flight)
         yield _labelled("trio_broker_subject_subscribers", SUBJECT_SUBSCRIBERS_HELP, "subject", state.subscribers_of)
+        yield _counted("trio_broker_connections_cut", CUT_HELP, "limit", state.connections_cut)
         yield _counted("trio_broker_subscriber_gaps", GAPS_HELP, "reason", state.gaps)
         yield _counted("trio_broker_learned_messages", LEARNED_HELP, "path", state.learned)
 

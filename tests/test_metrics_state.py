@@ -13,6 +13,7 @@ def test_the_state_is_asked_for_at_each_scrape() -> None:
         state,
         ready=True,
         slow_consumers=3,
+        connections_cut={"flood": 4},
         gaps={"unavailable": 5},
         buffer_fill_ratio=0.25,
         calls_in_flight={"Fetch": 2},
@@ -20,6 +21,7 @@ def test_the_state_is_asked_for_at_each_scrape() -> None:
     )
     assert registry.get_sample_value("trio_broker_ready") == 1
     assert registry.get_sample_value("trio_broker_slow_consumers_total") == 3
+    assert registry.get_sample_value("trio_broker_connections_cut_total", {"limit": "flood"}) == 4
     assert registry.get_sample_value("trio_broker_subscriber_gaps_total", {"reason": "unavailable"}) == 5
     assert registry.get_sample_value("trio_broker_subscriber_buffer_fill_ratio") == 0.25
     assert registry.get_sample_value("trio_broker_calls_in_flight", {"method": "Fetch"}) == 2
@@ -47,5 +49,5 @@ def test_of_other_brokers_only_what_there_can_be_is_told() -> None:
 
 
 def test_everything_in_the_state_is_told() -> None:
-    labelled = {"calls_in_flight", "subscribers_of", "gaps", "learned"}
+    labelled = {"calls_in_flight", "connections_cut", "subscribers_of", "gaps", "learned"}
     assert {field.name for field in fields(State)} == {*_GAUGES, *_COUNTERS, *labelled}

@@ -88,7 +88,10 @@ class Config(BaseModel):
         (), description="HOST:PORT of the other brokers, separated by spaces, instead of asking the store"
     )
     metrics_listen: str = Field("127.0.0.1:9464", description="address of /metrics, /healthz and /readyz")
-    metrics_subjects: Subjects = Field((), description="subjects with metrics of their own, separated by spaces")
+    metrics_subjects: Subjects = Field(
+        (),
+        description=f"at most {METRICS_SUBJECTS_MAX} subjects with metrics of their own, separated by spaces",
+    )
     allow_anonymous: bool = Field(default=False, description="let anybody call, also on an address beyond loopback")
     tls_cert: str = Field("", description="PEM file: the certificate of the gRPC listener and its chain; serve TLS")
     tls_key: str = Field("", description="PEM file: the key of the certificate")
@@ -102,7 +105,9 @@ class Config(BaseModel):
     compression: Literal["none", "gzip"] = Field(
         "none", description="compress replies of 1 KiB and more for clients that accept it: saves network, costs CPU"
     )
-    slow_call: PositiveDuration = Field(1, description="log every call with one answer that takes at least so long")
+    slow_call: PositiveDuration = Field(
+        1, description="log unary calls, such as Publish and Fetch, that take at least so long"
+    )
     traces: bool = Field(default=False, description="send traces by OpenTelemetry, as the OTEL_* variables say")
 
     drain_delay: Duration = Field(0, description="from not ready to GOAWAY: time for load balancers to look away")
@@ -128,13 +133,16 @@ class Config(BaseModel):
     sweep_interval: PositiveDuration = Field(1, description="pause between sweeps of what has expired")
 
     workers: Annotated[Count, Field(le=WORKERS_MAX)] = Field(
-        1, description="processes that serve the gRPC address together; see docs/SCALING.md"
+        1, description=f"processes, at most {WORKERS_MAX}, that serve the gRPC address together; see docs/SCALING.md"
     )
     memory_max: Annotated[int, BeforeValidator(size), Field(ge=0)] = Field(
         0, description="memory that all workers together may use; 0: what the container or the machine has"
     )
     queue_messages: Count = Field(50_000, description="publishes that may wait for the store; more are refused")
-    queue_bytes: Size = Field(64 * 1024 * 1024, description="bytes of publishes that may wait; more are refused")
+    queue_bytes: Size = Field(
+        64 * 1024 * 1024,
+        description="bytes of publishes that may wait, at least --body-max-bytes and 64KiB; more are refused",
+    )
     flush_messages: Count = Field(1024, description="messages that go to the store at once")
     flush_bytes: Size = Field(4 * 1024 * 1024, description="bytes that go to the store at once")
     subscriber_messages: Count = Field(1024, description="messages that may wait for one subscriber")

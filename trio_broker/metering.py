@@ -35,6 +35,7 @@ from trio_broker.replicas import Replicas
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.server import Server
 from trio_broker.rpc.status import CODE_NAMES, OK
+from trio_broker.rpc.transport import CUT_BY
 from trio_broker.service.places import Places
 
 UNARY: Final = (
@@ -44,6 +45,7 @@ UNARY: Final = (
 STREAMS: Final = ("PublishStream", "Subscribe", "SubscribeBatch", "Watch", "ServerReflectionInfo")
 """The calls that have a label of their own."""
 _NO_CALLS: Final = dict.fromkeys((*UNARY, *STREAMS), 0)
+_NO_CUTS: Final = dict.fromkeys(CUT_BY, 0)
 _NO_GAPS: Final = dict.fromkeys(GAP_REASONS, 0)
 CANCELLED_BY_PEER: Final = "cancelled_by_peer"
 """The reason of calls that the client ended, or that ended with its connection."""
@@ -119,6 +121,7 @@ class Metering:
             self._of_process(),
             calls_in_flight=_NO_CALLS,
             gaps=_NO_GAPS,
+            connections_cut=_NO_CUTS,
             queue_limit_messages=config.queue_messages,
             queue_limit_bytes=config.queue_bytes,
             cache_limit_bytes=config.cache_bytes,
@@ -135,6 +138,7 @@ class Metering:
             connections_opened=server.connections_opened,
             connections_refused=server.connections_refused,
             connections_aged=server.connections_aged,
+            connections_cut=server.connections_cut,
             connections_limit=server.limits.connections_max,
             subscribers_refused=self._places.refused,
             subscribers_limit=self._places.most,

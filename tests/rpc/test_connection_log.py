@@ -41,6 +41,10 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
     return found
 
 
+def cuts(server: Server) -> dict[str, int]:
+    return {limit: count for limit, count in server.connections_cut.items() if count}
+
+
 async def leave(server: Server, wire: Wire) -> None:
     await wire.stream.aclose()
 
@@ -89,6 +93,7 @@ async def test_why_a_connection_was_closed(
         host, port = wire.stream.socket.getsockname()
         await end(server, wire)
         await until_closed(server)
+    assert cuts(server) == {}, "for no limit"
     opened, closed = lines(caplog)
     assert opened == {
         "event": "connection_opened",
@@ -96,6 +101,14 @@ async def test_why_a_connection_was_closed(
         "connection_id": opened["connection_id"],
     }
     assert closed == {**opened, "event": "connection_closed", "why": why}
+
+
+async def test_a_flood_is_cut_for_a_limit() -> None:
+    async with serving(Toy()) as server, connected(server) as wire:
+        await wire.write(ping() * 200)
+        assert (await wire.to_the_end())[-1] == "GOAWAY 0 ENHANCE_YOUR_CALM"
+        await until_closed(server)
+    assert cuts(server) == {"flood": 1}
 
 
 async def test_a_server_that_stops_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -119,6 +132,7 @@ async def test_a_client_that_does_not_come_to_speak_http2(
                 pass
         await until_closed(server)
     assert lines(caplog)[-1]["why"] == "no HTTP/2 within 0.01 s"
+    assert cuts(server) == {"handshake": 1}
 
 
 async def test_a_client_that_speaks_http2_has_all_time() -> None:

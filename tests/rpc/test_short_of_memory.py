@@ -83,7 +83,7 @@ async def test_a_client_that_never_made_a_call_makes_room_for_another():
             for wire in (busy, newer):
                 await wire.write(wire.order(3, "Echo", b"hello"))
                 assert (await wire.answered(3)).code == 0
-            assert server.connections == 2
+            assert (server.connections, server.connections_cut["no_call"]) == (2, 1)
 
 
 HALF_A_FRAME = data(0, bytes(16_000))[:-1]
@@ -188,6 +188,7 @@ async def test_a_socket_that_takes_nothing_is_closed_when_others_are_kept_out():
         while server.transports:
             await trio.testing.wait_all_tasks_blocked()
         assert is_empty(server)
+        assert server.connections_cut["memory"] == 1
 
 
 async def write_until_closed(wire):

@@ -75,6 +75,7 @@ async def test_who_is_silent_is_asked_and_closed_when_no_answer_comes(
         assert server.connections == 0
         with suppress(trio.BrokenResourceError):
             assert await wire.to_the_end() == ["PING"]
+        assert server.connections_cut["silent"] == 1
     assert any("no answer to a PING within 10 s" in record.getMessage() for record in why.records)
 
 
@@ -233,7 +234,7 @@ async def test_who_reads_nothing_is_closed_though_it_talks(
             with suppress(trio.BrokenResourceError):
                 await wire.write(frames.frame(frames.PRIORITY, 0, 1, bytes(4) + b"\1"))
             await wait(mock_clock, 1)
-        assert server.connections == 0
+        assert (server.connections, server.connections_cut["unread"]) == (0, 1)
     assert any("the client has read nothing for 8 s" in record.getMessage() for record in why.records)
 
 

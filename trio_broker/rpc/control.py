@@ -37,6 +37,8 @@ class Control(Outbound):
         """The connection ended by an error, ours or the peer's: write what is left and close."""
         self.failure = ""
         """Why, if it was ours: the error that GOAWAY named."""
+        self.calmed = False
+        """It was ours, and for too much or too slow: ENHANCE_YOUR_CALM."""
         self.peer_goaway = ""
         """The error that the peer's GOAWAY named, if it sent one."""
         self.settled = False
@@ -62,6 +64,7 @@ class Control(Outbound):
         if not self.failed:
             self.failed = True
             self.failure = f"{frames.error_name(code)}: {text}"
+            self.calmed = code == frames.ENHANCE_YOUR_CALM
             last = self.last_stream_id if self._goaway_last is None else self._goaway_last
             self.write(frames.goaway(last, code, text))
             self.drop_all()

@@ -32,7 +32,7 @@ from trio_broker.rpc.listeners import listen_tcp
 from trio_broker.rpc.request import RequestParser
 from trio_broker.rpc.status import Refusals
 from trio_broker.rpc.time_limits import keep_looking
-from trio_broker.rpc.transport import Transport
+from trio_broker.rpc.transport import CUT_BY, Transport
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,8 @@ class Server(purerpc.Server):  # type: ignore[misc] # purerpc is untyped
         """Clients that were turned away so far."""
         self.connections_aged = 0
         """Clients that were asked to connect again since their connection had reached its age."""
+        self.connections_cut = dict.fromkeys(CUT_BY, 0)
+        """Clients that were closed for a limit of `Limits`, by which it was."""
         self._on_call_over = on_call_over
         self._on_written = on_written
         self._methods: dict[str, Method] = {}

@@ -71,7 +71,7 @@ def shed_inbound(transport: Transport, before: float) -> None:
 def shed_outbound(transport: Transport, before: float) -> None:
     """The same for replies that wait; close a connection whose socket has taken nothing since. Never raises."""
     if transport.stuck and transport.stalled_at < before:
-        transport.close("the client does not read")
+        transport.close("the client does not read", "memory")
     else:
         _shed(transport, lambda call: call.queued_bytes, before)
 

@@ -108,7 +108,7 @@ class Watch:
         self._stuck_s += seconds
         unread_s = transport.server.limits.unread_s
         if self._stuck_s >= unread_s:
-            transport.close(f"the client has read nothing for {unread_s:g} s")
+            transport.close(f"the client has read nothing for {unread_s:g} s", "unread")
 
     def _look_at_life(self, transport: Transport, seconds: float) -> None:
         """Ask a peer of whom nothing is heard whether it is there; close one that is silent."""
@@ -121,7 +121,7 @@ class Watch:
             return
         self._quiet_s += seconds
         if self._pinged and self._quiet_s >= limits.keepalive_s + limits.keepalive_timeout_s:
-            transport.close(f"no answer to a PING within {limits.keepalive_timeout_s:g} s")
+            transport.close(f"no answer to a PING within {limits.keepalive_timeout_s:g} s", "silent")
         elif not self._pinged and self._quiet_s >= limits.keepalive_s and connection.settled:
             self._pinged = True
             connection.ping()

@@ -68,6 +68,8 @@ NOTSENT_BYTES = 128 * 1024
 """What the kernel takes of a reply before the peer has room for it: its memory counts against a container's limit."""
 FIRST_WORD_S = 0.1
 """How long we wait for the client's first bytes before ours: so HTTP/1 is answered in HTTP/1."""
+CUT_BY = ("handshake", "flood", "silent", "unread", "no_call", "memory")
+"""Which limit closed a connection: see `Server.connections_cut`."""
 LINGER_S = 1.0
 LINGER_READS = 100
 """How long, and how much, a connection that we end is read and ignored, so that our last words arrive."""
@@ -93,6 +95,8 @@ class Transport(Calls):
         self._socket = sock
         self._end = ""
         """What went wrong first, for the log."""
+        self._cut_by = ""
+        """Which limit closed it; one of `CUT_BY`."""
         self._tls = None if server.tls is None else Tls(server.tls)
         self._reading = True
         """Output need not be announced: it is flushed when the read is done."""
@@ -133,8 +137,9 @@ class Transport(Calls):
                     raise
                 finally:
                     self._end_calls()
-                if self._reader.cancelled_caught:
-                    self._end = self._end or f"no HTTP/2 within {self.server.limits.handshake_s:g} s"
+                if self._reader.cancelled_caught and not self._end and not self.connection.finished:
+                    self._end = f"no HTTP/2 within {self.server.limits.handshake_s:g} s"
+                    self._cut_by = "handshake"
                 await self._farewell()
                 self._nursery.cancel_scope.cancel()
         except* OSError as errors:
@@ -146,6 +151,10 @@ class Transport(Calls):
             self._keep_unsent(None)
             self._socket.close()
             log.debug("connection_closed peer=%s connection_id=%s why=%s", self.peer, self.connection_id, self._why())
+            if self.connection.calmed:
+                self._cut_by = "flood"
+            if self._cut_by:
+                self.server.connections_cut[self._cut_by] += 1
             self.connection.release()
 
     def _end_calls(self) -> None:
@@ -423,11 +432,11 @@ class Transport(Calls):
 
     def evict(self) -> None:
         """Close the connection, of which no call is known, to make room for another."""
-        self.close("it made no call, and another needs its place")
+        self.close("it made no call, and another needs its place", "no_call")
 
-    def close(self, why: str) -> None:
-        """Close the connection at once. Nothing more is said."""
-        self._end = why
+    def close(self, why: str, cut_by: str) -> None:
+        """Close the connection at once, for a limit of `CUT_BY`. Nothing more is said."""
+        self._end, self._cut_by = why, cut_by
         self._broken = True
         self._nursery.cancel_scope.cancel()
 
