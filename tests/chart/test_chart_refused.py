@@ -53,6 +53,10 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
         (*POSTGRES, "service.type=NodePort", "service.loadBalancerSourceRanges={10.0.0.0/8}"),
         "service.loadBalancerSourceRanges needs service.type=LoadBalancer",
     ),
+    "an upgrade that cannot begin": (
+        (*POSTGRES, "updateStrategy.rollingUpdate.maxSurge=0"),
+        "has maxSurge 0 and maxUnavailable 0; set one of them to 1",
+    ),
     "a name that is none": ((*POSTGRES, "fullnameOverride=Foo_Bar"), 'would be called "Foo_Bar"'),
     "a name that no Service may have": ((*POSTGRES, "fullnameOverride=1st"), "set fullnameOverride to such a name"),
     "the chart's label for all": (

@@ -74,6 +74,10 @@
 {{- if and .Values.service.loadBalancerSourceRanges (ne .Values.service.type "LoadBalancer") -}}
 {{- fail "service.loadBalancerSourceRanges needs service.type=LoadBalancer" -}}
 {{- end -}}
+{{- $rolling := .Values.updateStrategy.rollingUpdate | default dict -}}
+{{- if and (eq .Values.updateStrategy.type "RollingUpdate") (regexMatch "^0%?$" (toString (get $rolling "maxSurge"))) (regexMatch "^0%?$" (toString (get $rolling "maxUnavailable"))) -}}
+{{- fail "No pod could be replaced: updateStrategy.rollingUpdate has maxSurge 0 and maxUnavailable 0; set one of them to 1" -}}
+{{- end -}}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
 {{- fail "ingress.enabled needs ingress.hosts" -}}
 {{- end -}}
