@@ -12,7 +12,7 @@ from trio_broker.config import Config
 from trio_broker.errors import (
     Overloaded,
 )
-from trio_broker.runs import OVERHEAD_BYTES, Group
+from trio_broker.runs import HEADER_OVERHEAD_BYTES, OVERHEAD_BYTES, Group
 from trio_broker.storage import Availability
 
 # flushes
@@ -208,7 +208,7 @@ async def test_the_queue_takes_as_many_messages_as_it_may_and_no_more() -> None:
 
 async def test_the_queue_takes_as_many_bytes_as_it_may_and_no_more() -> None:
     headers = {"né": b"12"}  # 3 + 2 bytes
-    each = OVERHEAD_BYTES + len("ä".encode()) + 100 + 5
+    each = OVERHEAD_BYTES + len("ä".encode()) + 100 + 5 + HEADER_OVERHEAD_BYTES
     committer = committer_on(TrialStore(), queue_bytes=2 * each)
     fitting = NewMessage("ä", b"x" * 100, None, headers)
     one_more_byte = fitting._replace(body=b"x" * 101)

@@ -1,15 +1,17 @@
 """Runs of several messages in the committer's hands."""
 
+import sys
+
 import trio
 from commit_kit import Delivered, bodies, committing
 from trial_store import POISON, TrialStore, messages
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import persistence
-from persistence import Appended
+from persistence import Appended, NewMessage
 from trio_broker.commit import Committer
 from trio_broker.errors import BrokerError, NotApplied, OutcomeUnknown, Overloaded, Rejected, StorageUnavailable
-from trio_broker.runs import Group, cut, size_bytes
+from trio_broker.runs import OVERHEAD_BYTES, Group, cut, size_bytes
 
 
 def whole(committer: Committer, *all_bodies: bytes, group: int = 0, source: str = "me") -> Group:
@@ -118,3 +120,10 @@ def test_messages_are_cut_by_number_by_size_and_by_lane() -> None:
     assert [len(run) for run, _ in cut(new, 64, 1 << 20, lambda subject: subject == "b")] == [6, 2]
     assert all(size == sum(map(size_bytes, run)) for run, size in cut(new, 3, 4_000))
     assert cut([], 3, 100) == []
+
+
+def test_a_message_counts_for_no_less_than_it_takes() -> None:
+    """Also one of many small headers, which take many times their bytes: else a queue of them takes all memory."""
+    headers = {f"{number:02}": b"%d" % number for number in range(10, 74)}
+    taken = sys.getsizeof(dict(headers)) + sum(sys.getsizeof(each) for pair in headers.items() for each in pair)
+    assert size_bytes(NewMessage("a", b"", 0, headers)) >= OVERHEAD_BYTES // 2 + taken

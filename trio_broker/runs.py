@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 OVERHEAD_BYTES = 1024
 """What a waiting message takes besides its subject, body and headers; part of its size in every bound here."""
+HEADER_OVERHEAD_BYTES = 100
+"""The same of a header besides its name and value: two objects and their place in a dict."""
 
 _WITHDRAWN = (NewMessage("", b"", 0, NO_HEADERS),)
 
@@ -213,7 +215,7 @@ def size_bytes(message: NewMessage) -> int:
     subject, body, _, headers, key, _, _ = message
     size = OVERHEAD_BYTES + len(body) + (len(subject) if subject.isascii() else len(subject.encode()))
     if headers:
-        size += headers_size_bytes(headers)
+        size += headers_size_bytes(headers) + HEADER_OVERHEAD_BYTES * len(headers)
     if key:
         size += len(key.encode())
     return size
