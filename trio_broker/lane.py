@@ -48,10 +48,14 @@ class Lane:
             self.flight_began = trio.current_time()
         return self.part
 
-    def open_runs(self) -> Iterator[Pending]:
-        """Return what is in flight or queued, in order."""
+    def flown_runs(self) -> Iterator[Pending]:
+        """Return what is in flight and has no answer yet, in order."""
         for part in (self.part, *reversed(self._parts)):
             yield from (run for run in part if run.outcomes is None)
+
+    def open_runs(self) -> Iterator[Pending]:
+        """Return what is in flight or queued, in order."""
+        yield from self.flown_runs()
         yield from self.queue
 
     def drop_untried(self) -> list[Pending]:
