@@ -20,6 +20,7 @@ from trio_broker.broker import Broker, run_broker
 from trio_broker.fanout import Fanout
 from trio_broker.replicas import Replicas, links, membership
 from trio_broker.replicas.forwarding import Forwarding
+from trio_broker.replicas.links import Link
 from trio_broker.replicas.membership import Member, Membership
 from trio_broker.replicas.replicas import LEAVE_S
 from trio_broker.replicas.service import ReplicasService
@@ -91,6 +92,7 @@ class Replica:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(replicas.run)
                     self.broker = broker
+                    scenario.world.places[broker] = self.who
                     scenario.came_up(self)
                     await self._is_to_drain.wait()
                     await broker.drain()
@@ -196,6 +198,7 @@ class ReplicatedScenario:
             return
         self._publishes.check_settled()
         self._publishes.check_log()
+        self._streams.check_acknowledged(self._publishes.acknowledged)
         self._streams.check_gaps(sum((Counter(fanout.gaps) for fanout in self._fanouts), Counter()))
 
     async def some_broker(self, random: Random) -> Broker:
@@ -266,9 +269,42 @@ class ReplicatedScenario:
 
         return append
 
+    def _noting_asked(self, original: Callable[[Replicas], list[trio.Event]]) -> Callable[[Replicas], list[trio.Event]]:
+        def ask_settled(replicas: Replicas) -> list[trio.Event]:
+            opened = self.world.opened[trio.lowlevel.current_task().name]
+            opened.asked = tuple(self._teller_at(link._address) for link in replicas.links.values() if link.connected)
+            return original(replicas)
+
+        return ask_settled
+
+    def _noting_unanswered(self, original: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
+        async def ask(link: Link, path: str, *args: object) -> bytes:
+            try:
+                return await original(link, path, *args)
+            except BaseException:
+                if path == links.SETTLE_PATH:
+                    self._note_unanswered(link)
+                raise
+
+        return ask
+
+    def _noting_lost(self, original: Callable[..., None]) -> Callable[..., None]:
+        def lose(link: Link, why: str) -> None:
+            self._note_unanswered(link)
+            original(link, why)
+
+        return lose
+
+    def _note_unanswered(self, link: Link) -> None:
+        teller = self._teller_at(link._address)
+        number = self.world.note(WHO.get(), "is not answered", teller)
+        self.world.unanswered_settling.append((number, WHO.get(), teller))
+
+    def _teller_at(self, address: str) -> str:
+        return next(who for who in self.replicas if address_of(who) == address)
+
     def _open_channel(self, address: str) -> object:
-        teller = next(who for who in self.replicas if address_of(who) == address)
-        return self._network.open_channel(f"{WHO.get()} {teller}")
+        return self._network.open_channel(f"{WHO.get()} {self._teller_at(address)}")
 
     async def _play(self, nursery: trio.Nursery) -> None:
         random = self._random
@@ -280,6 +316,9 @@ class ReplicatedScenario:
             stack.enter_context(replaced(secrets, "token_hex", self._new_identity))
             stack.enter_context(replaced(Membership, "_tell", self._tell_noting))
             stack.enter_context(replaced(Forwarding, "append", self._noting_given))
+            stack.enter_context(replaced(Replicas, "_ask_settled", self._noting_asked))
+            stack.enter_context(replaced(Link, "ask", self._noting_unanswered))
+            stack.enter_context(replaced(Link, "lose", self._noting_lost))
             stack.enter_context(set_to(membership, **BEATS))
             names = [f"broker-{number}" for number in range(random.choice([2, 2, 3, 4]))]
             for who in names:
