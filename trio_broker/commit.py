@@ -250,6 +250,7 @@ class Committer:
                 for run in lane.drop_untried():
                     run.fail(_closed())
                 _complete_open(lane.part, "stopped while the store was committing")
+                lane.part_over()
                 lane.idle.set()
             self._landed.unpark_all()
 
@@ -269,13 +270,11 @@ class Committer:
 
     async def settle(self) -> None:
         """Wait until all is answered that the store has been given by now, not what is queued. A checkpoint."""
-        under_way = [run for lane in self._lanes for run in lane.flown_runs()]
-        while under_way:
-            if under_way[-1].outcomes is None:
+        for lane, flight in [(lane, lane.flights) for lane in self._lanes]:
+            while lane.landed < flight:
                 await self._landed.park()
-            else:
-                under_way.pop()
-        await trio.lowlevel.checkpoint()  # answers leave in the tick after they are given
+        for _ in range(2):  # answers leave in the tick after they are given, whoever is first in that
+            await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
         """Refuse new publishes, and those that are queued, with `BrokerClosed`; `run` returns after what is in flight.
@@ -298,6 +297,7 @@ class Committer:
                     self._tell_of_room()
                 with self._flushing(part):
                     await self._flush(lane, part)
+                lane.part_over()
                 self._landed.unpark_all()
                 await trio.lowlevel.checkpoint_if_cancelled()  # before more is taken: it can say that it was not
             if self._closed:
@@ -401,6 +401,7 @@ class Committer:
                         run.fail(StorageUnavailable(f"{why}; it was not given this message: not appended"))
                     _complete_open(lane.part, why)
                     self._change.own_moved()
+                    lane.part_over()
                     self._landed.unpark_all()
             await trio.sleep_until(next_due)
 

@@ -139,7 +139,7 @@ class CheckedPublishes:
                 self._world.violated("answered", f"{attempt} was told {answer!r}")
         else:
             self._check_acknowledged(attempt, answer)
-            if attempt.id is not None and not isinstance(answer, Duplicate) and not attempt.repeated:
+            if attempt.id is not None and not (isinstance(answer, Duplicate) or attempt.repeated or attempt.whole):
                 number = len(self._world.trace)
                 self.acknowledged.append(Acknowledged(attempt.draft.subject, attempt.id, number, attempt.place))
 

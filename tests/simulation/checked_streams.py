@@ -211,7 +211,7 @@ class CheckedStreams:
     def _settled(self, session: Session) -> frozenset[str]:
         """Return which brokers have acknowledged what they had under way, before who asked was told."""
         opened = session.opened
-        if opened.waited_s >= SETTLE_MAX_S:
+        if opened.waited_s > SETTLE_MAX_S - 0.001:
             return frozenset()
         silent = {
             teller

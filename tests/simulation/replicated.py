@@ -24,6 +24,7 @@ from trio_broker.replicas.links import Link
 from trio_broker.replicas.membership import Member, Membership
 from trio_broker.replicas.replicas import LEAVE_S
 from trio_broker.replicas.service import ReplicasService
+from trio_broker.start import New
 
 from .checked_publishes import CheckedPublishes
 from .checked_streams import CheckedStreams
@@ -154,6 +155,19 @@ class RoamingSubscriber(Subscriber):
 
     def _scope_moved(self) -> None:
         self.scenario.world.count("moved to another broker")
+
+
+class Newcomer(RoamingSubscriber):
+    """It comes for what is new, soon leaves, and comes again, wherever that is."""
+
+    async def run(self) -> None:
+        self._start, self._until = New(), None
+        for _ in range(self._random.choice([0, 5, 20])):
+            await pause(self._random, 0.3)
+            with trio.move_on_after(self._random.random() * 0.3):
+                await self._listen()
+            if self.session is not None and not self.session.ended:
+                self._checked.end(self.session, "cut")
 
 
 class RoamingFetcher(Fetcher):
@@ -349,6 +363,13 @@ class ReplicatedScenario:
             nursery.start_soon(self._trouble)
             for number in range(self._random.randint(1, 4)):
                 nursery.start_soon(self._publisher(broker, f"publisher {number}").run, name=f"publisher {number}")
+            for number in range(3):
+                who = f"newcomer {number}"
+                newcomer = Newcomer(
+                    self.world, self.store, self._streams, broker, who, self._random.choice(self._subjects)
+                )
+                newcomer.scenario = self
+                nursery.start_soon(newcomer.run, name=who)
             for number in range(self._random.randint(0, 2)):
                 who = f"fetcher {number}"
                 fetcher = RoamingFetcher(self.world, self.store, self._streams, broker, who, self._subjects)

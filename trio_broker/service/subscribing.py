@@ -81,13 +81,13 @@ async def subscribe(
                 message.subject, span, _slow_policy(message), report_gaps=message.report_gaps
             )
             call.work = subscription
-            subscription.wake = partial(call.connection.mark, call)
             subscription.dropped = partial(_drop, call)
             subscription.ended = partial(call.hurry, LAST_WORDS_S)
             with _closed_if_failed(subscription):
                 await broker.settling.wait(start, span)
     except BrokerError as error:
         raise RpcFailedError(status_of(error)) from None
+    subscription.wake = partial(call.connection.mark, call)
     return (source or SubscriptionSource)(subscription, encoding, partial(places.leave, call.connection))
 
 
