@@ -13,12 +13,17 @@ from persistence import NewMessage, Outcome, Store
 from persistence.facade import Limits
 from persistence.memory import MemoryStore
 from trio_broker import Broker, settling
+from trio_broker._proto import broker_pb2
 from trio_broker.broker import run_broker
+from trio_broker.client.channel import open_channel
 from trio_broker.config import Config
 from trio_broker.fanout import Span
 from trio_broker.replicas import Replicas, links, run_replicas, service
 from trio_broker.replicas.links import SETTLE_PATH, Link
 from trio_broker.rpc.listeners import listen_tcp
+from trio_broker.rpc.server import Server
+from trio_broker.service.places import Places
+from trio_broker.service.servicer import BrokerService
 from trio_broker.settling import Settling
 from trio_broker.start import After, Earliest, Last, New, Start
 
@@ -237,6 +242,25 @@ async def test_a_subscription_that_is_cancelled_while_it_waits_is_closed() -> No
         assert scope.cancelled_caught
         assert ours.subscribers == 0
         view.may_answer.set()
+
+
+async def test_a_call_that_is_cancelled_while_it_waits_leaves_nothing() -> None:
+    async with brokers(1) as ((ours, view, _),), trio.open_nursery() as nursery:
+        places = Places(10)
+        server = Server()
+        server.add_service(BrokerService(ours, places=places).service)
+        port = await nursery.start(server.serve_async)
+        view.hold()
+        nursery.start_soon(ours.publish, "a", b"", None)
+        await view.appended.wait()
+        async with open_channel(f"127.0.0.1:{port}") as channel:
+            request = broker_pb2.SubscribeRequest(subject="a").SerializeToString()
+            call = await channel.start("/broker.Broker/Subscribe", request)
+            await until(lambda: (ours.subscribers, places.taken) == (1, 1))
+            call.close()
+            await until(lambda: (ours.subscribers, places.taken) == (0, 0))
+        view.may_answer.set()
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(
