@@ -365,9 +365,8 @@ class ReplicatedScenario:
                 nursery.start_soon(self._publisher(broker, f"publisher {number}").run, name=f"publisher {number}")
             for number in range(3):
                 who = f"newcomer {number}"
-                newcomer = Newcomer(
-                    self.world, self.store, self._streams, broker, who, self._random.choice(self._subjects)
-                )
+                subject = self.world.random(who).choice(self._subjects)
+                newcomer = Newcomer(self.world, self.store, self._streams, broker, who, subject)
                 newcomer.scenario = self
                 nursery.start_soon(newcomer.run, name=who)
             for number in range(self._random.randint(0, 2)):

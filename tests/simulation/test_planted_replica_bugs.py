@@ -26,7 +26,7 @@ from trio_broker.subscription import Subscription
 from .simulating import simulate
 from .test_planted_bugs import Plant
 
-SEEDS = 120
+SEEDS = 150
 """A bug is found within so many, all of several brokers; most within the first few."""
 
 
