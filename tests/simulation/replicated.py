@@ -422,6 +422,7 @@ class ReplicatedScenario:
 
     async def _end(self) -> None:
         """Heal, and see everybody at the end; then with one way left."""
+        slow_s = self.store.faults.slow_s
         self.store.heal()
         self._network.heal()
         for replica in self.replicas.values():
@@ -429,6 +430,7 @@ class ReplicatedScenario:
             replica.view.hint_loss = 0.0
         for subscriber in self._subscribers:
             subscriber.hurries = True
+        await trio.sleep(slow_s)  # a heartbeat that was slow before this may end so late
         await self._wait_for_all()
         closer = self._publisher(await self.some_broker(self._random), "closer")
         for _ in range(CONVERGE_S):
