@@ -16,7 +16,7 @@ Threads:   the trio thread only.
 import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
-from typing import Any, Literal, NoReturn, assert_never, overload
+from typing import Any, Literal, NoReturn, overload
 
 import trio
 
@@ -40,12 +40,13 @@ from trio_broker.errors import (  # noqa: E402
 from trio_broker.fanout import NEW, Fanout, Span  # noqa: E402
 from trio_broker.hearing import Hearing  # noqa: E402
 from trio_broker.message import Draft, Gap, Message, MessagePage, microseconds_of  # noqa: E402
-from trio_broker.paging import PAGE_MAX_BYTES, never_assigned  # noqa: E402
+from trio_broker.paging import PAGE_MAX_BYTES  # noqa: E402
 from trio_broker.publishing import Publishing, abort_others, check_count  # noqa: E402
-from trio_broker.reading import Reading, closed  # noqa: E402
+from trio_broker.reading import Reading, begin_after, closed  # noqa: E402
 from trio_broker.replay import Replay  # noqa: E402
 from trio_broker.runs import Answer, Group  # noqa: E402
-from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until  # noqa: E402
+from trio_broker.settling import Settling  # noqa: E402
+from trio_broker.start import After, At, AtEnd, New, SlowPolicy, Start, Until  # noqa: E402
 from trio_broker.storage import Availability, StoreClock, keep_probing, keep_sweeping  # noqa: E402
 from trio_broker.subject import check_subject  # noqa: E402
 from trio_broker.subscription import Messages, Subscription  # noqa: E402
@@ -141,6 +142,8 @@ class Broker:
         """For its counters."""
         self.committer = Committer(store, config, self._deliver, self._availability, flushing, doubt=self._doubt)
         """For its counters."""
+        self.settling = Settling(self.committer)
+        """Where a subscription waits, between `open_subscription` and telling who asked for it."""
         self.hearing = Hearing(
             store, self.fanout, self._availability, config.poll_interval, self.committer.is_committing
         )
@@ -313,6 +316,7 @@ class Broker:
         await trio.lowlevel.checkpoint()
         span = await self.locate(subject, start, until)
         with self.open_subscription(subject, span, slow, report_gaps=report_gaps) as subscription:
+            await self.settling.wait(start, span)
             yield Messages(subscription)
 
     async def drain(self) -> None:
@@ -404,20 +408,8 @@ class Broker:
                 first_id, last_id = await self._store.head(subject)
             last_id = max(last_id, self.fanout.offered_id(subject))
         self.cache.drop(subject, first_id - 1)  # another broker may have purged it
-        match start:
-            case New():
-                after_id = last_id
-            case Earliest():
-                after_id = first_id - 1
-            case Last(count):
-                after_id = max(first_id - 1, last_id - count)
-            case After(after_id):
-                if after_id > last_id:
-                    raise never_assigned(subject, after_id, last_id)
-            case At():
-                pass
-            case _:
-                assert_never(start)
+        if not isinstance(start, At):
+            after_id = begin_after(start, subject, first_id, last_id)
         live = self._shared and after_id == last_id
         return Span(after_id, last_id if isinstance(until, AtEnd) else until, last_id, live)
 

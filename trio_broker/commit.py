@@ -93,6 +93,7 @@ class Committer:
         self.append_left: Append = store.append
         """What that lane does with them."""
         self._change = LaneChange()
+        self._landed = trio.lowlevel.ParkingLot()
         self._waiting: dict[Callable[[], None], None] = {}  # a dict for a set that keeps its order
         self._groups = count(1)
         self._refusal: Callable[[], BrokerError] | None = None
@@ -249,7 +250,9 @@ class Committer:
                 for run in lane.drop_untried():
                     run.fail(_closed())
                 _complete_open(lane.part, "stopped while the store was committing")
+                lane.part_over()
                 lane.idle.set()
+            self._landed.unpark_all()
 
     async def drain(self) -> None:
         """Refuse new publishes with `Draining`; wait until those taken before are committed. A checkpoint."""
@@ -264,6 +267,14 @@ class Committer:
         for lane in self._lanes:
             if not lane.idle.is_set():
                 await lane.idle.wait()
+
+    async def settle(self) -> None:
+        """Wait until all is answered that the store has been given by now, not what is queued. A checkpoint."""
+        for lane, flight in [(lane, lane.flights) for lane in self._lanes]:
+            while lane.landed < flight:
+                await self._landed.park()
+        for _ in range(2):  # answers leave in the tick after they are given, whoever is first in that
+            await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
         """Refuse new publishes, and those that are queued, with `BrokerClosed`; `run` returns after what is in flight.
@@ -286,6 +297,8 @@ class Committer:
                     self._tell_of_room()
                 with self._flushing(part):
                     await self._flush(lane, part)
+                lane.part_over()
+                self._landed.unpark_all()
                 await trio.lowlevel.checkpoint_if_cancelled()  # before more is taken: it can say that it was not
             if self._closed:
                 return
@@ -388,6 +401,8 @@ class Committer:
                         run.fail(StorageUnavailable(f"{why}; it was not given this message: not appended"))
                     _complete_open(lane.part, why)
                     self._change.own_moved()
+                    lane.part_over()
+                    self._landed.unpark_all()
             await trio.sleep_until(next_due)
 
     def _lane_of(self, subject: str, *, may_be_left: bool = True) -> Lane:

@@ -17,13 +17,15 @@ from trio_broker.runs import Pending
 class Lane:
     """What one lane's task works on. Of ``work`` and ``idle`` one is set, and nobody waits for the other in vain."""
 
-    __slots__ = ("_parts", "flight_began", "idle", "part", "queue", "work")
+    __slots__ = ("_parts", "flight_began", "flights", "idle", "landed", "part", "queue", "work")
 
     def __init__(self, max_messages: int, max_bytes: int) -> None:
         self.queue: FairQueue[Pending] = FairQueue(max_messages, max_bytes)
         self.part: list[Pending] = []
         """What the store has been given; what came before it of the same flight is completed, or is in `_parts`."""
         self.flight_began = 0.0
+        self.flights = self.landed = 0
+        """How many have begun; how many of those, the first ones, have all their answers."""
         self.idle = trio.Event()
         self._parts: list[list[Pending]] = []  # of the flight, still to be appended; the next one is last
         self.rest()
@@ -46,7 +48,13 @@ class Lane:
         else:
             self.part = self.queue.take(max_messages, max_bytes)
             self.flight_began = trio.current_time()
+            self.flights += bool(self.part)
         return self.part
+
+    def part_over(self) -> None:
+        """What was to be appended has its answers, or is to be appended in halves."""
+        if not self._parts:
+            self.landed = self.flights
 
     def open_runs(self) -> Iterator[Pending]:
         """Return what is in flight or queued, in order."""

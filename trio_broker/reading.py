@@ -7,6 +7,7 @@ Threads:   the trio thread only.
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import assert_never
 
 import trio
 
@@ -23,6 +24,7 @@ from trio_broker.errors import (
 )
 from trio_broker.message import Message, MessagePage
 from trio_broker.paging import PAGE_MAX_MESSAGES, cut_page, never_assigned
+from trio_broker.start import After, Earliest, Last, New
 from trio_broker.storage import Availability
 from trio_broker.subject import check_subject
 from trio_broker.validation import ID_MAX, check_range
@@ -88,6 +90,27 @@ class Reading:
     def _check(self) -> None:
         if self._stopped:
             raise closed()
+
+
+def begin_after(start: New | Earliest | Last | After, subject: str, first_id: int, last_id: int) -> int:
+    """Return after which id a subscription begins, in a log from ``first_id`` to ``last_id``.
+
+    Raises:
+        InvalidId: it is to begin after an id that was never assigned.
+    """
+    match start:
+        case New():
+            return last_id
+        case Earliest():
+            return first_id - 1
+        case Last(count):
+            return max(first_id - 1, last_id - count)
+        case After(after_id):
+            if after_id > last_id:
+                raise never_assigned(subject, after_id, last_id)
+            return after_id
+        case _:
+            assert_never(start)
 
 
 def closed() -> BrokerClosed:

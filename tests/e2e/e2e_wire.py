@@ -5,6 +5,7 @@ Threads:   the caller's; every wait is on the socket, and bounded.
 """
 
 import base64
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -213,6 +214,11 @@ class Wire:
         self._flush()
         while not condition():
             assert not self.closed, "the broker closed the connection"
+            self._read()
+
+    def read_what_is_there(self) -> None:
+        """Read what has come so far: all that was sent before anything that this process has seen on any socket."""
+        while select.select([self.socket], [], [], 0)[0] and not self.closed:
             self._read()
 
     def read_to_the_end(self) -> None:

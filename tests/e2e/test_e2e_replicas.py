@@ -1,13 +1,16 @@
 """Three brokers on one database, or one with two workers: what one of them takes reaches subscribers of all."""
 
+import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack
+from random import Random
 
 import pytest
+from blackhole import Blackhole
 from e2e_broker import BrokerProcess, eventually
 from e2e_failure import CallFailed
 from e2e_peers import PEERS, Client, Peer, received
-from e2e_wire import Wire
+from e2e_wire import Exchange, Wire
 from postgres_databases import Databases
 
 AIO = PEERS["grpcio.aio"]
@@ -118,7 +121,7 @@ def test_who_subscribes_meanwhile_misses_nothing_that_is_published_after_the_hea
                 nonlocal is_over
                 for n in range(20):
                     async with others[n % 2].subscribe(subject) as stream:
-                        known_id = last_id + 1  # one is under way, and may be committed before it is acknowledged
+                        known_id = last_id + 1  # its acknowledgement may be on its way to this process
                         ids = [each.id for each in await received(stream, 5)]
                         assert ids[0] <= known_id + 1
                         assert ids == list(range(ids[0], ids[0] + 5))
@@ -127,6 +130,41 @@ def test_who_subscribes_meanwhile_misses_nothing_that_is_published_after_the_hea
             await peer.together([publish(), subscribe()])
 
     AIO.run(scenario)
+
+
+def test_who_has_the_headers_gets_what_any_broker_acknowledges_after_them(postgres_url: str, subject: str) -> None:
+    random = Random(1)
+    with ExitStack() as stack:
+        far = stack.enter_context(Blackhole.before(postgres_url))
+        far.slow(0.01)  # the publishers' broker hears late of what the database has
+        brokers = [stack.enter_context(BrokerProcess(url)) for url in (far.through(postgres_url), postgres_url)]
+        for broker in brokers:
+            eventually(lambda broker=broker: replicas_of(broker), "replicas: 1 of 1 others are heard")  # type: ignore[misc]
+        publisher, subscriber = (stack.enter_context(Wire(broker.address)) for broker in brokers)
+        for _ in range(50):
+            began = time.perf_counter()
+            before_id = publisher.published(publisher.publish(subject, b"before", keep=True))
+            took_s = time.perf_counter() - began
+            racing = publisher.publish(subject, b"racing", keep=True)
+            time.sleep(took_s * random.random())  # so that the position is looked up about when it commits
+            stream = subscriber.subscribe(subject)
+            subscriber.stand(stream)
+            publisher.read_what_is_there()
+            is_late = not racing.over
+            racing_id = publisher.published(racing)
+            last_id = publisher.published(publisher.publish(subject, b"last", keep=True))
+            subscriber.read_until(lambda stream=stream, last_id=last_id: last_id in ids_of(stream))  # type: ignore[misc]
+            ids = ids_of(stream)
+            assert ids == list(range(ids[0], last_id + 1))
+            assert ids[0] > before_id, "what was acknowledged before is not new"
+            assert racing_id in ids or not is_late, f"{racing_id} was acknowledged after the headers"
+            subscriber.cancel(stream)
+        for broker in brokers:
+            broker.stop()
+
+
+def ids_of(stream: Exchange) -> list[int]:
+    return [each.id for each in stream.received()]
 
 
 def test_a_subscriber_of_one_that_drains_resumes_at_another(three: Three, subject: str) -> None:

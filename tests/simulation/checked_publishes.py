@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 from persistence import Appended, Duplicate
 from trio_broker.errors import (
@@ -63,6 +64,10 @@ class Attempt:
     """How often the store had been given the body when this began."""
     repeated: bool
     """It has a key, and was tried before."""
+    place: str
+    """The broker."""
+    whole: bool
+    """It is answered with others."""
     answers: list[Answer] = field(default_factory=list)
     withdrawn: bool = False
     """It was cancelled before the store was given it."""
@@ -82,19 +87,34 @@ class Attempt:
         return self.answers[0] if isinstance(self.answers[0], int) else self.answers[0].id
 
 
+class Acknowledged(NamedTuple):
+    """A message of which its publisher was told that it is new, and its id."""
+
+    subject: str
+    id: int
+    number: int
+    """Of the event."""
+    place: str
+    """The broker."""
+
+
 class CheckedPublishes:
     def __init__(self, world: World, store: SimulatedStore) -> None:
+        self.acknowledged: list[Acknowledged] = []
         self._world = world
         self._store = store
         self._attempts: list[Attempt] = []
         self._tries: Counter[bytes] = Counter()
 
-    def begin(self, who: str, draft: Draft, group: str = "") -> Attempt:
-        """Note a publish that is about to be handed over."""
+    def begin(self, who: str, draft: Draft, group: str = "", *, place: str = "", whole: bool = False) -> Attempt:
+        """Note a publish that is about to be handed over, to the broker at ``place``.
+
+        ``whole``: it is answered with others, when the last of them is.
+        """
         details = (draft.subject, draft.body[:16], draft.expiration, draft.idempotency_key, draft.expected_last_id)
         number = self._world.note(who, "publishes", *details, group)
         given = self._store.given.get(draft.body, 0)
-        attempt = Attempt(who, draft, group, number, given, draft.body in self._tries)
+        attempt = Attempt(who, draft, group, number, given, draft.body in self._tries, place, whole)
         self._tries[draft.body] += 1
         self._attempts.append(attempt)
         return attempt
@@ -119,6 +139,9 @@ class CheckedPublishes:
                 self._world.violated("answered", f"{attempt} was told {answer!r}")
         else:
             self._check_acknowledged(attempt, answer)
+            if attempt.id is not None and not (isinstance(answer, Duplicate) or attempt.repeated or attempt.whole):
+                number = len(self._world.trace)
+                self.acknowledged.append(Acknowledged(attempt.draft.subject, attempt.id, number, attempt.place))
 
     def check_order(self, attempts: Sequence[Attempt]) -> None:
         """Check that what one source published got ids in this order, within each subject.

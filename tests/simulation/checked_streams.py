@@ -5,17 +5,20 @@ if that is no longer kept, or if its policy says so. Those who asked for gaps ar
 """
 
 import sys
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
 from persistence import Head
 from trio_broker.fanout import Fanout
 from trio_broker.message import DROPPED_OLDEST, LIVE_BUFFER, UNAVAILABLE, Gap, Message
+from trio_broker.settling import SETTLE_MAX_S
 from trio_broker.start import After, At, AtEnd, Earliest, Last, New, SlowPolicy, Start, Until
 
+from .checked_publishes import Acknowledged
 from .store import Fact, SimulatedStore
-from .world import World
+from .world import Opened, World
 
 
 @dataclass(slots=True, eq=False)
@@ -29,13 +32,20 @@ class Session:
     slow: SlowPolicy
     report_gaps: bool
     registered: int
-    """The number of the event."""
+    """The number of the event: before who asked for it was told."""
     seen_id: int | None
     """The last id that it was told of, or its start; None: it begins with what is published next."""
     end_id: int
     """The last id when it looked at the log; where it did not look, beyond all."""
     may_skip: bool
     """What was not kept at its start is no gap."""
+    told: int
+    """The number of the event when who asked for it was told."""
+    opened: Opened
+    start_id: int | None = None
+    """Where it began in the log of what is new."""
+    settled: frozenset[str] = frozenset()
+    """The brokers that acknowledged before that what they had under way."""
     first_heard: int | None = None
     """The first id that was live while it listened, once there is one."""
     missed: int = 0
@@ -65,19 +75,16 @@ class CheckedStreams:
         slow: SlowPolicy,
         *,
         report_gaps: bool,
-        offered_id: int = 0,
     ) -> Session:
-        """Note a subscription in the stretch in which it was registered, by the task that asked for it.
-
-        ``offered_id``: how far the broker had offered the subject.
-        """
+        """Note a subscription when who asked for it is told that it stands, by the task that asked for it."""
+        opened = self._world.opened[who]
         heads = self._store.asked[who].heads if who in self._store.asked else []
         if not heads and isinstance(start, After):  # memory knew
             heads = [Head(1, self._store.last_heard_id(subject))]
         seen_id = until_id = None
         if heads:
             first_id, last_id = heads.pop()
-            head = Head(first_id, max(last_id, offered_id))  # what was offered meanwhile was there before, too
+            head = Head(first_id, max(last_id, opened.offered_id))  # what was offered meanwhile was there before, too
             heads.append(head)
             until_id = head.last_id if isinstance(until, AtEnd) else until
             match start:
@@ -96,7 +103,12 @@ class CheckedStreams:
         number = self._world.note(who, "listens", subject, start, until_id, slow.name, report_gaps, seen_id)
         end_id = heads[-1].last_id if heads else sys.maxsize
         may_skip = isinstance(start, At)
-        session = Session(who, subject, start, until_id, slow, report_gaps, number, seen_id, end_id, may_skip)
+        session = Session(
+            who, subject, start, until_id, slow, report_gaps, opened.number, seen_id, end_id, may_skip, number, opened
+        )
+        if isinstance(start, New) and seen_id is not None:
+            session.start_id = seen_id
+            session.settled = self._settled(session)
         self.sessions.append(session)
         self._world.count(f"start: {type(start).__name__}")
         return session
@@ -178,6 +190,35 @@ class CheckedStreams:
         last_id = max((fact.id for fact in facts if (fact.heard or 0) > session.registered), default=0)
         if session.ended in ("Draining", "BrokerClosed") and (session.seen_id or 0) < last_id:
             self._world.violated("live", f"{session.who} ended at {session.seen_id}, and {last_id} was published")
+
+    def check_acknowledged(self, acknowledged: Iterable[Acknowledged]) -> None:
+        """Check at the end that who was told that a subscription stands gets all that was acknowledged after that.
+
+        So it is for what is acknowledged by brokers that hear each other, and answer in time.
+        """
+        by_subject: defaultdict[str, list[Acknowledged]] = defaultdict(list)
+        for each in acknowledged:
+            by_subject[each.subject].append(each)
+        for session in self.sessions:
+            if session.start_id is None:
+                continue
+            self._world.count("all acknowledged before", len(session.settled) > 1)
+            for each in by_subject[session.subject]:
+                if each.id <= session.start_id and each.number > session.told and each.place in session.settled:
+                    what = f"{each.id}, which {each.place or 'the broker'} acknowledged after it was told"
+                    self._world.violated("acknowledged later", f"{session.who} began after {what}")
+
+    def _settled(self, session: Session) -> frozenset[str]:
+        """Return which brokers have acknowledged what they had under way, before who asked was told."""
+        opened = session.opened
+        if opened.waited_s > SETTLE_MAX_S - 0.001:
+            return frozenset()
+        silent = {
+            teller
+            for number, asker, teller in self._world.unanswered_settling
+            if asker == opened.place and number > opened.number
+        }
+        return frozenset((opened.place, *opened.asked)) - silent
 
     def _first_heard(self, session: Session) -> int | None:
         """Return the first id that was live while it listened."""

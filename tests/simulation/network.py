@@ -19,7 +19,7 @@ from trio_broker.replicas.tails import TailFeed
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.framing import PREFIX_BYTES
 
-from .asking import Fates, Question
+from .asking import Fates, Question, question
 from .world import World
 
 
@@ -103,10 +103,10 @@ class _Channel:
         self._stream = self._network.start(self._address)
         return self._stream
 
-    async def start(self, _path: str, message: bytes, *, timeout_s: float) -> Question:
+    async def start(self, path: str, message: bytes, *, timeout_s: float) -> Question:
         await trio.lowlevel.checkpoint()
         assert self._stream is not None, "it asks of those that it hears"
-        return self._stream.ask(message)
+        return self._stream.ask(path, message)
 
     def lose(self, why: str) -> None:
         if self._stream is not None:
@@ -180,17 +180,17 @@ class _Stream:
 
     def lose_questions(self, why: str) -> None:
         questions, self._questions = self._questions, {}
-        for question in questions:
-            question.lose(why)
+        for each in questions:
+            each.lose(why)
 
-    def ask(self, message: bytes) -> Question:
+    def ask(self, path: str, message: bytes) -> Question:
         network = self._network
-        question = Question(self._world, network.asking, message, lambda: network.reaches(self.address))
-        question.leave(self._lost)
-        self._questions[question] = None
+        asked = question(path, message, self._world, network.asking, lambda: network.reaches(self.address))
+        asked.leave(self._lost)
+        self._questions[asked] = None
         service = network.service_of(self.address.split()[1])
-        network.nursery.start_soon(question.carry, service, network.delay_s)
-        return question
+        network.nursery.start_soon(asked.carry, service, network.delay_s)
+        return asked
 
     async def carry(self) -> None:
         """Carry both ways, until it breaks. Who tells may hear of that late."""

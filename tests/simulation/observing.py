@@ -1,19 +1,23 @@
 """Count what happens inside the broker, so that a test can say that the simulation gets there. It changes nothing."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from types import ModuleType
 from typing import Any
 
+import trio
+
 from trio_broker import commit
+from trio_broker.broker import Broker
 from trio_broker.lane import Lane
 from trio_broker.position import Piece, Position
 from trio_broker.runs import Pending
+from trio_broker.settling import Settling
 from trio_broker.storage import Availability
 from trio_broker.subscription import Subscription
 
-from .world import World
+from .world import Opened, World
 
 
 @contextmanager
@@ -80,7 +84,7 @@ def observed(world: World) -> Generator[None]:
 
         return noting
 
-    with ExitStack() as stack:
+    with _opening_observed(world), ExitStack() as stack:
         stack.enter_context(replaced(commit, "_complete_open", complete_open))
         for owner, name, wrap in (
             (Position, "read", read),
@@ -94,4 +98,31 @@ def observed(world: World) -> Generator[None]:
             (Availability, "lost", called("store away")),
         ):
             stack.enter_context(replaced(owner, name, wrap))
+        yield
+
+
+@contextmanager
+def _opening_observed(world: World) -> Generator[None]:
+    """Note when subscriptions are registered, and how long they wait then."""
+
+    def open_subscription(original: Callable[..., Subscription]) -> Callable[..., Subscription]:
+        def noting(broker: Broker, subject: str, *args: object, **options: object) -> Subscription:
+            subscription = original(broker, subject, *args, **options)
+            offered_id = broker.fanout.offered_id(subject)
+            who = trio.lowlevel.current_task().name
+            number = world.note(who, "is registered", subject, offered_id)
+            world.opened[who] = Opened(number, offered_id, world.places.get(broker, ""))
+            return subscription
+
+        return noting
+
+    def wait(original: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        async def timing(*args: object) -> None:
+            began = trio.current_time()
+            await original(*args)
+            world.opened[trio.lowlevel.current_task().name].waited_s = trio.current_time() - began
+
+        return timing
+
+    with replaced(Broker, "open_subscription", open_subscription), replaced(Settling, "wait", wait):
         yield

@@ -55,7 +55,7 @@ class Publisher:
             await self._move()
             self._published += 1
             draft = Draft(subject, f"{self.who}.{self._published}".encode(), expiration)
-            attempt = self._checked.begin(self.who, draft)
+            attempt = self._begin(draft)
             await self._await_one(attempt)
             if attempt.id is not None:
                 return attempt.id
@@ -68,6 +68,10 @@ class Publisher:
         """Make up messages: new ones, and some with a key that were published before."""
         drafts = [self._draft() for _ in range(self._random.randint(1, most))]
         return list({draft.body: draft for draft in drafts}.values())
+
+    def _begin(self, draft: Draft, group: str = "", *, whole: bool = False) -> Attempt:
+        place = self._world.places.get(self._broker, "")
+        return self._checked.begin(self.who, draft, group, place=place, whole=whole)
 
     def _draft(self) -> Draft:
         random = self._random
@@ -92,7 +96,7 @@ class Publisher:
         """Publish; where there is a key, try again if it is not known what became of it."""
         draft = self._draft()
         for _ in range(RETRIES + 1 if draft.idempotency_key else 1):
-            attempt = self._checked.begin(self.who, draft)
+            attempt = self._begin(draft)
             await cancel_perhaps(self._random, lambda attempt=attempt: self._await_one(attempt))
             if not attempt.answers:
                 self._checked.answer(attempt, CANCELLED)
@@ -134,7 +138,7 @@ class Publisher:
         is_atomic = self._random.random() < 0.5
         group = f"{self.who} group {self._groups}" if is_atomic else ""
         self._world.count("atomic batch", is_atomic)
-        return [self._checked.begin(self.who, draft, group) for draft in self._drafts(9)], is_atomic
+        return [self._begin(draft, group, whole=True) for draft in self._drafts(9)], is_atomic
 
     async def _batch_call(self) -> None:
         """Publish a batch, as a call on gRPC: nobody waits, and its deadline may pass."""
@@ -154,7 +158,7 @@ class Publisher:
 
     async def _burst(self) -> None:
         """Publish one by one what one read of a socket brought; some of it is taken back."""
-        attempts = [self._checked.begin(self.who, draft) for draft in self._drafts(12)]
+        attempts = [self._begin(draft) for draft in self._drafts(12)]
         passed = self._checked_all(attempts)
         callers = [(attempt,) for attempt, _ in passed]
         group = self._broker.hand_over([message for _, message in passed], self, callers, self._answered)
@@ -174,7 +178,7 @@ class Publisher:
             drafts = [draft for draft in self._drafts(20) if draft.body not in seen]
             seen.update(draft.body for draft in drafts)
             await self._room(len(drafts), 2000 * len(drafts))
-            mine = [self._checked.begin(self.who, draft) for draft in drafts]
+            mine = [self._begin(draft) for draft in drafts]
             attempts += mine
             passed = self._checked_all(mine)
             runs = committer.cut([message for _, message in passed])

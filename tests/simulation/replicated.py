@@ -20,9 +20,11 @@ from trio_broker.broker import Broker, run_broker
 from trio_broker.fanout import Fanout
 from trio_broker.replicas import Replicas, links, membership
 from trio_broker.replicas.forwarding import Forwarding
+from trio_broker.replicas.links import Link
 from trio_broker.replicas.membership import Member, Membership
 from trio_broker.replicas.replicas import LEAVE_S
 from trio_broker.replicas.service import ReplicasService
+from trio_broker.start import New
 
 from .checked_publishes import CheckedPublishes
 from .checked_streams import CheckedStreams
@@ -91,6 +93,7 @@ class Replica:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(replicas.run)
                     self.broker = broker
+                    scenario.world.places[broker] = self.who
                     scenario.came_up(self)
                     await self._is_to_drain.wait()
                     await broker.drain()
@@ -154,6 +157,19 @@ class RoamingSubscriber(Subscriber):
         self.scenario.world.count("moved to another broker")
 
 
+class Newcomer(RoamingSubscriber):
+    """It comes for what is new, soon leaves, and comes again, wherever that is."""
+
+    async def run(self) -> None:
+        self._start, self._until = New(), None
+        for _ in range(self._random.choice([0, 5, 20])):
+            await pause(self._random, 0.3)
+            with trio.move_on_after(self._random.random() * 0.3):
+                await self._listen()
+            if self.session is not None and not self.session.ended:
+                self._checked.end(self.session, "cut")
+
+
 class RoamingFetcher(Fetcher):
     """It looks for messages at whatever broker there is, not only at that of their publisher."""
 
@@ -196,6 +212,7 @@ class ReplicatedScenario:
             return
         self._publishes.check_settled()
         self._publishes.check_log()
+        self._streams.check_acknowledged(self._publishes.acknowledged)
         self._streams.check_gaps(sum((Counter(fanout.gaps) for fanout in self._fanouts), Counter()))
 
     async def some_broker(self, random: Random) -> Broker:
@@ -266,9 +283,42 @@ class ReplicatedScenario:
 
         return append
 
+    def _noting_asked(self, original: Callable[[Replicas], list[trio.Event]]) -> Callable[[Replicas], list[trio.Event]]:
+        def ask_settled(replicas: Replicas) -> list[trio.Event]:
+            opened = self.world.opened[trio.lowlevel.current_task().name]
+            opened.asked = tuple(self._teller_at(link._address) for link in replicas.links.values() if link.connected)
+            return original(replicas)
+
+        return ask_settled
+
+    def _noting_unanswered(self, original: Callable[..., Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
+        async def ask(link: Link, path: str, *args: object) -> bytes:
+            try:
+                return await original(link, path, *args)
+            except BaseException:
+                if path == links.SETTLE_PATH:
+                    self._note_unanswered(link)
+                raise
+
+        return ask
+
+    def _noting_lost(self, original: Callable[..., None]) -> Callable[..., None]:
+        def lose(link: Link, why: str) -> None:
+            self._note_unanswered(link)
+            original(link, why)
+
+        return lose
+
+    def _note_unanswered(self, link: Link) -> None:
+        teller = self._teller_at(link._address)
+        number = self.world.note(WHO.get(), "is not answered", teller)
+        self.world.unanswered_settling.append((number, WHO.get(), teller))
+
+    def _teller_at(self, address: str) -> str:
+        return next(who for who in self.replicas if address_of(who) == address)
+
     def _open_channel(self, address: str) -> object:
-        teller = next(who for who in self.replicas if address_of(who) == address)
-        return self._network.open_channel(f"{WHO.get()} {teller}")
+        return self._network.open_channel(f"{WHO.get()} {self._teller_at(address)}")
 
     async def _play(self, nursery: trio.Nursery) -> None:
         random = self._random
@@ -280,6 +330,9 @@ class ReplicatedScenario:
             stack.enter_context(replaced(secrets, "token_hex", self._new_identity))
             stack.enter_context(replaced(Membership, "_tell", self._tell_noting))
             stack.enter_context(replaced(Forwarding, "append", self._noting_given))
+            stack.enter_context(replaced(Replicas, "_ask_settled", self._noting_asked))
+            stack.enter_context(replaced(Link, "ask", self._noting_unanswered))
+            stack.enter_context(replaced(Link, "lose", self._noting_lost))
             stack.enter_context(set_to(membership, **BEATS))
             names = [f"broker-{number}" for number in range(random.choice([2, 2, 3, 4]))]
             for who in names:
@@ -310,6 +363,12 @@ class ReplicatedScenario:
             nursery.start_soon(self._trouble)
             for number in range(self._random.randint(1, 4)):
                 nursery.start_soon(self._publisher(broker, f"publisher {number}").run, name=f"publisher {number}")
+            for number in range(3):
+                who = f"newcomer {number}"
+                subject = self.world.random(who).choice(self._subjects)
+                newcomer = Newcomer(self.world, self.store, self._streams, broker, who, subject)
+                newcomer.scenario = self
+                nursery.start_soon(newcomer.run, name=who)
             for number in range(self._random.randint(0, 2)):
                 who = f"fetcher {number}"
                 fetcher = RoamingFetcher(self.world, self.store, self._streams, broker, who, self._subjects)
@@ -363,6 +422,7 @@ class ReplicatedScenario:
 
     async def _end(self) -> None:
         """Heal, and see everybody at the end; then with one way left."""
+        slow_s = self.store.faults.slow_s
         self.store.heal()
         self._network.heal()
         for replica in self.replicas.values():
@@ -370,6 +430,7 @@ class ReplicatedScenario:
             replica.view.hint_loss = 0.0
         for subscriber in self._subscribers:
             subscriber.hurries = True
+        await trio.sleep(slow_s)  # a heartbeat that was slow before this may end so late
         await self._wait_for_all()
         closer = self._publisher(await self.some_broker(self._random), "closer")
         for _ in range(CONVERGE_S):

@@ -46,6 +46,7 @@ class Scenario:
             return
         self._publishes.check_settled()
         self._publishes.check_log()
+        self._streams.check_acknowledged(self._publishes.acknowledged)
 
     async def _play(self) -> None:
         random = self._random

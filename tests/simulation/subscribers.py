@@ -109,7 +109,6 @@ class Subscriber:
             until,
             self._slow,
             report_gaps=self._report_gaps,
-            offered_id=self._broker.fanout.offered_id(self.subject),
         )
         if isinstance(until, AtEnd):
             self._until = self.session.until_id  # that is what it still wants when it comes back
@@ -130,6 +129,7 @@ class Subscriber:
         with self._broker.open_subscription(
             self.subject, span, self._slow, report_gaps=self._report_gaps
         ) as subscription:
+            await self._broker.settling.wait(self._start, span)
             self._begin()
             woken = trio.Event()
             subscription.wake = lambda: woken.set()

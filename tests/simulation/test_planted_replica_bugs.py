@@ -10,12 +10,14 @@ from persistence import Failed, NewMessage, StoreUnavailable
 from trio_broker import hearing, merge
 from trio_broker.batch import Batch
 from trio_broker.broker import Broker
+from trio_broker.commit import Committer
 from trio_broker.fanout import Fanout, Span
 from trio_broker.hearing import Hearing
 from trio_broker.merge import Lifetimes, Merge
 from trio_broker.position import Position
 from trio_broker.replicas import forwarding
 from trio_broker.replicas.forwarding import Forwarding, _appending
+from trio_broker.replicas.links import Link
 from trio_broker.replicas.membership import PREFIX, Membership
 from trio_broker.start import Start, Until
 from trio_broker.storage import NotAnswered
@@ -24,7 +26,7 @@ from trio_broker.subscription import Subscription
 from .simulating import simulate
 from .test_planted_bugs import Plant
 
-SEEDS = 120
+SEEDS = 150
 """A bug is found within so many, all of several brokers; most within the first few."""
 
 
@@ -193,6 +195,22 @@ def who_was_taken_for_dead_stays_so(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Membership, "_beat", once)
 
 
+def what_is_under_way_counts_as_acknowledged(patch: pytest.MonkeyPatch) -> None:
+    async def settle(_self: Committer) -> None:
+        await trio.lowlevel.checkpoint()
+
+    patch.setattr(Committer, "settle", settle)
+
+
+def other_brokers_are_not_asked_what_they_have_under_way(patch: pytest.MonkeyPatch) -> None:
+    def ask_settled(_self: Link) -> trio.Event:
+        answered = trio.Event()
+        answered.set()
+        return answered
+
+    patch.setattr(Link, "ask_settled", ask_settled)
+
+
 @pytest.mark.parametrize(
     ("plant", "guarantees"),
     [
@@ -214,6 +232,8 @@ def who_was_taken_for_dead_stays_so(patch: pytest.MonkeyPatch) -> None:
         (what_may_be_appended_elsewhere_is_unavailable, {"nothing was appended"}),
         (the_dead_are_never_forgotten, {"in time"}),
         (who_was_taken_for_dead_stays_so, {"in time"}),
+        (what_is_under_way_counts_as_acknowledged, {"acknowledged later"}),
+        (other_brokers_are_not_asked_what_they_have_under_way, {"acknowledged later"}),
     ],
 )
 def test_a_planted_bug_between_brokers_is_found(

@@ -4,14 +4,32 @@ No choice depends on the order of a hash or on the time of day, so a seed gives 
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from random import Random
 
 import trio
 
 Event = tuple[int, str, str, tuple[object, ...]]
 """Microseconds since the start, who, what, and details that are the same in every process."""
+
+
+@dataclass(slots=True)
+class Opened:
+    """What the broker did to open a subscription."""
+
+    number: int
+    """Of the event when it was registered."""
+    offered_id: int
+    """How far its broker had offered the subject then."""
+    place: str
+    """The name of that broker."""
+    asked: tuple[str, ...] = ()
+    """Other brokers that were asked to acknowledge what they had under way."""
+    waited_s: float = math.inf
+    """Until all of them had."""
 
 
 class World:
@@ -29,6 +47,15 @@ class World:
 
         self.unanswered: set[bytes] = set()
         """Bodies with a key that another broker was asked to append, and said nothing: the store knows."""
+
+        self.places: dict[object, str] = {}
+        """Names of brokers, by the brokers, where there are several."""
+
+        self.opened: dict[str, Opened] = {}
+        """The last subscription that a task has opened, by its name."""
+
+        self.unanswered_settling: list[tuple[int, str, str]] = []
+        """When it was that a broker did not hear from another one that all is acknowledged, and their names."""
 
     def random(self, who: str) -> Random:
         """Return the dice of one actor: what others do changes nothing about its choices."""

@@ -9,6 +9,9 @@ class ReplicasServicer(purerpc.Servicer):
     async def Append(self, input_message):
         raise NotImplementedError()
 
+    async def Settle(self, input_message):
+        raise NotImplementedError()
+
     @property
     def service(self) -> purerpc.Service:
         service_obj = purerpc.Service(
@@ -30,6 +33,15 @@ class ReplicasServicer(purerpc.Servicer):
                 purerpc.Cardinality.UNARY_UNARY,
                 replicas__pb2.AppendRequest,
                 replicas__pb2.AppendResponse,
+            )
+        )
+        service_obj.add_method(
+            "Settle",
+            self.Settle,
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                replicas__pb2.SettleRequest,
+                replicas__pb2.SettleResponse,
             )
         )
         return service_obj
@@ -55,5 +67,13 @@ class ReplicasStub:
                 purerpc.Cardinality.UNARY_UNARY,
                 replicas__pb2.AppendRequest,
                 replicas__pb2.AppendResponse,
+            )
+        )
+        self.Settle = self._client.get_method_stub(
+            "Settle",
+            purerpc.RPCSignature(
+                purerpc.Cardinality.UNARY_UNARY,
+                replicas__pb2.SettleRequest,
+                replicas__pb2.SettleResponse,
             )
         )

@@ -103,3 +103,13 @@ class AppendedAt(_message.Message):
     id: int
     time_us: int
     def __init__(self, id: _Optional[int] = ..., time_us: _Optional[int] = ...) -> None: ...
+
+class SettleRequest(_message.Message):
+    __slots__ = ("greeting",)
+    GREETING_FIELD_NUMBER: _ClassVar[int]
+    greeting: Greeting
+    def __init__(self, greeting: _Optional[_Union[Greeting, _Mapping]] = ...) -> None: ...
+
+class SettleResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -28,8 +28,10 @@ from trio_broker.fanout import TAIL, Fanout
 from trio_broker.message import Message
 from trio_broker.replicas.tails import SUBJECTS_MAX
 from trio_broker.rpc.framing import framed
+from trio_broker.settling import SETTLE_MAX_S
 
 PATH = "/broker.Replicas/Tail"
+SETTLE_PATH = "/broker.Replicas/Settle"
 AT_ONCE = 1_000
 """Subjects in one request."""
 LINGER_S = 5.0
@@ -74,6 +76,8 @@ class Link:
         self._fresh: dict[str, None] = {}
         self._asking = 0
         self._answered = trio.lowlevel.ParkingLot()
+        self._settle_asked = trio.Event()
+        self._settled = trio.Event()  # of the next question
 
     def interest_changed(self, subject: str) -> None:
         """Somebody here begins to be interested in a subject, or nobody is any more."""
@@ -97,9 +101,30 @@ class Link:
             self._asking -= 1
             self._answered.unpark_all()
 
+    def ask_settled(self) -> trio.Event:
+        """Ask the other broker to acknowledge what it has under way; return what is set when it has, or is gone."""
+        self._settle_asked.set()
+        return self._settled
+
+    async def _ask_settled(self) -> None:
+        """Ask one question at a time: it is that of all who wait when it leaves."""
+        request = pb.SettleRequest(greeting=self._greeting).SerializeToString()
+        while True:
+            await self._settle_asked.wait()
+            self._settle_asked = trio.Event()
+            settled, self._settled = self._settled, trio.Event()
+            try:
+                with trio.move_on_after(SETTLE_MAX_S):
+                    await self.ask(SETTLE_PATH, request, SETTLE_MAX_S)
+            except BrokerError as error:  # as of one that does not know the call
+                log.debug("replica_not_settled", address=self._address, why=str(error))
+            finally:
+                settled.set()
+
     def lose(self, why: str) -> None:
         """End the connection: the other broker does not answer as it should. Not a checkpoint."""
         self.connected = False
+        self._settled.set()
         if self.channel is not None:
             self.channel.lose(why)
 
@@ -126,6 +151,7 @@ class Link:
         why, reason = "no answer in time", ""
         self._told, self._fresh = {}, {}
         self._first_requests, self._requests, self._heard = 0, 0, 0
+        self._settle_asked, self._settled = trio.Event(), trio.Event()
         try:
             with trio.move_on_after(CONNECT_S) as self._patience:
                 async with open_channel(self._address) as self.channel:
@@ -142,6 +168,7 @@ class Link:
         with closing(await channel.open(PATH)) as call:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell_interest, call)
+                nursery.start_soon(self._ask_settled)
                 ended: BrokerError | None = None
                 try:
                     while responses := await call.receive_some():

@@ -93,6 +93,7 @@ class Replicas:
         self._changed = trio.Event()
         broker.fanout.on_interest.append(self._interest_changed)
         broker.hearing.is_linked = self.is_linked
+        broker.settling.ask_others = self._ask_settled
         self.forwarding: Forwarding | None = None
         """Which appends are left to others; None: each replica appends what it is given."""
         if store.limits().leaves_subjects and not peers:
@@ -191,6 +192,9 @@ class Replicas:
         greeting = pb.Greeting(secret=self._secret, to=to)
         setattr(greeting, "from", self.id)  # a keyword in Python
         return greeting
+
+    def _ask_settled(self) -> list[trio.Event]:
+        return [link.ask_settled() for link in self.links.values() if link.connected]
 
     def _interest_changed(self, subject: str) -> None:
         for link in self.links.values():

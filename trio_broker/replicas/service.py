@@ -7,6 +7,8 @@ Threads:   the trio thread.
 
 from collections.abc import Sequence
 
+import trio
+
 from persistence import Appended, Duplicate, NewMessage
 from trio_broker._proto import replicas_pb2 as pb
 from trio_broker._proto.replicas_grpc import ReplicasServicer
@@ -18,6 +20,7 @@ from trio_broker.rpc.application import Feed
 from trio_broker.rpc.call import Call
 from trio_broker.rpc.handlers import fed, grouped
 from trio_broker.runs import Result
+from trio_broker.settling import SETTLE_MAX_S
 
 
 class ReplicasService(ReplicasServicer):
@@ -55,6 +58,21 @@ class ReplicasService(ReplicasServicer):
             else:
                 next_group = self._broker.committer.next_group
                 _Appending(self._broker, call, [_new_message(each, next_group()) for each in asked.messages])
+
+    @grouped()
+    async def Settle(self, calls: list[Call], request: None = None) -> None:  # noqa: ARG002
+        """Answer when all is acknowledged that this broker has under way now, or nobody waits for that any more."""
+        admitted = []
+        for call in calls:
+            if refusal := self._admit(call.message.greeting):
+                call.finish(refusal)
+            else:
+                admitted.append(call)
+        if admitted:
+            with trio.move_on_after(SETTLE_MAX_S):
+                await self._broker.committer.settle()
+        for call in admitted:
+            call.reply(pb.SettleResponse().SerializeToString())
 
 
 class _Appending:

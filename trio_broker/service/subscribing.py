@@ -75,16 +75,19 @@ async def subscribe(
     await trio.lowlevel.checkpoint()
     try:
         with _placed(places, call.connection):
-            span = await broker.locate(message.subject, _start(message), _until(message))
+            start = _start(message)
+            span = await broker.locate(message.subject, start, _until(message))
             subscription = broker.open_subscription(
                 message.subject, span, _slow_policy(message), report_gaps=message.report_gaps
             )
+            call.work = subscription
+            subscription.dropped = partial(_drop, call)
+            subscription.ended = partial(call.hurry, LAST_WORDS_S)
+            with _closed_if_failed(subscription):
+                await broker.settling.wait(start, span)
     except BrokerError as error:
         raise RpcFailedError(status_of(error)) from None
-    call.work = subscription
     subscription.wake = partial(call.connection.mark, call)
-    subscription.dropped = partial(_drop, call)
-    subscription.ended = partial(call.hurry, LAST_WORDS_S)
     return (source or SubscriptionSource)(subscription, encoding, partial(places.leave, call.connection))
 
 
@@ -96,6 +99,16 @@ def _placed(places: Places, connection: Hashable) -> Generator[None]:
         yield
     except BaseException:
         places.leave(connection)
+        raise
+
+
+@contextmanager
+def _closed_if_failed(subscription: Subscription) -> Generator[None]:
+    """Close it if the block fails: nobody gets it then."""
+    try:
+        yield
+    except BaseException:
+        subscription.close()
         raise
 
 
