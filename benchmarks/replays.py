@@ -150,7 +150,7 @@ def replay(address: str, pid: int, readers: int, messages: int, crc: int, last_i
         began = time.monotonic()
         count = min(readers, READING_PROCESSES)
         arguments = [address, SUBJECT, *map(str, (readers // count, until_id, crc, messages))]
-        command = ["nice", "-n", "19", sys.executable, "-m", "benchmarks.replays", "--read", *arguments]
+        command = ["chrt", "-i", "0", sys.executable, "-m", "benchmarks.replays", "--read", *arguments]
         processes = [subprocess.Popen(command) for _ in range(count)]
         codes = [process.wait() for process in processes]
         seconds = time.monotonic() - began
