@@ -6,8 +6,8 @@ Threads:   grpcio's.
 
 A grpcio client publishes at a fixed rate, each publish timed from when it was due, in turns with and without ten
 hostile connections from a process of their own. Every publish has to succeed, with ids 1, 2, 3 and so on. The bar is a
-p99 within 3x. The hostile process gives way to all others (nice), as if it were on another machine: it has what server and
-client leave of the cores.
+p99 within 3x. The hostile process gives way to all others (nice), as if it were on another machine: it has what server
+and client leave of the cores.
 """
 
 import argparse

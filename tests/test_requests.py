@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from trio_broker._proto import broker_pb2 as pb
 from trio_broker.publishing import BATCH_MESSAGES_MAX
 from trio_broker.rpc.handlers import bind
-from trio_broker.service import requests
-from trio_broker.service.requests import batch_request, cut, stream_request
+from trio_broker.service.requests import _cut, batch_request, cut, stream_request
 from trio_broker.service.servicer import BrokerService
 
 BOMB = b"\x0a\x00" * (2 * 1024 * 1024)
@@ -33,8 +32,7 @@ BROKEN = [b"\x0a", b"\x0a\x05a", b"\x0f", b"\x7c", b"\xff" * 11, b"\x0a" + b"\xf
 @pytest.mark.parametrize("parse", [batch_request, stream_request])
 @pytest.mark.parametrize("element", ELEMENTS)
 def test_of_too_many_messages_one_too_many_is_parsed(parse, element):
-    count = max(BATCH_MESSAGES_MAX, requests._SMALL_BYTES // len(element))
-    assert len(parse(element * (count + 1000)).messages) == BATCH_MESSAGES_MAX + 1
+    assert len(parse(element * (BATCH_MESSAGES_MAX + 1000)).messages) == BATCH_MESSAGES_MAX + 1
     assert len(parse(element * BATCH_MESSAGES_MAX).messages) == BATCH_MESSAGES_MAX
 
 
@@ -46,10 +44,8 @@ def test_a_bomb_behind_other_fields_is_cut():
 @given(st.lists(st.sampled_from(ELEMENTS + OTHERS + BROKEN), min_size=1), st.integers(0, 100))
 def test_what_is_not_too_much_is_left_as_it_is(parts, end):
     data = b"".join(parts)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(requests, "_SMALL_BYTES", 0)
-        assert cut(data) == data
-        assert cut(data[: -end or None]) == data[: -end or None]
+    for each in (data, data[: -end or None]):
+        assert cut(each) == _cut(each) == each
 
 
 @pytest.mark.parametrize("broken", BROKEN)

@@ -31,6 +31,8 @@ FAULT_EVERY_S = 5.0
 OUTAGE_S = 2.0
 LATENCY_S = 0.05
 STORM = 500
+CACHE = "1MiB"
+"""Of recent messages: one that fills for an hour would be taken for a leak."""
 WARM_UP = 0.2
 """Of the time: what is made once is made by then."""
 MIB = 2**20
@@ -92,7 +94,7 @@ async def soak(url: str, options: argparse.Namespace) -> None:
     over = began + options.minutes * 60
     with Blackhole.before(url) as hole:
         # the first reaches its database through what is slow, silent or cut at times
-        async with cluster(url, urls=[hole.through(url), url, url]) as brokers:
+        async with cluster(url, "--cache-bytes", CACHE, urls=[hole.through(url), url, url]) as brokers:
             faults = Faults(brokers, hole, url, dice)
             for period in count():
                 oracle = Oracle(brokers, [f"period.{period}.{n}" for n in range(SUBJECTS)])

@@ -50,9 +50,11 @@ TURN_S = 0.0005
 """What taking in one read is to cost at most, by what the last one did: then others have their turn.
 
 64 KiB of ordinary calls take some milliseconds, but 64 KiB of the smallest frames, or of large header lists, many times
-as long. So the first read of a connection is short, and each that was filled, or brought more than that, at most
-doubles the next. Those who filled their last one take turns (`Server.turn`).
+as long. So the first read of a connection is short, and each that was filled at most doubles the next. Those who
+filled their last one take turns (`Server.turn`).
 """
+LONG_S = 10 * TURN_S
+"""A read that was not filled makes the next ones shorter if it cost more: the end of a large request is no such one."""
 TASK_S = 0.0001
 """What a call that has a task is taken to cost besides, when it begins and when it is cancelled."""
 TIGHT_BYTES = 2 * 1024
@@ -209,8 +211,8 @@ class Transport(Calls):
                 data = data[TIGHT_BYTES:]
                 await self._caught_up()
             self._handle(data)
-            if filled or got > FIRST_READ_BYTES:  # a short one tells little of what many bytes cost
-                took_s = time.perf_counter() - now + self._stirred * TASK_S
+            took_s = time.perf_counter() - now + self._stirred * TASK_S
+            if filled or (took_s > LONG_S and got > FIRST_READ_BYTES):  # a short one tells little of what bytes cost
                 allowed = int(got * TURN_S / took_s)
                 read_bytes = max(SHORTEST_READ_BYTES, min(allowed, 2 * read_bytes, READ_BYTES))
             if handshaking and connection.settled:
