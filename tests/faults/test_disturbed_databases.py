@@ -14,7 +14,7 @@ from postgres_kit import Outside
 
 from trio_broker._proto import broker_pb2 as pb
 
-from .cluster import CONNECTIONS_MAX, Cluster, cluster
+from .cluster import Cluster, cluster
 from .lossy import lossy, require_loss
 from .oracle import FAULT_S, Oracle, rounds
 
@@ -68,7 +68,8 @@ async def test_a_slow_database_holds_publishers_back_and_nothing_else(postgres_u
                         await oracle.more(len(oracle.publishers))
                         assert brokers[0].get("/readyz")[0] == 200
                 assert brokers[0].system().memory_info().rss - memory_bytes < MEMORY_MAX_BYTES
-                assert hole.accepted - accepted <= CONNECTIONS_MAX, "connections were made again and again"
+                # a deadline ends a query and its connection; who waited has its turn, and its own deadline soon
+                assert hole.accepted - accepted <= FLOOD // 20, "connections were made again and again"
                 hole.slow()
                 await brokers.all_ready(time.monotonic())
                 await oracle.more(ROUND)
