@@ -250,9 +250,8 @@ class Committer:
                 for run in lane.drop_untried():
                     run.fail(_closed())
                 _complete_open(lane.part, "stopped while the store was committing")
-                lane.part_over()
+                self._part_over(lane)
                 lane.idle.set()
-            self._landed.unpark_all()
 
     async def drain(self) -> None:
         """Refuse new publishes with `Draining`; wait until those taken before are committed. A checkpoint."""
@@ -297,13 +296,17 @@ class Committer:
                     self._tell_of_room()
                 with self._flushing(part):
                     await self._flush(lane, part)
-                lane.part_over()
-                self._landed.unpark_all()
+                self._part_over(lane)
                 await trio.lowlevel.checkpoint_if_cancelled()  # before more is taken: it can say that it was not
             if self._closed:
                 return
             lane.rest()
             self._tell_of_room()  # what was queued may all have been withdrawn
+
+    def _part_over(self, lane: Lane) -> None:
+        """Let those look again who wait for what is in flight."""
+        lane.part_over()
+        self._landed.unpark_all()
 
     async def _next_part(self, lane: Lane) -> list[Pending]:
         if lane is self._left_lane:
@@ -401,8 +404,7 @@ class Committer:
                         run.fail(StorageUnavailable(f"{why}; it was not given this message: not appended"))
                     _complete_open(lane.part, why)
                     self._change.own_moved()
-                    lane.part_over()
-                    self._landed.unpark_all()
+                    self._part_over(lane)
             await trio.sleep_until(next_due)
 
     def _lane_of(self, subject: str, *, may_be_left: bool = True) -> Lane:
