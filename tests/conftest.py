@@ -1,10 +1,14 @@
 import io
 import logging
 import os
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Generator, Iterator
+from types import FrameType
 
 import pytest
 import structlog
+import trio
 from blackhole import Blackhole
 from cassandra_cluster import CassandraCluster
 from cassandra_keyspaces import Keyspaces
@@ -15,11 +19,43 @@ from postgres_server import PostgresServer
 from prometheus_server import MISSING as NO_PROMETHEUS
 from prometheus_server import is_there as prometheus_is_there
 
+from trio_broker.tasktree import describe_process, describe_threads
+
+PATIENCE_S = 500
+"""A test that runs so long hangs: it fails, and tells what it did. The first that needs a Go program builds it."""
+MORE_PATIENCE_S = 30
+"""If its tasks cannot be ended meanwhile, whatever the main thread does is interrupted."""
 POSTGRES = "TRIO_BROKER_TEST_POSTGRES"
 """The URL of a PostgreSQL server to test on, of a role that may create databases; otherwise tests start their own."""
 CASSANDRA = "TRIO_BROKER_TEST_CASSANDRA"
 """The URL of a store on a Cassandra to test on, its keyspace left out: ``cassandra://host:9042/?replication_factor=3``;
 otherwise tests start their own, and are skipped where that cannot be (in CI, with ``CI=true``, they fail)."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """End a test that hangs, with the tree of its tasks in what it printed; the tests after it go on."""
+    late = TimeoutError(f"{item.nodeid} still ran after {PATIENCE_S} s")
+    told = False
+
+    def end_all_tasks() -> None:
+        print(describe_process(), file=sys.stderr)
+        raise late
+
+    def give_up(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal told
+        if told or not trio.lowlevel.in_trio_run():
+            print(*describe_threads(), sep="\n", file=sys.stderr)
+            raise late
+        trio.lowlevel.current_trio_token().run_sync_soon(end_all_tasks)
+        told = True
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE_S, MORE_PATIENCE_S)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @pytest.fixture
