@@ -4,8 +4,9 @@ Owns:      the trial: what is published and read, what is checked, and the table
 Not here:  the comparison of replays with the plain driver (workloads.py, row ``replay``).
 
 EVENTS is a file of lines with tabs, packed by gzip. They are published to one subject, and once more to one for each
-origin (the second column). Readers are in processes of their own, which give way to all others, as if they were on
-another machine; each reader checks that it gets every id of a subject once, in order, with the body that was published.
+origin (the second column). The broker has a core of its own, and readers are in processes of their own, which give way
+to all others, as if they were on another machine; each reader checks that it gets every id of a subject once, in order,
+with the body that was published.
 Meanwhile somebody publishes to the same subject at a fixed rate and measures how long that takes.
 """
 
@@ -13,6 +14,7 @@ import argparse
 import gzip
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,7 +30,7 @@ from zlib import crc32
 import trio
 
 from benchmarks import graphs
-from benchmarks.servers import SCRATCH, Place, broker, running
+from benchmarks.servers import SCRATCH, Place, Server, broker, running
 from trio_broker import Draft, Message, connect
 from trio_broker.start import After
 
@@ -178,13 +180,24 @@ def drawn(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     return graphs.draw([graphs.Graph("resident memory of the broker, MiB", lines)])
 
 
+@contextmanager
+def on_its_own_core(command: Sequence[str]) -> Iterator[Server]:
+    """Run a server on one core, and all else that this process does on the others, if there are any."""
+    cores = os.sched_getaffinity(0)
+    own = {max(cores)}
+    os.sched_setaffinity(0, own)
+    with running(command) as server:
+        os.sched_setaffinity(0, cores - own or cores)
+        yield server
+
+
 def trial(store: str, path: Path, graph: Path | None) -> None:
     """Run it all on one store; draw the memory of the broker into ``graph``."""
     curves = {}
     found = events(path)
     with tempfile.TemporaryDirectory(dir=SCRATCH) as directory:
         command = broker(store)(Place(Path(directory)))
-        with running(command) as server:
+        with on_its_own_core(command) as server:
             rate = trio.run(publish_all, server.address, [Draft(SUBJECT, line, None) for _, line in found])
             print(f"published {len(found)} to one subject: {rate:,.0f} a second", flush=True)
             by_origin = [Draft(f"{SUBJECT}.{origin}", line, None) for origin, line in found]

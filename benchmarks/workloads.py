@@ -207,6 +207,13 @@ def workers_on_postgres(name: str, what: str, load: Load) -> Workload:
     return Workload(name=name, what=what, sides=(two, one), measures=(RATE, CPU, DATABASE_CPU, P50, P99))
 
 
+def busy_workers_on_postgres(name: str, what: str, load: Load, twice: Load) -> Workload:
+    """Two workers and one, each worker with as many callers as the other side's."""
+    two = Side(name="--workers 2", command=broker("{database_url}", "--workers", "2"), load=twice, database=POSTGRES)
+    one = Side(name="--workers 1", command=ON_DATABASE, load=load, database=POSTGRES)
+    return Workload(name=name, what=what, sides=(two, one), measures=(RATE, CPU, DATABASE_CPU, P50, P99))
+
+
 def lone_on_cassandra(name: str, what: str) -> Workload:
     """One caller, the same at the peer, and what one conditional batch takes."""
     sides = (
@@ -231,6 +238,7 @@ FOUR_BY_1 = H2Load(connections=4, streams=1)
 FOUR_BY_25 = H2Load(connections=4, streams=25)
 EIGHT_BY_100 = H2Load(connections=8, streams=100)
 EIGHT_SUBJECTS = AtOnce(*[H2Load(connections=1, streams=100)] * 8)
+SIXTEEN_SUBJECTS = AtOnce(*[H2Load(connections=1, streams=100)] * 16)
 WAITING = BrokerLoad("fanout", subscribers=100, window=1)
 LATENCY = BrokerLoad("latency", rate=200)
 IDLE = BrokerLoad("idle", subscribers=5000, connections=10)
@@ -288,6 +296,12 @@ WORKLOADS = (
     lone_on_postgres("postgres-lone", "one caller"),
     workers_on_postgres("postgres-workers", "unary Publish to 8 subjects, h2load, 8 x 100", EIGHT_SUBJECTS),
     workers_on_postgres("postgres-workers-1", "unary Publish to 1 subject, h2load, 8 x 100", EIGHT_BY_100),
+    busy_workers_on_postgres(
+        "postgres-workers-busy",
+        "unary Publish to a subject a connection, h2load, 8 x 100 for each worker",
+        EIGHT_SUBJECTS,
+        SIXTEEN_SUBJECTS,
+    ),
     on_cassandra("cassandra-1x100", "unary Publish to 1 subject, h2load, 100 streams", [(4, 25)]),
     on_cassandra("cassandra-1x800", "unary Publish to 1 subject, h2load, 800 streams", [(8, 100)]),
     on_cassandra("cassandra-8x100", "unary Publish to 8 subjects, h2load, 100 streams", [(1, 12), (1, 13)] * 4),

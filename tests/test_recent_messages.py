@@ -17,7 +17,7 @@ from trio_broker.broker import run_broker
 from trio_broker.config import Config
 from trio_broker.message import LIVE_BUFFER
 from trio_broker.metering import Metering
-from trio_broker.replay import READERS
+from trio_broker.replay import READERS_HERE
 from trio_broker.rpc.server import Server
 from trio_broker.service.places import Places
 from trio_broker.start import Start
@@ -168,7 +168,7 @@ async def test_what_memory_has_is_read_while_the_store_is_slow(broker: Broker, s
         for _ in range(10):
             nursery.start_soon(resume, broker, Earliest(), 1)
         await trio.testing.wait_all_tasks_blocked()
-        assert asked == READERS
+        assert asked == READERS_HERE
         await fill(broker, 50)
         assert await take(messages, 50) == list(range(21, 71))
         nursery.cancel_scope.cancel()

@@ -25,7 +25,9 @@ from trio_broker.storage import Availability
 from trio_broker.subscription import Subscription
 
 READERS = 2
-"""Pages that are read at once."""
+"""Pages that are read at once from a database."""
+READERS_HERE = 1
+"""The same from a store of this process: reading and committing want the same interpreter."""
 PAGE_MESSAGES = 1024
 PAGE_BYTES = 512 * 1024
 """What a page holds at most, or one message; no more than what may wait for one subscriber, live and collected."""
@@ -46,6 +48,7 @@ class Replay:
         """``availability`` hears of a store that cannot be read; ``cache`` is asked before it."""
         self._store = store
         self._cache = cache
+        self._readers = READERS if store.limits().shared else READERS_HERE
         self._availability = availability
         self._max_messages = min(PAGE_MESSAGES, 2 * config.subscriber_messages)
         self._max_bytes = min(PAGE_BYTES, int(config.subscriber_bytes))
@@ -63,7 +66,7 @@ class Replay:
         """Read pages until cancelled; those of the store between publishes, which ``publishes_rest`` waits for."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._for_memory.keep_taking, self._recall)
-            for _ in range(READERS):
+            for _ in range(self._readers):
                 nursery.start_soon(self._for_store.keep_taking, partial(self._read, publishes_rest))
 
     async def _recall(self, subscription: Subscription) -> None:
