@@ -31,7 +31,7 @@ READERS_HERE = 1
 PAGE_MESSAGES = 1024
 PAGE_BYTES = 512 * 1024
 """What a page holds at most, or one message; no more than what may wait for one subscriber, live and collected."""
-GIVE_WAY_S = 0.02
+GIVE_WAY_S = 0.01
 """A page of the store waits so long at most for publishes under way: their commit needs the interpreter, too."""
 RETRY_S = 0.5
 """A reader rests so long when the store did not answer."""

@@ -169,7 +169,33 @@ def keys_do_not_cross(patch: pytest.MonkeyPatch) -> None:
 
 
 def what_may_be_appended_elsewhere_is_unavailable(patch: pytest.MonkeyPatch) -> None:
+    what_has_a_key_meets_silence_and_no_store(patch)
     patch.setattr(forwarding, "_after_silence", lambda _message, outcome: outcome)
+
+
+def what_has_a_key_meets_silence_and_no_store(patch: pytest.MonkeyPatch) -> None:
+    """No bug, but what it takes to meet the one above, which happens by itself in one seed of hundreds."""
+    ask, append_here = Forwarding._ask, Forwarding._append_here
+
+    async def unheard(self: Forwarding, *args: Any) -> None:
+        await ask(self, *args)
+        _, _, batch, places, outcomes, unanswered = args
+        for place in places:
+            if batch[place].idempotency_key:
+                outcomes[place] = None
+                unanswered.add(place)
+
+    async def away(self: Forwarding, *args: Any) -> None:
+        batch, places, outcomes = args
+        if not any(batch[place].idempotency_key for place in places):
+            await append_here(self, *args)
+            return
+        await trio.lowlevel.checkpoint()
+        for place in places:
+            outcomes[place] = Failed(StoreUnavailable("away"))
+
+    patch.setattr(Forwarding, "_ask", unheard)
+    patch.setattr(Forwarding, "_append_here", away)
 
 
 def the_dead_are_never_forgotten(patch: pytest.MonkeyPatch) -> None:
