@@ -232,6 +232,14 @@ async def test_one_that_accepts_and_says_nothing_is_not_waited_for(
         assert (was_connected, why) == (False, "no answer in time")
 
 
+@pytest.mark.parametrize("address", ["a..b:1", "a" * 300 + ":1", "a\0b:1", "\ud800:1"], ids=ascii)
+async def test_an_address_that_nobody_can_have_ends_nothing(ours: tuple[Broker, Replicas], address: str) -> None:
+    broker, replicas = ours
+    was_connected, why, _ = await Link(address, greeting(replicas), broker.fanout, broker.hearing.hint)._run_once()
+    assert not was_connected
+    assert why.startswith("cannot connect to")
+
+
 async def test_one_that_falls_silent_is_heard_no_longer(
     postgres_url: str, ours: tuple[Broker, Replicas], monkeypatch: pytest.MonkeyPatch
 ) -> None:
