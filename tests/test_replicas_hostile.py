@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -17,6 +17,7 @@ from trio_broker.client.channel import Call, Channel, open_channel
 from trio_broker.errors import BrokerError, InvalidSubject, Malformed, MessageTooLarge, Overloaded
 from trio_broker.notation import parse_tcp
 from trio_broker.replicas import Replicas, links, service, tails
+from trio_broker.replicas import replicas as module
 from trio_broker.replicas.links import PATH, Link
 
 
@@ -130,6 +131,20 @@ async def test_streams_that_never_greet_make_room_for_those_that_do(
         await still_serves(replicas)
         await ends_with(calls[0], Overloaded)
         await until(lambda: len(replicas.feeds.open) == 2)
+
+
+async def test_connections_that_say_nothing_are_bounded_and_make_room_for_those_that_call(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECTIONS_MAX", 3)
+    async with replica(postgres_url) as (_, replicas), AsyncExitStack() as silent:
+        await until(lambda: replicas._secret)
+        address = parse_tcp(replicas.address)
+        for _ in range(6):
+            await silent.enter_async_context(await trio.open_tcp_stream(address.host, address.port))
+        await until(lambda: replicas.server.connections_opened == 6)
+        assert len(replicas.server.transports) == 3
+        await still_serves(replicas)
 
 
 async def test_who_does_not_read_is_told_how_far_subjects_go(
