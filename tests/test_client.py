@@ -289,6 +289,14 @@ async def test_nobody_there_is_said_at_once_and_may_be_tried_again() -> None:
     assert refused.value.retryable
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "a\0b"])
+async def test_so_is_a_name_of_which_nobody_can_be_asked(host: str) -> None:
+    with pytest.raises(ConnectionLost, match="cannot connect to") as refused:
+        async with connect(f"{host}:50051"):
+            pass
+    assert refused.value.retryable
+
+
 async def test_an_address_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="not an address"):
         async with connect("localhost"):

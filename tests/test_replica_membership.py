@@ -49,6 +49,9 @@ async def test_one_is_dead_after_some_seconds_and_forgotten_after_more(store: St
     await register(store, "dead", age_s=DEAD_S + 1)
     await register(store, "forgotten", age_s=FORGOTTEN_S + 1)
     await register(store, "of-the-future", age_s=-1e6)
+    for id_, beat_us in (("of-no-time", 10**400), ("of-no-time-either", -(10**400))):  # beyond what a float holds
+        member = Member(id_, "127.0.0.1:2", "machine", "1", beat_us)
+        await store.compare_and_set(PREFIX + id_, member.write(), version=0)
     ours = members(store)
     await ours._beat()
     assert list(ours.others) == ["alive"]

@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -17,6 +17,7 @@ from trio_broker.client.channel import Call, Channel, open_channel
 from trio_broker.errors import BrokerError, InvalidSubject, Malformed, MessageTooLarge, Overloaded
 from trio_broker.notation import parse_tcp
 from trio_broker.replicas import Replicas, links, service, tails
+from trio_broker.replicas import replicas as module
 from trio_broker.replicas.links import PATH, Link
 
 
@@ -132,6 +133,20 @@ async def test_streams_that_never_greet_make_room_for_those_that_do(
         await until(lambda: len(replicas.feeds.open) == 2)
 
 
+async def test_connections_that_say_nothing_are_bounded_and_make_room_for_those_that_call(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECTIONS_MAX", 3)
+    async with replica(postgres_url) as (_, replicas), AsyncExitStack() as silent:
+        await until(lambda: replicas._secret)
+        address = parse_tcp(replicas.address)
+        for _ in range(6):
+            await silent.enter_async_context(await trio.open_tcp_stream(address.host, address.port))
+        await until(lambda: replicas.server.connections_opened == 6)
+        assert len(replicas.server.transports) == 3
+        await still_serves(replicas)
+
+
 async def test_who_does_not_read_is_told_how_far_subjects_go(
     ours: tuple[Broker, Replicas], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +245,14 @@ async def test_one_that_accepts_and_says_nothing_is_not_waited_for(
         with trio.fail_after(10):
             was_connected, why, _ = await link._run_once()
         assert (was_connected, why) == (False, "no answer in time")
+
+
+@pytest.mark.parametrize("address", ["a..b:1", "a" * 300 + ":1", "a\0b:1", "\ud800:1"], ids=ascii)
+async def test_an_address_that_nobody_can_have_ends_nothing(ours: tuple[Broker, Replicas], address: str) -> None:
+    broker, replicas = ours
+    was_connected, why, _ = await Link(address, greeting(replicas), broker.fanout, broker.hearing.hint)._run_once()
+    assert not was_connected
+    assert why.startswith("cannot connect to")
 
 
 async def test_one_that_falls_silent_is_heard_no_longer(

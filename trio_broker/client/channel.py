@@ -261,7 +261,7 @@ async def _dial(address: Address) -> trio.SocketStream:
         for option, value in _KEEPALIVE.items():
             if hasattr(socket, option):  # not all on macOS
                 stream.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name of which nobody can be asked, as with a label too long
         raise never_reached(f"cannot connect to {address}: {_reason(error)}") from error
     return stream
 

@@ -136,10 +136,10 @@ class Membership:
                 continue
             if other.id == self._me.id:
                 continue
-            age_s = abs(now_us - other.beat_us) / 1_000_000  # one from the future will not go on for ever
-            if age_s < DEAD_S:
+            age_us = abs(now_us - other.beat_us)  # one from the future will not go on for ever
+            if age_us < DEAD_S * 1_000_000:
                 others[other.id] = other._replace(beat_us=0)
-            elif age_s > FORGOTTEN_S:
+            elif age_us > FORGOTTEN_S * 1_000_000:
                 await self._store.delete(listed, version=register.version)
         self._unreadable = frozenset(unreadable)
         if others != self.others:

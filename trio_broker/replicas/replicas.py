@@ -6,6 +6,7 @@ Threads:   the trio thread only.
 """
 
 import hmac
+import resource
 import secrets
 import socket
 import uuid
@@ -37,6 +38,13 @@ RETRY_S = 1.0
 """Pause before the store is asked again for the common secret."""
 REQUEST_MAX_BYTES = 16 * 1024 * 1024
 """What another broker asks for at most: to append a flush."""
+CONNECTIONS_MAX = 1000
+"""Others that are connected at once, or who say that they are others,"""
+DESCRIPTORS_SHARE = 16
+"""and the part of this process's descriptors that they may have: what nobody knows takes none from clients."""
+CONNECTIONS_LEAST = 16
+TURNED_AWAY_MAX = 8
+"""Those that are being told that they are too many."""
 _ID_BYTES = 6
 
 log = structlog.get_logger()
@@ -77,7 +85,10 @@ class Replicas:
         self.address = address
         self.feeds = Feeds()
         """Streams to others."""
-        self.server = Server(limits=Limits(message_max_bytes=REQUEST_MAX_BYTES), refusals=BrokerRefusals())
+        limits = Limits(
+            message_max_bytes=REQUEST_MAX_BYTES, connections_max=_connections_max(), turned_away_max=TURNED_AWAY_MAX
+        )
+        self.server = Server(limits=limits, refusals=BrokerRefusals())
         self.server.add_service(ReplicasService(broker, self.admit, self.feeds).service)
         self._store = store
         self._broker = broker
@@ -209,6 +220,11 @@ def _reachable_at(listener: socket.socket) -> str:
         if is_loopback(TcpAddress(host, port)):
             log.warning("replica_address_local", address=str(TcpAddress(host, port)), hint="pass --advertise HOST:PORT")
     return str(TcpAddress(host, port))
+
+
+def _connections_max() -> int:
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(CONNECTIONS_MAX, max(CONNECTIONS_LEAST, descriptors // DESCRIPTORS_SHARE))
 
 
 def _machine() -> str:
