@@ -216,6 +216,8 @@ def test_no_more_clients_fit_than_there_are_descriptors_for(monkeypatch: pytest.
     monkeypatch.setattr(resource, "getrlimit", lambda _: (OTHER_DESCRIPTORS + 7, 4096))
     scene.guard.room_bytes = 2**40
     assert scene.guard.connections_max(Config()) == 7
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert scene.guard.connections_max(Config()) > 1000
 
 
 def test_settings_bound_clients_and_subscriptions_as_far_as_memory_allows_more(scene: Scene) -> None:

@@ -8,6 +8,7 @@ import pytest
 import trio
 from blackhole import Blackhole
 from postgres_kit import until
+from purerpc import StatusCode
 from replicas_kit import replica
 
 from trio_broker import Broker
@@ -142,8 +143,7 @@ async def test_connections_that_say_nothing_are_bounded_and_make_room_for_those_
         address = parse_tcp(replicas.address)
         for _ in range(6):
             await silent.enter_async_context(await trio.open_tcp_stream(address.host, address.port))
-        await until(lambda: replicas.server.connections_opened == 6)
-        assert len(replicas.server.transports) == 3
+        await until(lambda: replicas.server.connections_opened == 6 and len(replicas.server.transports) == 3)
         await still_serves(replicas)
 
 
@@ -253,6 +253,18 @@ async def test_an_address_that_nobody_can_have_ends_nothing(ours: tuple[Broker, 
     was_connected, why, _ = await Link(address, greeting(replicas), broker.fanout, broker.hearing.hint)._run_once()
     assert not was_connected
     assert why.startswith("cannot connect to")
+
+
+async def test_who_reaches_itself_at_the_address_of_another_goes_on_trying(ours: tuple[Broker, Replicas]) -> None:
+    _, replicas = ours
+    asking = greeting(replicas)
+    setattr(asking, "from", replicas.id)
+    asking.to = "another"
+    assert (refused := replicas.admit(asking)) is not None
+    assert refused.status_code is StatusCode.NOT_FOUND
+    asking.to = ""  # as by --peers, which may name oneself
+    assert (refused := replicas.admit(asking)) is not None
+    assert refused.status_code is StatusCode.ALREADY_EXISTS
 
 
 async def test_one_that_falls_silent_is_heard_no_longer(

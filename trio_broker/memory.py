@@ -12,6 +12,7 @@ such as objects of many small calls, a store in memory and the kernel's buffers,
 import ctypes
 import gc
 import resource
+import sys
 from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple, Self
@@ -127,6 +128,12 @@ class Shares(NamedTuple):
         )
 
 
+def descriptors_max() -> int:
+    """Return how many descriptors this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
 class Guard:
     """Looks at the memory that is used, and says how short it is.
 
@@ -168,8 +175,7 @@ class Guard:
     def connections_max(self, config: Config) -> int:
         """Return how many clients may connect: no more than fit into memory and the process's descriptors."""
         each = TLS_CONNECTION_BYTES if config.tls_cert else CONNECTION_BYTES
-        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        fit = max(1, min(int(CONNECTIONS * self.room_bytes) // each, descriptors - OTHER_DESCRIPTORS))
+        fit = max(1, min(int(CONNECTIONS * self.room_bytes) // each, descriptors_max() - OTHER_DESCRIPTORS))
         return min(fit, config.connections_max or fit)
 
     def subscribers_max(self, config: Config) -> int:

@@ -6,7 +6,6 @@ Threads:   the trio thread only.
 """
 
 import hmac
-import resource
 import secrets
 import socket
 import uuid
@@ -22,6 +21,7 @@ from persistence import Store, StoreError
 from trio_broker import __version__
 from trio_broker._proto import replicas_pb2 as pb
 from trio_broker.broker import Broker
+from trio_broker.memory import descriptors_max
 from trio_broker.notation import TcpAddress, is_loopback, parse_tcp
 from trio_broker.replicas.forwarding import Forwarding
 from trio_broker.replicas.links import Link
@@ -154,10 +154,10 @@ class Replicas:
         """Say why somebody is not to be spoken to; None: it is one of us."""
         if not self._secret or not hmac.compare_digest(greeting.secret, self._secret):
             return Status(StatusCode.PERMISSION_DENIED, "not one of the brokers of this log")
+        if greeting.to not in ("", self.id):  # first: who reaches itself at another's address has to go on trying
+            return Status(StatusCode.NOT_FOUND, f"this is replica {self.id}, and not {greeting.to}")
         if getattr(greeting, "from") == self.id:
             return Status(StatusCode.ALREADY_EXISTS, "this is the replica that calls")  # see `ONESELF`
-        if greeting.to not in ("", self.id):
-            return Status(StatusCode.NOT_FOUND, f"this is replica {self.id}, and not {greeting.to}")
         if getattr(greeting, "from") not in self._membership.others:
             self._membership.look_now()
         return None
@@ -223,8 +223,7 @@ def _reachable_at(listener: socket.socket) -> str:
 
 
 def _connections_max() -> int:
-    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(CONNECTIONS_MAX, max(CONNECTIONS_LEAST, descriptors // DESCRIPTORS_SHARE))
+    return min(CONNECTIONS_MAX, max(CONNECTIONS_LEAST, descriptors_max() // DESCRIPTORS_SHARE))
 
 
 def _machine() -> str:
