@@ -115,7 +115,7 @@ def test_an_exposed_listener_is_refused_and_the_refusal_names_the_flag() -> None
 
 def test_the_metrics_listener_is_apart_and_tcp() -> None:
     assert Config(metrics_listen="0.0.0.0:9464").listen == "127.0.0.1:50051"
-    with pytest.raises(ValidationError, match="metrics are served on HOST:PORT"):
+    with pytest.raises(ValidationError, match="only HOST:PORT will do"):
         Config(metrics_listen="unix:/run/m.sock")
 
 
@@ -155,6 +155,28 @@ def test_a_store_of_one_broker_is_refused_where_others_are_told_of_it(store: str
     with pytest.raises(ValidationError, match=r"--advertise .* --store (sqlite|memory): .* use postgresql://"):
         Config(store=store, advertise="10.1.2.3:50052")
     assert Config(store="postgresql://db/x", advertise="10.1.2.3:50052").advertise == "10.1.2.3:50052"
+
+
+@pytest.mark.parametrize("store", ["sqlite:///broker.db", "memory:"])
+def test_a_store_of_one_broker_is_refused_where_it_is_told_of_others(store: str) -> None:
+    with pytest.raises(ValidationError, match=r"--peers .* --store (sqlite|memory): .* use postgresql://"):
+        Config.model_validate({"store": store, "peers": "10.1.2.3:50052"})
+    assert Config(store=store).peers == ()
+
+
+@pytest.mark.parametrize("setting", ["advertise", "peers"])
+@pytest.mark.parametrize("address", ["10.1.2.3:0", "0.0.0.0:50052", "[::]:50052", "unix:/run/peers.sock"])
+def test_where_nobody_can_be_reached_is_refused(setting: str, address: str) -> None:
+    with pytest.raises(ValidationError, match=r"port 0|where others can connect|only HOST:PORT"):
+        Config.model_validate({"store": "postgresql://db/x", setting: address})
+
+
+@pytest.mark.parametrize(("flag", "setting"), [("--peer-listen", "peer_listen"), ("--advertise", "advertise")])
+def test_each_worker_needs_a_port_for_others(flag: str, setting: str) -> None:
+    values = {"store": "postgresql://db/x", setting: "127.0.0.1:65534"}
+    assert Config.model_validate(values | {"workers": 2}).workers == 2
+    with pytest.raises(ValidationError, match=f"{flag} 127.0.0.1:65534: there are no ports .* --workers 3"):
+        Config.model_validate(values | {"workers": 3})
 
 
 def test_a_queue_without_room_for_the_largest_message_is_refused_with_what_to_do() -> None:

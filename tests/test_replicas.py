@@ -1,14 +1,19 @@
 """Brokers on one log that stream to each other what they commit."""
 
+from collections.abc import MutableMapping
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import trio
 from postgres_kit import until
 from replicas_kit import linked, replica
+from structlog.testing import capture_logs
 
 from trio_broker import Broker
 from trio_broker.fanout import COMMIT, POLL, TAIL, WAKEUP
+from trio_broker.replicas import links
+from trio_broker.rpc.listeners import listen_tcp
 
 
 @pytest.fixture
@@ -76,6 +81,22 @@ async def test_one_that_leaves_is_followed_no_longer(url: str) -> None:
         await until(lambda: not ours.links)
 
 
+async def test_an_address_where_nobody_is_ever_heard_is_warned_of_once(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "UNHEARD_S", 0.2)
+    nobody = listen_tcp("127.0.0.1", 0)
+    address = "{}:{}".format(*nobody.getsockname()[:2])
+    nobody.close()
+    with capture_logs() as logs:
+        async with replica(url, peers=(address,)):
+            await until(lambda: [each["log_level"] for each in _not_heard(logs)][-2:] == ["warning", "debug"])
+    told = _not_heard(logs)
+    assert [each["log_level"] for each in told].count("warning") == 1
+    assert told[0]["log_level"] == "debug", "it may have started at the same time"
+    assert {each["address"] for each in told} == {address}
+
+
 async def test_a_stranger_is_told_nothing(url: str) -> None:
     from trio_broker._proto import replicas_pb2 as pb
     from trio_broker.client.channel import open_channel
@@ -87,6 +108,10 @@ async def test_a_stranger_is_told_nothing(url: str) -> None:
         await call.send(pb.TailRequest(greeting=pb.Greeting(secret=b"guessed"), add=["a"]).SerializeToString())
         with pytest.raises(BrokerError, match="not one of the brokers"), trio.fail_after(5):
             await call.receive_some()
+
+
+def _not_heard(logs: list[MutableMapping[str, Any]]) -> list[MutableMapping[str, Any]]:
+    return [each for each in logs if each["event"] == "replica_not_heard"]
 
 
 def test_paths_are_named() -> None:

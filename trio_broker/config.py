@@ -11,7 +11,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from trio_broker.notation import is_loopback, parse_listen, parse_tcp, seconds, size, write_size
+from trio_broker.notation import (
+    PORT_MAX,
+    is_loopback,
+    parse_listen,
+    parse_reachable,
+    parse_tcp,
+    seconds,
+    size,
+    write_size,
+)
 from trio_broker.subject import check_subject
 
 
@@ -54,7 +63,7 @@ Subjects = Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_s
 
 def _peers(peers: tuple[str, ...]) -> tuple[str, ...]:
     for peer in peers:
-        parse_tcp(peer)
+        parse_reachable(peer)
     return tuple(dict.fromkeys(peers))
 
 
@@ -176,9 +185,9 @@ class Config(BaseModel):
 
     @field_validator("advertise")
     @classmethod
-    def _is_tcp_or_empty(cls, text: str) -> str:
+    def _is_reachable_or_empty(cls, text: str) -> str:
         if text:
-            parse_tcp(text)
+            parse_reachable(text)
         return text
 
     @model_validator(mode="after")
@@ -207,6 +216,14 @@ class Config(BaseModel):
                 f"--advertise tells other brokers where this one is, and --store {kind}: has no others: use "
                 "postgresql:// or cassandra://, or leave --advertise out"
             )
+        if self.peers and kind in _OF_ONE_PROCESS:
+            raise ValueError(
+                f"--peers names the other brokers, and --store {kind}: has no others: use postgresql:// or "
+                "cassandra://, or leave --peers out"
+            )
+        for flag, text in ("--peer-listen", self.peer_listen), ("--advertise", self.advertise):
+            if text and parse_tcp(text).port + self.workers - 1 > PORT_MAX:
+                raise ValueError(f"{flag} {text}: there are no ports from there on for --workers {self.workers}")
         largest = self.body_max_bytes + MESSAGE_OVERHEAD_BYTES
         if self.queue_bytes < largest:  # such a message would be told for ever that the queue is full: try again
             raise ValueError(

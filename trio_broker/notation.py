@@ -63,6 +63,9 @@ def write_size(value: int) -> str:
     return f"{value}B"
 
 
+PORT_MAX = 65535
+
+
 class TcpAddress(NamedTuple):
     """Where to listen, or to connect."""
 
@@ -105,8 +108,8 @@ def parse_listen(text: str) -> Address:
     host = host[1:-1] if bracketed else host
     if not colon or not host or (":" in host) != bracketed or re.search(r"[\s/\[\]]", host):
         raise ValueError(f"{text!r} is not an address; write 127.0.0.1:50051, [::1]:50051 or unix:/path")
-    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-        raise ValueError(f"{text!r} has no valid port: a number from 0 (any free one) to 65535")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > PORT_MAX:
+        raise ValueError(f"{text!r} has no valid port: a number from 0 (any free one) to {PORT_MAX}")
     return TcpAddress(host, int(port))
 
 
@@ -118,7 +121,21 @@ def parse_tcp(text: str) -> TcpAddress:
     """
     address = parse_listen(text)
     if isinstance(address, UnixAddress):
-        raise ValueError(f"{text!r} is a unix socket; metrics are served on HOST:PORT")  # noqa: TRY004 - click and pydantic
+        raise ValueError(f"{text!r} is a unix socket, and only HOST:PORT will do")  # noqa: TRY004 - click and pydantic
+    return address
+
+
+def parse_reachable(text: str) -> TcpAddress:
+    """Read ``HOST:PORT`` or ``[V6]:PORT`` where somebody is to be found.
+
+    Raises:
+        ValueError: as `parse_tcp` does, also for port 0 and for an address that means all of a machine.
+    """
+    host, port = address = parse_tcp(text)
+    if not port:
+        raise ValueError(f"{text!r}: nobody can connect to port 0; say which it is")
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - refused
+        raise ValueError(f"{text!r} is where to listen; say an address where others can connect")
     return address
 
 

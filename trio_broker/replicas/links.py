@@ -40,6 +40,8 @@ CONNECT_S = 3.0
 """How long connecting and greeting may take."""
 SILENCE_S = 5.0
 """The other broker says that it has heard each request, of which one is sent every `LINGER_S`; else it is gone."""
+UNHEARD_S = 10.0
+"""Who was never heard is warned of after so long, once: until then it may start, or have died and be forgotten."""
 FAR_IDS = 1_000_000
 """A batch that begins so far beyond what is known is not believed before the store says the same."""
 ONESELF = "ALREADY_EXISTS"
@@ -134,6 +136,7 @@ class Link:
         Returns if the other broker is this one.
         """
         pause_s = _PAUSE_MIN_S
+        warn_at = trio.current_time() + UNHEARD_S
         while True:
             began = trio.current_time()
             was_connected, why, reason = await self._run_once()
@@ -141,8 +144,10 @@ class Link:
                 return
             if was_connected and trio.current_time() - began > _PAUSE_MAX_S:
                 pause_s = _PAUSE_MIN_S
-            level = logging.WARNING if was_connected else logging.DEBUG
-            log.log(level, "replica_not_heard", address=self._address, why=why)
+            warns = was_connected or trio.current_time() >= warn_at
+            if warns:
+                warn_at = math.inf
+            log.log(logging.WARNING if warns else logging.DEBUG, "replica_not_heard", address=self._address, why=why)
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 
