@@ -10,11 +10,11 @@ import os
 import click
 import trio
 
-from trio_broker.cli.connecting import connected
+from trio_broker.cli.connecting import connected, no_answer
 from trio_broker.cli.jsonlines import expiration_of, from_json
 from trio_broker.cli.options import Parsed, Server, server_options, utf8
 from trio_broker.cli.publishing import publish_lines
-from trio_broker.cli.running import run
+from trio_broker.cli.running import TIMEOUT, Failure, run
 from trio_broker.cli.standard import write
 from trio_broker.message import Draft
 
@@ -108,7 +108,7 @@ def _from_line(line: bytes, default: Draft) -> Draft:
 
 async def _publish_one(draft: Draft, server: Server, timeout_s: float) -> int:
     async with connected(server, timeout_s) as client:
-        with trio.fail_after(timeout_s):
+        with trio.move_on_after(timeout_s) as waiting:
             subject, body, expiration, headers, key, expected_last_id = draft
             id_ = await client.publish(
                 subject,
@@ -118,5 +118,7 @@ async def _publish_one(draft: Draft, server: Server, timeout_s: float) -> int:
                 idempotency_key=key,
                 expected_last_id=expected_last_id,
             )
+        if waiting.cancelled_caught:
+            raise Failure(f"{no_answer(server, timeout_s)}; not known whether it is published", TIMEOUT)
     await write(b"%d\n" % id_)
     return 0
