@@ -11,15 +11,17 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from metrics import Readiness, merge, pack
 from metrics.histograms import Histogram, histogram
 from trio_broker.config import Config
 from trio_broker.front import Connections
+from trio_broker.line_budget import LineBudget
 from trio_broker.workers import supervisor
 from trio_broker.workers.channel import Channel, close_all
 from trio_broker.workers.doorman import by_preference
+from trio_broker.workers.member import Member
 from trio_broker.workers.pauses import LONGEST_S, STEADY_S, Pauses
 from trio_broker.workers.supervisor import worker_memory_bytes
 from trio_broker.workers.worker import Door
@@ -33,6 +35,24 @@ def test_a_worker_that_ends_is_replaced_at_once_and_then_after_longer_and_longer
     assert waited[:8] == [0, 0.25, 0.5, 1, 2, 4, 8, LONGEST_S]
     assert set(waited[8:]) == {LONGEST_S}
     assert [pauses.after(lived_s) for lived_s in (STEADY_S, 0.1, 0.1)] == [0, 0.25, 0.5]
+
+
+async def test_a_worker_for_which_there_is_no_thread_is_tried_again_later(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    tried_at: list[float] = []
+
+    async def start(_number: int, _settings: object) -> Member:
+        tried_at.append(trio.current_time())
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Member, "start", start)
+    kept = supervisor._Supervisor(Config(store="postgresql:///", workers=2), LineBudget())
+    kept._announced = True  # it had started
+    with trio.move_on_after(5):
+        await kept._keep(0)
+    assert len(tried_at) == 6, "at once, and after 0, 0.25, 0.5, 1 and 2 s"
 
 
 def test_workers_share_what_the_supervisor_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
