@@ -21,7 +21,6 @@ from trio_broker.line_budget import LineBudget
 from trio_broker.workers import supervisor
 from trio_broker.workers.channel import Channel, close_all
 from trio_broker.workers.doorman import by_preference
-from trio_broker.workers.member import Member
 from trio_broker.workers.pauses import LONGEST_S, STEADY_S, Pauses
 from trio_broker.workers.supervisor import worker_memory_bytes
 from trio_broker.workers.worker import Door
@@ -42,12 +41,12 @@ async def test_a_worker_for_which_there_is_no_thread_is_tried_again_later(
 ) -> None:
     tried_at: list[float] = []
 
-    async def start(_number: int, _settings: object) -> Member:
+    async def open_process(*_: object, **_options: object) -> trio.Process:
         tried_at.append(trio.current_time())
         await trio.lowlevel.checkpoint()
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(Member, "start", start)
+    monkeypatch.setattr(trio.lowlevel, "open_process", open_process)
     kept = supervisor._Supervisor(Config(store="postgresql:///", workers=2), LineBudget())
     kept._announced = True  # it had started
     with trio.move_on_after(5):

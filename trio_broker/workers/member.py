@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import structlog
@@ -81,16 +82,17 @@ class Member:
         door, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         door.setblocking(False)
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        with theirs, inner:
+        with theirs, inner, ExitStack() as undo:
+            undo.callback(channel.close)
+            undo.callback(door.close)
             try:
                 # in a session of its own: Ctrl-C is for the supervisor alone
                 process = await trio.lowlevel.open_process(
                     [*COMMAND, str(number)], stdin=theirs.fileno(), env=environment, start_new_session=True
                 )
-            except BaseException:
-                channel.close()
-                door.close()
-                raise
+            except RuntimeError as error:  # no thread to start it from: a limit of processes counts those, too
+                raise OSError(f"it cannot be started: {error}") from error
+            undo.pop_all()
             values = {"number": number, "config": settings}
             channel.send("begin", values, [inner.fileno(), door.fileno()])
         log.info("worker_started", worker=number, pid=process.pid)

@@ -140,10 +140,7 @@ class _Supervisor:
 
     async def _run_one(self, number: int) -> tuple[int, WorkerFailed | None]:
         """Run one worker process to its end; return its exit code, and why it has given up, if it said so."""
-        try:
-            member = await Member.start(number, self._settings)
-        except RuntimeError as error:  # as when a limit of processes, which threads count for, is reached
-            raise OSError(f"it cannot be started: {error}") from error
+        member = await Member.start(number, self._settings)
         self._members[number] = member
         if self._stopping.is_set():
             member.stop()
