@@ -211,16 +211,15 @@ class Config(BaseModel):
                 f"--workers {self.workers} needs a store that several processes can share, and --store {kind}: is for "
                 "one alone: use postgresql:// or cassandra://, or --workers 1"
             )
-        if self.advertise and kind in _OF_ONE_PROCESS:
-            raise ValueError(
-                f"--advertise tells other brokers where this one is, and --store {kind}: has no others: use "
-                "postgresql:// or cassandra://, or leave --advertise out"
-            )
-        if self.peers and kind in _OF_ONE_PROCESS:
-            raise ValueError(
-                f"--peers names the other brokers, and --store {kind}: has no others: use postgresql:// or "
-                "cassandra://, or leave --peers out"
-            )
+        for flag, given, what in (
+            ("--advertise", self.advertise, "tells other brokers where this one is"),
+            ("--peers", self.peers, "names the other brokers"),
+        ):
+            if given and kind in _OF_ONE_PROCESS:
+                raise ValueError(
+                    f"{flag} {what}, and --store {kind}: has no others: use postgresql:// or cassandra://, or leave "
+                    f"{flag} out"
+                )
         for flag, text in ("--peer-listen", self.peer_listen), ("--advertise", self.advertise):
             if text and parse_tcp(text).port + self.workers - 1 > PORT_MAX:
                 raise ValueError(f"{flag} {text}: there are no ports from there on for --workers {self.workers}")

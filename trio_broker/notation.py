@@ -131,12 +131,17 @@ def parse_reachable(text: str) -> TcpAddress:
     Raises:
         ValueError: as `parse_tcp` does, also for port 0 and for an address that means all of a machine.
     """
-    host, port = address = parse_tcp(text)
-    if not port:
+    address = parse_tcp(text)
+    if not address.port:
         raise ValueError(f"{text!r}: nobody can connect to port 0; say which it is")
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - refused
+    if is_all_of_a_machine(address):
         raise ValueError(f"{text!r} is where to listen; say an address where others can connect")
     return address
+
+
+def is_all_of_a_machine(address: TcpAddress) -> bool:
+    """Say whether ``address`` is where to listen on all of a machine's addresses, and nobody can connect."""
+    return address.host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound to
 
 
 def is_loopback(address: Address) -> bool:

@@ -22,7 +22,7 @@ from trio_broker import __version__
 from trio_broker._proto import replicas_pb2 as pb
 from trio_broker.broker import Broker
 from trio_broker.memory import descriptors_max
-from trio_broker.notation import TcpAddress, is_loopback, parse_tcp
+from trio_broker.notation import TcpAddress, is_all_of_a_machine, is_loopback, parse_tcp
 from trio_broker.replicas.forwarding import Forwarding
 from trio_broker.replicas.links import Link
 from trio_broker.replicas.membership import Member, Membership, common_secret
@@ -43,6 +43,7 @@ CONNECTIONS_MAX = 1000
 DESCRIPTORS_SHARE = 16
 """and the part of this process's descriptors that they may have: what nobody knows takes none from clients."""
 CONNECTIONS_LEAST = 16
+"""So many may be connected, however few descriptors there are."""
 TURNED_AWAY_MAX = 8
 """Those that are being told that they are too many."""
 _ID_BYTES = 6
@@ -214,12 +215,12 @@ class Replicas:
 
 def _reachable_at(listener: socket.socket) -> str:
     """Return where others on the network reach a listener, as far as this host knows."""
-    host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - it is compared, not bound to
-        host = socket.gethostbyname(socket.gethostname())
-        if is_loopback(TcpAddress(host, port)):
-            log.warning("replica_address_local", address=str(TcpAddress(host, port)), hint="pass --advertise HOST:PORT")
-    return str(TcpAddress(host, port))
+    address = TcpAddress(*listener.getsockname()[:2])
+    if is_all_of_a_machine(address):
+        address = address._replace(host=socket.gethostbyname(socket.gethostname()))
+        if is_loopback(address):
+            log.warning("replica_address_local", address=str(address), hint="pass --advertise HOST:PORT")
+    return str(address)
 
 
 def _connections_max() -> int:
