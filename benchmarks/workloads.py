@@ -200,16 +200,10 @@ def read_back(kept: Callable[[Server, str], Kept], streams: Sequence[tuple[int, 
     return AtOnce(*(H2Load(connections=connections, streams=each, kept=kept) for connections, each in streams))
 
 
-def workers_on_postgres(name: str, what: str, load: Load) -> Workload:
-    """Two workers and one, each with a database of its own."""
-    two = Side(name="--workers 2", command=broker("{database_url}", "--workers", "2"), load=load, database=POSTGRES)
-    one = Side(name="--workers 1", command=ON_DATABASE, load=load, database=POSTGRES)
-    return Workload(name=name, what=what, sides=(two, one), measures=(RATE, CPU, DATABASE_CPU, P50, P99))
-
-
-def busy_workers_on_postgres(name: str, what: str, load: Load, twice: Load) -> Workload:
-    """Two workers and one, each worker with as many callers as the other side's."""
-    two = Side(name="--workers 2", command=broker("{database_url}", "--workers", "2"), load=twice, database=POSTGRES)
+def workers_on_postgres(name: str, what: str, load: Load, of_two: Load | None = None) -> Workload:
+    """Two workers and one, each with a database of its own. ``of_two``: the load of the two, if it is another one."""
+    command = broker("{database_url}", "--workers", "2")
+    two = Side(name="--workers 2", command=command, load=of_two or load, database=POSTGRES)
     one = Side(name="--workers 1", command=ON_DATABASE, load=load, database=POSTGRES)
     return Workload(name=name, what=what, sides=(two, one), measures=(RATE, CPU, DATABASE_CPU, P50, P99))
 
@@ -296,7 +290,7 @@ WORKLOADS = (
     lone_on_postgres("postgres-lone", "one caller"),
     workers_on_postgres("postgres-workers", "unary Publish to 8 subjects, h2load, 8 x 100", EIGHT_SUBJECTS),
     workers_on_postgres("postgres-workers-1", "unary Publish to 1 subject, h2load, 8 x 100", EIGHT_BY_100),
-    busy_workers_on_postgres(
+    workers_on_postgres(
         "postgres-workers-busy",
         "unary Publish to a subject a connection, h2load, 8 x 100 for each worker",
         EIGHT_SUBJECTS,
